@@ -1,0 +1,48 @@
+# Front door for developers. Every target sets up what it needs, once: .venv, .host/ComfyUI-<version>.
+#   COMFYUI_PATH=/my/ComfyUI   use a ComfyUI you have        COMFYUI_VERSION=0.16.3   choose another one
+#   ARGS="..."                 arguments for the tool, e.g.  make test ARGS="tests/fusion -k policies"
+
+PYTHON ?= python3
+RUN := .venv/bin
+ARGS ?=
+
+# ComfyUI is many small operators: idle OpenMP threads that spin cost more than they save.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench-speed bench-quality screenshots clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## virtual environment and ComfyUI
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup ## this subject in that style, by the real ComfyUI, into output/
+	@$(RUN)/python benchmarks/emoji/demo.py $(ARGS)
+
+test: setup ## all tests, against the real ComfyUI
+	@$(RUN)/pytest $(ARGS)
+
+lint: setup ## style, types, import arrows
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@cd .build && ../$(RUN)/mypy --config-file ../pyproject.toml # elsewhere than here: `nodes` is ComfyUI's
+	@$(RUN)/lint-imports
+
+format: setup ## rewrite the files in the agreed format
+	@$(RUN)/ruff check --fix .
+	@$(RUN)/ruff format .
+
+bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
+	@$(RUN)/python benchmarks/speed.py $(ARGS)
+
+bench-quality: setup ## subject and style fidelity in the small world
+	@$(RUN)/python benchmarks/quality.py $(ARGS)
+
+screenshots: setup ## the real page with the example workflow, into output/screenshots/
+	@$(RUN)/python tools/screenshots.py $(ARGS)
+
+clean: ## remove everything the other targets made
+	rm -rf .venv .host .build output .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

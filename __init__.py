@@ -1,0 +1,18 @@
+"""LoRA Conductor: this subject, in that style. ComfyUI entry point; wiring only."""
+
+from __future__ import annotations
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    """The extension ComfyUI asks for. Imported here so that the libraries work without ComfyUI."""
+    from comfy_api.latest import ComfyExtension
+
+    from .nodes import NODES
+
+    class LoraConductor(ComfyExtension):
+        async def get_node_list(self):
+            return NODES
+
+    return LoraConductor()

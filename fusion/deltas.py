@@ -1,0 +1,113 @@
+"""LoRA deltas as factors.
+
+A delta is what a LoRA adds to one weight, ``dW = scale * up @ down`` (Hu et al. 2021), kept as factors so that
+``dW x`` costs two thin products and the dense ``dW`` never exists while sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class DeltaError(ValueError):
+    """A delta's factors do not fit each other or the weight they are for."""
+
+
+@dataclass(frozen=True)
+class LowRankDelta:
+    """One LoRA's low-rank update of one weight, or of one slice of it.
+
+    Attributes:
+        down: ``[rank, in, *kernel]``: the down-projection ``A``. For a grouped convolution ``in`` is ``in / groups``.
+        up: ``[out, rank]``: the up-projection ``B``.
+        scale: ``alpha / rank``, or 1 where the file has no alpha.
+        out_start: first output channel the delta writes to (fused weights such as qkv hold several slices).
+        in_start: first input channel it reads from.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+    out_start: int = 0
+    in_start: int = 0
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def out_stop(self) -> int:
+        return self.out_start + self.up.shape[0]
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The dense update ``[out, in, *kernel]`` of the delta's own slice (for tests, statistics and baking)."""
+        product = self.up.to(dtype) @ self.down.to(dtype).flatten(1)
+        return (self.scale * product).reshape(self.up.shape[0], *self.down.shape[1:])
+
+    def squared_norm(self) -> float:
+        """``||dW||_F^2 = tr((B^T B)(A A^T)) * scale^2``, without the dense product (EST-LoRA's energy)."""
+        up, down = self.up.double(), self.down.double().flatten(1)
+        return float(self.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
+
+
+def low_rank_delta(
+    up: Tensor,
+    down: Tensor,
+    weight_shape: tuple[int, ...],
+    *,
+    alpha: float | None = None,
+    mid: Tensor | None = None,
+    out_start: int = 0,
+    in_start: int = 0,
+) -> LowRankDelta:
+    """Build a delta from a file's factors for a weight slice of shape ``[out, in, *kernel]``.
+
+    Args:
+        up: ``[out, rank]`` or ``[out, rank, 1, 1]`` (LoCon).
+        down: ``[rank, in]``, ``[rank, in, *kernel]``, or either flattened.
+        weight_shape: shape of the slice of the weight that the delta is for.
+        alpha: the file's alpha; the scale is ``alpha / down.shape[0]`` as in ComfyUI's merge, 1 if None.
+        mid: Tucker core ``[rank_up, rank_down, *kernel]`` (LyCORIS LoCon with ``use_tucker``), folded into ``down``.
+        out_start, in_start: where the slice begins in the whole weight.
+
+    Raises:
+        DeltaError: the factors have the wrong shape for the weight, or hold NaN or infinity.
+    """
+    for name, tensor in (("up", up), ("down", down), ("mid", mid)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise DeltaError(f"the {name} factor holds NaN or infinite values")
+    if up.ndim < 2 or down.ndim < 2:
+        raise DeltaError(f"factors need two dimensions, got {tuple(up.shape)} and {tuple(down.shape)}")
+    scale = 1.0 if alpha is None else alpha / down.shape[0]
+    if not math.isfinite(scale):
+        raise DeltaError(f"alpha {alpha} is not a finite number")
+    if mid is not None:
+        down = fold_tucker(down, mid)
+    up, flat_down = up.flatten(1), down.flatten(1)
+    out_features, in_features = weight_shape[0], math.prod(weight_shape[1:])
+    if up.shape[0] != out_features or flat_down.shape[1] != in_features or up.shape[1] != flat_down.shape[0]:
+        raise DeltaError(
+            f"up {tuple(up.shape)} x down {tuple(flat_down.shape)} does not make a weight of shape "
+            f"{tuple(weight_shape)}"
+        )
+    return LowRankDelta(flat_down.reshape(-1, *weight_shape[1:]), up, scale, out_start, in_start)
+
+
+def fold_tucker(down: Tensor, mid: Tensor) -> Tensor:
+    """``down`` convolved with the Tucker core: ``A'[m, i, ...] = sum_n mid[m, n, ...] down[n, i]``.
+
+    Args:
+        down: ``[rank_down, in]`` or ``[rank_down, in, 1, 1]``.
+        mid: ``[rank_up, rank_down, *kernel]``.
+
+    Returns:
+        ``[rank_up, in, *kernel]``.
+    """
+    flat = down.flatten(1)
+    if mid.ndim < 2 or mid.shape[1] != flat.shape[0]:
+        raise DeltaError(f"Tucker core {tuple(mid.shape)} does not fit down {tuple(down.shape)}")
+    return torch.einsum("mn...,ni->mi...", mid.float(), flat.float())

@@ -1,0 +1,62 @@
+"""The routing record: what was decided in each layer at each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .layers import ROLES
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """A run's decisions, averaged over the batch and over conditional and unconditional passes.
+
+    Attributes:
+        policy: the policy's name and settings.
+        loras: name, role, strength and content hash of every LoRA.
+        sigmas: the noise levels of the run, ``steps + 1`` of them.
+        layers: names of the decided layers (or slices of fused layers), in the order they run.
+        scores, weights: ``[role, layer, step]`` float64, roles as in ``ROLES``; NaN where nothing was decided.
+    """
+
+    policy: dict[str, Any]
+    loras: tuple[dict[str, Any], ...]
+    sigmas: tuple[float, ...]
+    layers: tuple[str, ...]
+    scores: Tensor
+    weights: Tensor
+
+    @property
+    def steps(self) -> int:
+        return self.weights.shape[-1]
+
+    def subject_share(self) -> float | None:
+        """Mean of ``w_subject / (w_subject + w_style)`` over all decisions; None if there were none."""
+        share = self.weights[0] / self.weights.sum(0).clamp_min(1e-12)
+        known = share[~share.isnan()]
+        return float(known.mean()) if known.numel() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON; values that were not decided are null."""
+        return {
+            "version": 1,
+            "policy": self.policy,
+            "loras": list(self.loras),
+            "roles": list(ROLES),
+            "steps": self.steps,
+            "sigmas": [round(s, 6) for s in self.sigmas],
+            "layers": list(self.layers),
+            "scores": _plain(self.scores),
+            "weights": _plain(self.weights),
+        }
+
+
+def _plain(values: Tensor) -> list[list[list[float | None]]]:
+    return [
+        [[None if math.isnan(v) else float(f"{v:.6g}") for v in steps] for steps in layers]
+        for layers in values.tolist()
+    ]

@@ -1,0 +1,63 @@
+"""How far a LoRA moves a layer's features: the scores that routing is decided by.
+
+Every score takes ``base`` ``[batch, tokens, channels]`` (the layer's output without LoRAs) and ``delta`` of the same
+shape (what one LoRA adds to it) and gives one float32 value per sample, ``[batch]``. Larger means moved further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
+    """``KL(softmax(F + h) || softmax(F))`` over channels, averaged over tokens.
+
+    Eq. 11-12 of arXiv 2602.15539 with the adapted distribution first. The paper feeds raw features to KL; where it is
+    silent we take the softmax over channels (torch's own idiom for ``kl_div``), the mean over tokens, one score a
+    sample.
+    """
+    base, delta = base.float(), delta.float()
+    log_p = torch.log_softmax(base, dim=-1)
+    log_q = torch.log_softmax(base + delta, dim=-1)
+    return (log_q.exp() * (log_q - log_p)).sum(-1).mean(-1)
+
+
+def half_variance(base: Tensor, delta: Tensor) -> Tensor:
+    """``Var_p(h) / 2`` with ``p = softmax(F)``: the second-order form of :func:`kl_softmax`.
+
+    One softmax serves all LoRAs of a layer; within 1% of the KL while ``|h| < 0.5 |F|``.
+    """
+    p = torch.softmax(base.float(), dim=-1)
+    delta = delta.float()
+    mean = (p * delta).sum(-1)
+    return 0.5 * ((p * delta.square()).sum(-1) - mean.square()).clamp_min(0).mean(-1)
+
+
+def standardised_kl(base: Tensor, delta: Tensor) -> Tensor:
+    """:func:`kl_softmax` after standardising each token of ``base`` (the same affine map goes to ``base + delta``).
+
+    A few massive activations make the raw softmax all but one-hot and its KL noise; per-token standardisation keeps
+    the comparison meaningful.
+    """
+    base, delta = base.float(), delta.float()
+    std = base.std(-1, keepdim=True, correction=0).clamp_min(1e-6)
+    return kl_softmax((base - base.mean(-1, keepdim=True)) / std, delta / std)
+
+
+def relative_energy(base: Tensor, delta: Tensor) -> Tensor:
+    """``||h||^2 / ||F||^2`` of a sample: no softmax, insensitive to outlier channels of ``F``."""
+    base, delta = base.float(), delta.float()
+    return delta.square().sum((-2, -1)) / base.square().sum((-2, -1)).clamp_min(1e-12)
+
+
+SCORES: dict[str, Score] = {
+    "kl": kl_softmax,
+    "half_variance": half_variance,
+    "standardised_kl": standardised_kl,
+    "energy": relative_energy,
+}

@@ -1,0 +1,1 @@
+"""Metric guidance: image encoders, similarity losses, corrections and schedules (torch only)."""

@@ -1,0 +1,108 @@
+"""Image encoders for guidance: one interface over CLIP- and DINO-type networks of several libraries.
+
+`build_from_file` makes a network from the contents of a checkpoint file. A file may describe itself in its safetensors
+metadata under the key `lora_conductor.encoder`, a JSON object:
+    {"library": "open_clip" | "timm" | "transformers", "role": "clip" | "dino", "config": {...},
+     "image_size": 224, "mean": [r, g, b], "std": [r, g, b]}
+with `config` as the library's builder in towers.py wants it. Any other file needs the library and the model's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from .preprocess import Preprocess
+from .towers import BUILDERS, EncoderFile, EncoderFileError
+
+METADATA_KEY = "lora_conductor.encoder"
+LIBRARIES = tuple(BUILDERS)
+
+
+class ImageEncoder(Protocol):
+    """Embeds images differentiably."""
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """images [B, 3, H, W], RGB in [0, 1] -> [B, D] float32 embeddings, not yet normalised."""
+        ...
+
+
+@dataclass
+class TowerEncoder:
+    """A vision network with its preprocessing. module: pixel values [B, 3, h, w] -> [B, D]."""
+
+    module: torch.nn.Module
+    preprocess: Preprocess
+    library: str
+    name: str
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """See `ImageEncoder.embed`."""
+        return self.embed_with(self.module, images)
+
+    def embed_with(self, forward: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """`embed` through another callable that stands for the module, for example one with its weights replaced."""
+        return forward(self.preprocess(images.float())).float()
+
+
+def build_from_file(
+    state_dict: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None,
+    library: str = "auto",
+    model_name: str = "",
+    config: Mapping[str, Any] | None = None,
+    file_name: str = "encoder file",
+) -> TowerEncoder:
+    """Build the encoder a checkpoint file holds and load its weights, fp32, evaluation mode, on the CPU.
+
+    state_dict, metadata: of the file. library: one of LIBRARIES, or "auto" to follow the file. model_name: the
+    architecture's name in that library, where the file does not say. config: a transformers `config.json` that lies
+    beside the file, with the keys of a `preprocessor_config.json` under "preprocessor", if there is one.
+    Raises EncoderFileError naming the file, what is wrong and what to do; ImportError if the library is not installed.
+    """
+    description = _self_description(metadata, file_name)
+    if description is not None:
+        library, model_name, config = description["library"], "", description["config"]
+    elif library == "auto":
+        library = _guess_library(state_dict, config, file_name)
+    if library not in BUILDERS:
+        raise EncoderFileError(f"{file_name}: unknown library {library!r}. Choose one of: {', '.join(LIBRARIES)}.")
+    tower = BUILDERS[library](EncoderFile(state_dict, file_name, model_name, config))
+    preprocess = tower.preprocess
+    if description is not None:
+        size = description["image_size"]
+        preprocess = Preprocess((size, size), tuple(description["mean"]), tuple(description["std"]))
+    # Only input gradients are wanted; without this every forward would record the weights' graph as well.
+    tower.module.float().eval().requires_grad_(False)
+    return TowerEncoder(tower.module, preprocess, library, model_name or file_name)
+
+
+def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dict[str, Any] | None:
+    text = (metadata or {}).get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        description = json.loads(text)
+        missing = {"library", "config", "image_size", "mean", "std"} - set(description)
+    except (ValueError, TypeError) as error:
+        raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} is not a JSON object ({error}).") from error
+    if missing:
+        raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} lacks {', '.join(sorted(missing))}.")
+    return description
+
+
+def _guess_library(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None, file_name: str) -> str:
+    if config is not None and "model_type" in config:
+        return "transformers"
+    if any(key.startswith(("visual.", "module.visual.")) for key in state_dict):
+        return "open_clip"
+    if any("patch_embed." in key for key in state_dict):
+        return "timm"
+    raise EncoderFileError(
+        f"{file_name}: cannot tell which library this file belongs to. Set library to one of {', '.join(LIBRARIES)}; "
+        "a transformers model needs its config.json in the same folder."
+    )

@@ -1,0 +1,97 @@
+"""Similarity terms between a predicted image and the reference images, and their weighted loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+# The terms of Eq. 16-18 of arXiv 2602.15539, and S_DINO^content, which the paper lacks although DINO is its subject
+# metric everywhere else.
+CLIP_CONTENT = "S_CLIP_content"
+CLIP_STYLE = "S_CLIP_style"
+DINO_CONTENT = "S_DINO_content"
+DINO_STYLE = "S_DINO_style"
+
+Embed = Callable[[torch.Tensor], torch.Tensor]
+
+
+def cosine_similarity(embeddings: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of each embedding with the reference embeddings. [B, D], [R, D] -> [B]."""
+    return (F.normalize(embeddings, dim=-1) @ F.normalize(reference, dim=-1).transpose(0, 1)).mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class SimilarityTerm:
+    """One S term of the loss.
+
+    name: one of the names above. encoder: key of the encoder in the objective. reference: [R, D] embeddings of the
+    reference image or images, on any device. weight: its share of the loss, >= 0.
+    """
+
+    name: str
+    encoder: str
+    reference: torch.Tensor
+    weight: float
+
+
+class SimilarityObjective:
+    """R = sum_i w_i (1 - S_i), with S_i = cos(E_i(reference_i), E_i(image)) (Eq. 16-19 of arXiv 2602.15539).
+
+    The paper has w_i = 1/3 for its three terms. `encoders` maps a name to embed(images [B, 3, H, W] in [0, 1]) ->
+    [B, D]; each is run once however many terms use it.
+    """
+
+    def __init__(self, encoders: dict[str, Embed], terms: Sequence[SimilarityTerm]) -> None:
+        if not terms:
+            raise ValueError("the guidance objective needs at least one similarity term")
+        for term in terms:
+            if term.encoder not in encoders:
+                raise ValueError(f"term {term.name} uses encoder {term.encoder!r}, which is not given")
+            if term.weight < 0.0:
+                raise ValueError(f"term {term.name} has negative weight {term.weight}")
+        self.encoders = encoders
+        self.terms = tuple(terms)
+
+    def similarities(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """images [B, 3, H, W] in [0, 1] -> the cosine of every term, each [B]."""
+        result: dict[str, torch.Tensor] = {}
+        for name, embed in self.encoders.items():
+            result.update(self._similarities_of(name, embed, images))
+        return result
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        """R of each image: [B, 3, H, W] in [0, 1] -> [B]."""
+        similarities = self.similarities(images)
+        return sum(
+            (term.weight * (1.0 - similarities[term.name]) for term in self.terms),
+            start=torch.zeros(images.shape[0], device=images.device),
+        )
+
+    def gradient(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Gradient of each image's own R with respect to that image, [B, 3, H, W], and the similarities, each [B].
+
+        Encoder by encoder, so that only one encoder's activations are in memory at a time.
+        """
+        images = images.detach()
+        gradient = torch.zeros_like(images)
+        similarities: dict[str, torch.Tensor] = {}
+        for name, embed in self.encoders.items():
+            leaf = images.clone().requires_grad_(True)
+            with torch.enable_grad():
+                own = self._similarities_of(name, embed, leaf)
+                # Summing over the batch leaves every sample its own gradient: no sample's loss depends on another.
+                loss = sum(term.weight * (1.0 - own[term.name]).sum() for term in self.terms if term.name in own)
+            if isinstance(loss, torch.Tensor):
+                gradient += torch.autograd.grad(loss, leaf)[0].to(gradient)
+            similarities.update({key: value.detach() for key, value in own.items()})
+        return gradient, similarities
+
+    def _similarities_of(self, name: str, embed: Embed, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        terms = [term for term in self.terms if term.encoder == name]
+        if not terms:
+            return {}
+        embeddings = embed(images)
+        return {term.name: cosine_similarity(embeddings, term.reference.to(embeddings)) for term in terms}

@@ -1,0 +1,52 @@
+"""When guidance acts: positions in the sigma schedule and the window of guided steps."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def step_of_sigma(sigma: float, sigmas: Sequence[float], tolerance: float = 1e-4) -> int:
+    """Index of the step whose interval of the descending schedule `sigmas` holds `sigma`.
+
+    `sigmas` has steps + 1 entries. Read off sigma rather than counted in calls, because higher-order samplers evaluate
+    the model several times in a step and some choose sigmas of their own. `tolerance` is relative: a sigma that equals
+    an entry up to rounding belongs to the step that starts there.
+    """
+    if len(sigmas) < 2:
+        raise ValueError("a sigma schedule needs at least two entries")
+    ascending = [-s for s in sigmas]
+    index = bisect_right(ascending, -sigma * (1.0 - tolerance)) - 1
+    return min(max(index, 0), len(sigmas) - 2)
+
+
+@dataclass(frozen=True)
+class GuidanceWindow:
+    """The part of sampling in which guidance acts.
+
+    start, end: fractions of the steps, 0 = first step, 1 = after the last. Early predictions are blurry means and late
+    artefacts cannot be cleaned up any more, hence a window (FreeDoM, arXiv 2303.09833; MPGD, arXiv 2311.16424).
+    every: guide each n-th step of the window only.
+    """
+
+    start: float = 0.2
+    end: float = 0.8
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise ValueError(f"the guidance window needs 0 <= start < end <= 1, got start {self.start}, end {self.end}")
+        if self.every < 1:
+            raise ValueError(f"guidance every n-th step needs n >= 1, got {self.every}")
+
+    def is_active(self, step: int, steps: int) -> bool:
+        """Whether step `step` (from 0) of `steps` is guided."""
+        first = self._boundary(self.start, steps)
+        # A short run never loses its guidance to rounding: the window holds one step at least.
+        last = max(self._boundary(self.end, steps), first + 1)
+        return first <= step < last and (step - first) % self.every == 0
+
+    @staticmethod
+    def _boundary(fraction: float, steps: int) -> int:
+        return min(int(fraction * steps + 0.5), steps - 1) if fraction < 1.0 else steps

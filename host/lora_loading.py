@@ -1,0 +1,95 @@
+"""Two LoRA files onto a model and its text encoder: the work behind ``DualLoRADynamicLoader``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.lora
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+
+from .errors import ConductorError
+from .fusion_patch import add_loras
+from .lora_files import LoraFile, LoraPatches, model_patches, read_lora, resolve
+from .report import loader_report
+
+NO_LORA = "None"
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone."""
+
+    name: str
+    role: str
+    strength: float
+    clip_strength: float
+
+    @property
+    def used(self) -> bool:
+        return self.name != NO_LORA and (self.strength != 0 or self.clip_strength != 0)
+
+
+def load_loras(
+    model: ModelPatcher, clip: CLIP | None, choices: list[LoraChoice]
+) -> tuple[ModelPatcher, CLIP | None, str]:
+    """Put the chosen LoRAs on clones of the model and the text encoder.
+
+    Returns:
+        model, clip and a report in words.
+
+    Raises:
+        ConductorError: a file is missing, damaged or made for another model.
+    """
+    loaded: list[tuple[LoraPatches, str, float, int, float]] = []
+    for choice in choices:
+        if not choice.used:
+            continue
+        file = read_lora(choice.name, _path_of(choice))
+        patches = model_patches(file, model)
+        clip_weights = 0
+        if clip is not None:
+            clip, clip_weights = _patch_clip(clip, file, patches, choice.clip_strength)
+        if not (patches.routed or patches.merged or clip_weights):
+            raise ConductorError(_fits_nothing(patches, model, clip is not None))
+        loaded.append((patches, choice.role, choice.strength, clip_weights, choice.clip_strength))
+    model = add_loras(model, [(patches, role, strength) for patches, role, strength, _, _ in loaded])
+    return model, clip, loader_report(model, clip is not None, loaded)
+
+
+def _path_of(choice: LoraChoice) -> str:
+    path = folder_paths.get_full_path("loras", choice.name)
+    if path is None:
+        raise ConductorError(
+            f"{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick another one."
+        )
+    return path
+
+
+def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, strength: float) -> tuple[CLIP, int]:
+    """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
+    resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+    left = set(resolution.unmatched)
+    patches.unmatched = [key for key in patches.unmatched if key in left]
+    patches.refused.update(resolution.refused)
+    if strength == 0 or not resolution.entries:
+        return clip, 0
+    clip = clip.clone()
+    core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
+    applied = clip.add_patches(core_patches, strength)
+    return clip, len(applied)
+
+
+def _fits_nothing(patches: LoraPatches, model: ModelPatcher, clip_given: bool) -> str:
+    file = patches.file
+    parts = "this model or its text encoder" if clip_given else "this model"
+    if patches.refused:
+        name, why = next(iter(patches.refused.items()))
+        detail = f"{len(patches.refused)} of its entries have the right name but cannot be applied ({name}: {why})"
+    else:
+        detail = f"its {len(file.tensors)} keys look like '{next(iter(file.tensors))}'"
+    return (
+        f"LoRA '{file.name}' does not fit {parts}: {detail}, and the model is a {type(model.model).__name__}. "
+        "Use a LoRA that was trained for this model's family."
+    )

@@ -1,0 +1,3 @@
+"""What all our nodes share."""
+
+CATEGORY = "LoRA Conductor"

@@ -1,0 +1,86 @@
+"""DualLoRADynamicLoader: a subject LoRA and a style LoRA on one model."""
+
+from __future__ import annotations
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..host.lora_loading import NO_LORA, LoraChoice, load_loras
+from .common import CATEGORY
+
+
+class DualLoRADynamicLoader(io.ComfyNode):
+    """Loads two LoRAs so that they are fused layer by layer while sampling, instead of being stacked."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = [NO_LORA, *folder_paths.get_filename_list("loras")]
+        return io.Schema(
+            node_id="DualLoRADynamicLoader",
+            display_name="Dual LoRA Dynamic Loader",
+            category=CATEGORY,
+            description=(
+                "This subject, in that style: loads a subject LoRA and a style LoRA and lets them share the picture. "
+                "In every layer and at every step, what each LoRA does is measured and the two are fused accordingly. "
+                "Works on its own with the recommended policy; KLLayerRouter changes it. Loaders can be chained."
+            ),
+            search_aliases=["dual lora", "two loras", "subject style lora", "character style", "lora merge", "k-lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model the LoRAs were trained for."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder. Connect it if the LoRAs trained one too; its weights are merged as in "
+                    "ComfyUI's own LoRA loader.",
+                ),
+                io.Combo.Input(
+                    "subject_lora",
+                    options=files,
+                    tooltip="LoRA of what is in the picture: a person, a pet, a thing. 'None' leaves the role empty.",
+                ),
+                io.Combo.Input(
+                    "style_lora",
+                    options=files,
+                    tooltip="LoRA of how the picture looks: a painter, a medium, a look. 'None' leaves the role empty.",
+                ),
+                _strength("subject_strength", "How strongly the subject LoRA changes the model before routing."),
+                _strength("style_strength", "How strongly the style LoRA changes the model before routing."),
+                _strength("subject_clip_strength", "Strength of the subject LoRA's text-encoder part.", advanced=True),
+                _strength("style_clip_strength", "Strength of the style LoRA's text-encoder part.", advanced=True),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", tooltip="The model with both LoRAs, fused while sampling."),
+                io.Clip.Output("CLIP", tooltip="The text encoder with both LoRAs' text parts."),
+                io.String.Output(
+                    "report", tooltip="What was applied to which layers, what could not be, and where the two meet."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        subject_lora: str,
+        style_lora: str,
+        subject_strength: float,
+        style_strength: float,
+        subject_clip_strength: float = 1.0,
+        style_clip_strength: float = 1.0,
+        clip=None,
+    ) -> io.NodeOutput:
+        choices = [
+            LoraChoice(subject_lora, "subject", subject_strength, subject_clip_strength),
+            LoraChoice(style_lora, "style", style_strength, style_clip_strength),
+        ]
+        return io.NodeOutput(*load_loras(model, clip, choices))
+
+
+def _strength(name: str, tooltip: str, *, advanced: bool | None = None) -> io.Float.Input:
+    note = " 1 is as trained, 0 is off, negative turns it around."
+    return io.Float.Input(
+        name, default=1.0, min=-100.0, max=100.0, step=0.01, tooltip=tooltip + note, advanced=advanced
+    )
+
+
+NODES = [DualLoRADynamicLoader]

@@ -1,0 +1,79 @@
+"""The real ComfyUI for every test: importable in this process, and as a server.
+
+In-process tests may write ``import comfy.sd``, ``import folder_paths`` and ``import lora_conductor.fusion`` at the top
+of the file: the host is on ``sys.path`` before any test module is imported, reads only our base directory, and runs on
+the CPU unless LORA_CONDUCTOR_TEST_DEVICE=gpu.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPO / "tools"))
+
+import torchvision_shim  # noqa: E402
+from bootstrap_host import HostError, find_host, host_version  # noqa: E402
+from comfy_server import ComfyServer  # noqa: E402
+from host_base import make_base  # noqa: E402
+from repo_paths import link_package  # noqa: E402
+
+_base = tempfile.TemporaryDirectory(prefix="lora-conductor-tests-")  # removed when the interpreter ends
+
+
+@dataclass(frozen=True)
+class Host:
+    """The ComfyUI under test."""
+
+    path: Path
+    version: str
+
+    @property
+    def version_tuple(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split("."))
+
+
+def _enter_host() -> Host:
+    try:
+        path = find_host()
+    except HostError as error:
+        pytest.exit(str(error), returncode=3)
+    # The repository has a folder `nodes` and ComfyUI a module `nodes`: the host comes first, the repository not at all.
+    shadowing = {str(REPO), os.getcwd(), ""}
+    sys.path[:] = [str(path), str(link_package()), *(p for p in sys.path if p not in shadowing)]
+    torchvision_shim.install()
+    from comfy.cli_args import args
+
+    args.base_directory = str(make_base(Path(_base.name)))
+    args.cpu = os.environ.get("LORA_CONDUCTOR_TEST_DEVICE", "cpu") != "gpu"
+    args.disable_api_nodes = True
+    return Host(path, host_version(path))
+
+
+HOST = _enter_host()
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    """Path and version of the ComfyUI under test (COMFYUI_PATH, else COMFYUI_VERSION)."""
+    return HOST
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """``models`` folder of the in-process host: the small world's files, and room for a test's own."""
+    return Path(_base.name) / "models"
+
+
+@pytest.fixture(scope="session")
+def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI with this pack and the small world; one for the whole session."""
+    with ComfyServer(host.path, make_base(tmp_path_factory.mktemp("server"))) as running:
+        yield running

@@ -1,0 +1,142 @@
+"""Tiny models of real families, built from the host's own classes, and LoRA files for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import folder_paths
+import torch
+from safetensors.torch import save_file
+
+WORLD_MODEL = "emoji_tinyflux_fp16.safetensors"
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Fill weights in place; the host's operations leave them uninitialised."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            fan_in = p[0].numel() if p.ndim > 1 else 1
+            scale = fan_in**-0.5 if p.ndim > 1 else 0.05
+            noise = torch.randn(p.shape, generator=generator) * scale
+            p.copy_((1 + noise) if p.ndim == 1 and name.endswith("weight") else noise)
+
+
+def patcher(model: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def tiny_flux(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """The small world's trained FLUX-shaped model, through the stock loader."""
+    path = folder_paths.get_full_path_or_raise("diffusion_models", WORLD_MODEL)
+    return comfy.sd.load_diffusion_model(path, model_options={"dtype": dtype})
+
+
+def tiny_unet(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """An SD1.5-shaped UNet, two levels deep, random weights."""
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 64,
+        "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+        "context_dim": 64,
+        "num_heads": 4,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "use_temporal_attention": False,
+        "legacy": False,
+        "adm_in_channels": None,
+        "dtype": dtype,
+    }
+    model_config = comfy.supported_models.SD15(config)
+    model_config.unet_config = config
+    model_config.set_inference_dtype(dtype, None)
+    model = model_config.get_model({}, device="cpu")
+    randomise(model)
+    return patcher(model)
+
+
+def conditioning(model: comfy.model_patcher.ModelPatcher, seed: int = 0, batch: int = 1) -> list:
+    config = model.model.model_config.unet_config
+    width = config.get("context_dim") or config["context_in_dim"]
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(batch, 4, width, generator=generator)
+    pooled = torch.randn(batch, config.get("vec_in_dim") or width, generator=generator)
+    return [[context, {"pooled_output": pooled}]]
+
+
+def latent(model: comfy.model_patcher.ModelPatcher, batch: int = 1, size: int = 8) -> torch.Tensor:
+    return torch.zeros(batch, model.model.latent_format.latent_channels, size, size)
+
+
+def sample(
+    model: comfy.model_patcher.ModelPatcher, *, steps: int = 1, cfg: float = 1.0, batch: int = 1, seed: int = 0, **kw
+) -> torch.Tensor:
+    """Sample through the host's own ``comfy.sample.sample``; one step at cfg 1 is one forward pass."""
+    empty = latent(model, batch)
+    noise = kw.pop("noise", None)
+    if noise is None:
+        noise = comfy.sample.prepare_noise(empty, seed)
+    arguments = {
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "positive": conditioning(model, 1),
+        "negative": conditioning(model, 2),
+        "latent_image": empty,
+        "disable_pbar": True,
+        "seed": seed,
+        **kw,
+    }
+    with torch.inference_mode():
+        return comfy.sample.sample(model, noise, steps, cfg, **arguments)
+
+
+def layer_shapes(model: comfy.model_patcher.ModelPatcher, conv: bool = True) -> dict[str, tuple[int, ...]]:
+    """Weight keys of all linear and convolution layers of the diffusion model, with shapes."""
+    shapes = {}
+    for name, module in model.model.diffusion_model.named_modules():
+        if hasattr(module, "in_features") or (conv and hasattr(module, "kernel_size")):
+            shapes[f"diffusion_model.{name}.weight"] = tuple(module.weight.shape)
+    return shapes
+
+
+def make_lora(
+    path: Path, shapes: dict[str, tuple[int, ...]], *, rank: int = 4, seed: int = 0, alpha: float | None = 2.0, size=0.5
+) -> Path:
+    """A plain LoRA / LoCon file in core's generic dialect for the given weights."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, shape in shapes.items():
+        prefix = key.removesuffix(".weight")
+        fan_in = torch.Size(shape[1:]).numel()
+        down = torch.randn(rank, *shape[1:], generator=generator) * fan_in**-0.5
+        up = torch.randn(shape[0], rank, *([1] * (len(shape) - 2)), generator=generator) * size
+        tensors[f"{prefix}.lora_down.weight"], tensors[f"{prefix}.lora_up.weight"] = down, up
+        if alpha is not None:
+            tensors[f"{prefix}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, path)
+    return path
+
+
+def core_stacked(model, *loras: tuple[Path, float]):
+    """Core's own loader, stacked: the reference for `sum`."""
+    for path, strength in loras:
+        model, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), strength, 0)
+    return model
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Max abs difference over the range of the reference ``b``."""
+    return float((a - b).abs().max() / (b.max() - b.min()))

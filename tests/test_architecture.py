@@ -1,0 +1,70 @@
+"""The house rules that a machine can hold: import arrows, and what a shipped file may contain."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from repo_paths import PACKAGE_PATH, REPO
+
+ROOMS = ("fusion", "guidance", "host", "nodes")
+SHIPPED = sorted([REPO / "__init__.py", *(file for room in ROOMS for file in (REPO / room).rglob("*.py"))])
+EVERY = sorted(file for room in (*ROOMS, "tests", "tools", "benchmarks") for file in (REPO / room).rglob("*.py"))
+
+# The registry's scanner reports these, and a node pack that samples pictures needs none of them.
+FORBIDDEN_MODULES = {"subprocess", "socket", "urllib", "http", "requests", "aiohttp", "pickle", "base64", "marshal"}
+# Optional and heavy: only inside the function that needs them.
+LAZY_MODULES = {"open_clip", "timm", "transformers", "matplotlib", "torchvision"}
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(REPO))
+
+
+def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[int, str]]:
+    """(level, module) of each import statement among ``nodes``."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+def test_import_arrows() -> None:
+    """nodes -> host -> fusion, guidance; fusion and guidance know neither ComfyUI nor each other."""
+    command = [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports_command as run; run()"]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_PATH)}
+    done = subprocess.run([*command, "--no-cache"], cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=name)
+def test_shipped_imports(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    anywhere = {module.split(".")[0] for level, module in imports(ast.walk(tree)) if level == 0}
+    assert not anywhere & FORBIDDEN_MODULES
+    assert "lora_conductor" not in anywhere, "the pack's folder has another name in custom_nodes: import relatively"
+    at_import_time = {module.split(".")[0] for level, module in imports(iter(tree.body)) if level == 0}
+    assert not at_import_time & LAZY_MODULES
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=name)
+def test_shipped_calls(file: Path) -> None:
+    """No device chosen behind ComfyUI's back, no unpickling of arbitrary objects."""
+    for call in (n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+        function = ast.unparse(call.func)
+        assert not function.endswith(".cuda"), f"line {call.lineno}: use comfy.model_management's device"
+        if function == "torch.load":
+            assert any(k.arg == "weights_only" for k in call.keywords), f"line {call.lineno}: torch.load"
+
+
+def test_source_encoding() -> None:
+    """Windows consoles and the registry's checks read .py files as cp1252."""
+    for file in EVERY:
+        file.read_text(encoding="utf-8").encode("cp1252")

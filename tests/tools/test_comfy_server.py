@@ -1,0 +1,76 @@
+"""The server helper against the real ComfyUI."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_server import ComfyServer, ServerError, WorkflowError
+from host_base import make_base
+
+
+def empty_picture(color: int = 255, batch_size: int = 1) -> dict[str, Any]:
+    size = {"width": 64, "height": 64, "batch_size": batch_size}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {**size, "color": color}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
+    }
+
+
+def test_runs_a_workflow_and_returns_its_files(server: ComfyServer) -> None:
+    events: list[str] = []
+    entry = server.queue(empty_picture(), timeout=60, on_event=lambda kind, _: events.append(kind))
+    (picture,) = entry["outputs"]["2"]["images"]
+    assert server.view(picture).startswith(b"\x89PNG")
+    assert (server.base_dir / "output" / picture["filename"]).is_file()
+    assert "executed" in events
+
+
+def test_refused_workflow_names_the_input(server: ComfyServer) -> None:
+    workflow = empty_picture()
+    workflow["1"]["inputs"]["width"] = -5
+    with pytest.raises(WorkflowError, match=r"EmptyImage \(node 1\): .*width"):
+        server.queue(workflow)
+
+
+def test_failing_node_is_named(server: ComfyServer) -> None:
+    workflow = empty_picture()
+    workflow["0"] = {"class_type": "LoadImageMask", "inputs": {"image": "broken.png", "channel": "red"}}
+    workflow["1"] = {"class_type": "MaskToImage", "inputs": {"mask": ["0", 0]}}
+    (server.base_dir / "input" / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(WorkflowError, match=r"LoadImageMask \(node 0\): .*Error"):
+        server.queue(workflow)
+
+
+def test_interrupt_ends_a_run(server: ComfyServer) -> None:
+    # Enough work for the interruption to arrive in time: pictures are saved one by one, then a node boundary follows.
+    workflow = empty_picture(color=1, batch_size=400)
+    workflow["3"] = {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}}
+    workflow["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "test"}}
+    started = threading.Event()
+
+    def stop() -> None:
+        assert started.wait(60)
+        time.sleep(0.1)
+        server.interrupt()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(WorkflowError, match="interrupted"):
+        server.queue(workflow, timeout=120, on_event=lambda kind, _: started.set() if kind == "executing" else None)
+    thread.join()
+
+
+def test_everything_written_lies_under_the_base_directory(server: ComfyServer) -> None:
+    assert not (server.host_dir / "user").exists()
+    assert list((server.base_dir / "user").glob("comfyui-*.db"))
+
+
+def test_failed_start_shows_the_log(tmp_path: Path, host: Any) -> None:
+    broken = ComfyServer(host.path, make_base(tmp_path / "base"), extra_args=["--no-such-argument"])
+    with pytest.raises(ServerError, match="exited with code 2(?s:.)*unrecognized arguments: --no-such-argument"):
+        broken.start()
