@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deltas import LowRankDelta
-from .policies import Policy
+from .segments import ROLES, SegmentDeltas
 
-ROLES = ("subject", "style")
+# A branch's weight: per sample [batch], one number for all, or 1.
+Weight = Tensor | float
+# Asked once per shared segment: (segment, base [batch, tokens, channels], delta of a role on every n-th token).
+Decide = Callable[["Segment", Tensor, Callable[[str, int], Tensor]], dict[str, Weight]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class Geometry:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
-    groups: int = 1
     padding_mode: str = "zeros"
 
     @property
@@ -33,20 +35,9 @@ class Geometry:
         return bool(self.kernel)
 
 
-@dataclass
-class Decision:
-    """What was decided in one call of one segment: ``[batch]`` scores and weights of both branches, on the device."""
-
-    layer: str
-    subject_score: Tensor
-    style_score: Tensor
-    subject_weight: Tensor
-    style_weight: Tensor
-
-
 @dataclass(frozen=True)
 class Branch:
-    """One role's share of a segment: which rows of the joined down-projection it uses, and its up-projection's name."""
+    """One delta's share of a segment: its rows of the joined down-projection, and its up-projection's name."""
 
     columns: tuple[int, int]
     up: str
@@ -92,7 +83,7 @@ class FusedLayer(nn.Module):
         self.geometry = geometry
         # Subject first, then by position: branches then use neighbouring rows wherever the file allows it.
         ordered = sorted(deltas, key=lambda d: (ROLES.index(d[0]), d[2].out_start))
-        self.down = _frozen(torch.cat([self._whole_input(d) for _, _, d in ordered]).to(dtype))
+        self.down = _frozen(torch.cat([_whole_input(d, geometry.in_features) for _, _, d in ordered]).to(dtype))
         starts = [0]
         for _, _, delta in ordered:
             starts.append(starts[-1] + delta.rank)
@@ -111,63 +102,53 @@ class FusedLayer(nn.Module):
                 whole = start == 0 and stop == geometry.out_features
                 self.segments.append(Segment(name if whole else f"{name}[{start}:{stop}]", start, stop, branches))
 
-    def _whole_input(self, delta: LowRankDelta) -> Tensor:
-        width = self.geometry.in_features // self.geometry.groups
-        down = delta.down.float()
-        if down.shape[1] == width:
-            return down
-        padded = down.new_zeros(down.shape[0], width, *down.shape[2:])
-        padded[:, delta.in_start : delta.in_start + down.shape[1]] = down
-        return padded
+    def segment_deltas(self, segment: Segment) -> SegmentDeltas:
+        """The factors of a segment by role, float32, on the CPU: for statistics and static merges."""
+        down, up = {}, {}
+        for role, branches in segment.branches.items():
+            down[role] = torch.cat([self.down[b.columns[0] : b.columns[1]] for b in branches]).float().cpu()
+            up[role] = torch.cat([getattr(self, b.up) for b in branches], dim=1).float().cpu()
+        return SegmentDeltas(segment.name, down, up)
 
-    def fuse(self, x: Tensor, base: Tensor, policy: Policy, decisions: list[Decision]) -> Tensor:
+    def fuse(self, x: Tensor, base: Tensor, decide: Decide) -> Tensor:
         """Add the routed deltas to the layer's own output.
 
         Args:
             x: the layer's input, ``[batch, ..., in]`` or ``[batch, in, *space]`` for a convolution.
             base: its output without LoRAs, ``[batch, ..., out]`` or ``[batch, out, *space]``.
-            policy: decides the branches' weights, per sample.
-            decisions: what was decided is appended here; nothing is read back to the host.
+            decide: gives the weights of a shared segment's branches; a segment of one role is added whole.
 
         Returns:
-            The fused output, shaped and typed as ``base``; ``base`` itself may be reused for it.
+            The fused output, shaped and typed as ``base``; ``base`` itself is reused for it.
         """
         tokens = self._tokens(base)
         hidden = self._hidden(x)
         for segment in self.segments:
             part = tokens[..., segment.start : segment.stop]
-            weights = self._decide(segment, part, hidden, policy, decisions)
+            weights: dict[str, Weight] = {}
+            if segment.shared:
+                weights = decide(segment, part, self._delta_of(segment, hidden))
             for role, branches in segment.branches.items():
-                weight = weights.get(role)
+                weight = weights.get(role, 1.0)
+                if isinstance(weight, float) and weight == 0.0:
+                    continue
                 for branch in branches:
-                    part.add_(self._delta(branch, hidden, weight))
+                    part.add_(self._up(branch, _scaled(hidden[..., slice(*branch.columns)], weight)))
         return self._untoken(tokens, base)
 
-    def _decide(
-        self, segment: Segment, part: Tensor, hidden: Tensor, policy: Policy, decisions: list[Decision]
-    ) -> dict[str, Tensor | float]:
-        if not segment.shared:
-            return {}
-        constant = policy.constant_weights()
-        if constant is not None:
-            return {role: w for role, w in zip(ROLES, constant, strict=True) if w != 1.0}
-        stride = max(1, part.shape[1] // policy.max_tokens) if policy.max_tokens else 1
-        base, sample = part[:, ::stride], hidden[:, ::stride]
-        score = policy.score
-        assert score is not None
-        scores = [score(base, _sum([self._delta(b, sample) for b in segment.branches[role]])) for role in ROLES]
-        w_subject, w_style = policy.weights(*scores)
-        decisions.append(Decision(segment.name, scores[0], scores[1], w_subject, w_style))
-        return {"subject": w_subject, "style": w_style}
+    def _delta_of(self, segment: Segment, hidden: Tensor) -> Callable[[str, int], Tensor]:
+        def delta(role: str, stride: int) -> Tensor:
+            total: Tensor | None = None
+            for branch in segment.branches[role]:
+                part = self._up(branch, hidden[:, ::stride, slice(*branch.columns)])
+                total = part if total is None else total + part
+            assert total is not None
+            return total
 
-    def _delta(self, branch: Branch, hidden: Tensor, weight: Tensor | float | None = None) -> Tensor:
-        """``[batch, tokens, segment]`` of one branch; the weight goes to the thin side of the product."""
-        z = hidden[..., branch.columns[0] : branch.columns[1]]
-        if isinstance(weight, Tensor):
-            z = z * weight.to(z.dtype).reshape(-1, 1, 1)
-        elif weight is not None:
-            z = z * weight
-        return F.linear(z, _like(getattr(self, branch.up), z))
+        return delta
+
+    def _up(self, branch: Branch, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, _like(getattr(self, branch.up), hidden))
 
     def _hidden(self, x: Tensor) -> Tensor:
         """The joined down-projection of the input: ``[batch, tokens, total rank]``."""
@@ -194,11 +175,21 @@ class FusedLayer(nn.Module):
         return tokens.reshape(like.shape)
 
 
-def _sum(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+def _whole_input(delta: LowRankDelta, width: int) -> Tensor:
+    """The down-projection for the layer's whole input; a slice's is surrounded by zeros."""
+    down = delta.down.float()
+    if down.shape[1] == width:
+        return down
+    padded = down.new_zeros(down.shape[0], width, *down.shape[2:])
+    padded[:, delta.in_start : delta.in_start + down.shape[1]] = down
+    return padded
+
+
+def _scaled(hidden: Tensor, weight: Weight) -> Tensor:
+    """The weight goes to the thin side of the product."""
+    if isinstance(weight, Tensor):
+        return hidden * weight.to(hidden.dtype).reshape(-1, 1, 1)
+    return hidden if weight == 1.0 else hidden * weight
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

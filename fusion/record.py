@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .layers import ROLES
+from .segments import ROLES
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class RoutingRecord:
             "scores": _plain(self.scores),
             "weights": _plain(self.weights),
         }
+
+
+def empty_record(header: dict[str, Any]) -> RoutingRecord:
+    """The record of a static merge: nothing is decided while sampling."""
+    nothing = torch.zeros(len(ROLES), 0, 0, dtype=torch.float64)
+    return RoutingRecord(**header, sigmas=(), layers=(), scores=nothing, weights=nothing)
 
 
 def _plain(values: Tensor) -> list[list[list[float | None]]]:

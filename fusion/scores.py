@@ -55,9 +55,26 @@ def relative_energy(base: Tensor, delta: Tensor) -> Tensor:
     return delta.square().sum((-2, -1)) / base.square().sum((-2, -1)).clamp_min(1e-12)
 
 
+def jensen_shannon(base: Tensor, delta: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of ``softmax(F + h)`` and ``softmax(F)`` over channels, averaged over tokens."""
+    base, delta = base.float(), delta.float()
+    log_p, log_q = torch.log_softmax(base, dim=-1), torch.log_softmax(base + delta, dim=-1)
+    p, q = log_p.exp(), log_q.exp()
+    log_m = (0.5 * (p + q)).clamp_min(1e-38).log()
+    return 0.5 * ((p * (log_p - log_m)).sum(-1) + (q * (log_q - log_m)).sum(-1)).mean(-1)
+
+
+def cosine_distance(base: Tensor, delta: Tensor) -> Tensor:
+    """``1 - cos(F + h, F)`` of each token over channels, averaged over tokens."""
+    base, delta = base.float(), delta.float()
+    return 1 - torch.cosine_similarity(base + delta, base, dim=-1).mean(-1)
+
+
 SCORES: dict[str, Score] = {
     "kl": kl_softmax,
     "half_variance": half_variance,
+    "js": jensen_shannon,
+    "cosine": cosine_distance,
     "standardised_kl": standardised_kl,
     "energy": relative_energy,
 }

@@ -60,11 +60,12 @@ def build_from_file(
     """Build the encoder a checkpoint file holds and load its weights, fp32, evaluation mode, on the CPU.
 
     state_dict, metadata: of the file. library: one of LIBRARIES, or "auto" to follow the file. model_name: the
-    architecture's name in that library, where the file does not say. config: a transformers `config.json` that lies
+    architecture's name in that library, "" to follow the file. config: a transformers `config.json` that lies
     beside the file, with the keys of a `preprocessor_config.json` under "preprocessor", if there is one.
     Raises EncoderFileError naming the file, what is wrong and what to do; ImportError if the library is not installed.
     """
-    description = _self_description(metadata, file_name)
+    # What the caller says goes before what the file says.
+    description = _self_description(metadata, file_name) if library == "auto" and not model_name else None
     if description is not None:
         library, model_name, config = description["library"], "", description["config"]
     elif library == "auto":
@@ -87,9 +88,11 @@ def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dic
         return None
     try:
         description = json.loads(text)
-        missing = {"library", "config", "image_size", "mean", "std"} - set(description)
-    except (ValueError, TypeError) as error:
-        raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} is not a JSON object ({error}).") from error
+    except ValueError as error:
+        raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} is not JSON ({error}).") from error
+    if not isinstance(description, dict):
+        raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} is not a JSON object.")
+    missing = {"library", "config", "image_size", "mean", "std"} - set(description)
     if missing:
         raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} lacks {', '.join(sorted(missing))}.")
     return description

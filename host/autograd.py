@@ -15,17 +15,19 @@ import torch
 
 @contextmanager
 def gradients_enabled() -> Iterator[None]:
-    """Leave inference mode and record gradients, whatever the caller's mode; forward and backward belong inside.
-
-    Core's CLIP layers add their residuals in place, over tensors that the backward pass needs: these are kept as copies.
-    """
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+    """Leave inference mode and record gradients, whatever the caller's mode. Yields nothing."""
+    with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def normal_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that autograd accepts. Call it outside inference mode; does not track the original."""
     return tensor.detach().clone()
+
+
+def _own_copy(saved: torch.Tensor) -> torch.Tensor:
+    # Weights have no history and are not overwritten: only activations are copied.
+    return saved if saved.grad_fn is None else saved.detach().clone()
 
 
 class _Call(torch.nn.Module):
@@ -47,7 +49,8 @@ class DifferentiableCall:
     have not `dtype` (where one is asked for) stand in as copies, made at the first call, outside inference mode. The
     module itself is not changed. `close` drops the copies.
 
-    skip: prefix of weights that the function does not use and that need no copy.
+    skip: prefixes of weights that the function does not use and that need no copy.
+    overwrites: whether the module changes tensors in place that the backward pass needs; they are then kept as copies.
     """
 
     def __init__(
@@ -57,17 +60,22 @@ class DifferentiableCall:
         device: torch.device,
         dtype: torch.dtype | None = None,
         skip: tuple[str, ...] = (),
+        overwrites: bool = False,
     ) -> None:
         self._call = _Call(module, function)
         self._device = device
         self._dtype = dtype
         self._skip = tuple(f"wrapped.{prefix}" for prefix in skip)
+        self._overwrites = overwrites
         self._copies: dict[str, torch.Tensor] | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Call with gradients; the caller has entered `gradients_enabled`."""
         if self._copies is None:
             self._copies = self._make_copies()
+        if self._overwrites:
+            with torch.autograd.graph.saved_tensors_hooks(_own_copy, lambda saved: saved):
+                return torch.func.functional_call(self._call, self._copies, args)
         return torch.func.functional_call(self._call, self._copies, args)
 
     def close(self) -> None:

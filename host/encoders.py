@@ -115,7 +115,8 @@ class _CoreEncoder:
     def __init__(self, source: Any) -> None:
         self.patcher = source.patcher
         self._source = source
-        self._forward = DifferentiableCall(source.model, self._model_output, source.load_device)
+        # Core's CLIP layers add their residuals in place.
+        self._forward = DifferentiableCall(source.model, self._model_output, source.load_device, overwrites=True)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(device=self._source.load_device, dtype=torch.float32)

@@ -1,8 +1,7 @@
-"""LoRAs and their policy on a ModelPatcher: attached to clones, installed by name for the time of a model call.
+"""LoRAs and their policy on a ModelPatcher.
 
-Nothing on the model is touched when a node runs. The clone carries a frozen spec and two wrappers; the OUTER_SAMPLE
-wrapper opens a run, the APPLY_MODEL wrapper finds the layers by name on whichever model really executes (another
-device's copy, a compiled one), swaps their forwards for one call and puts them back whatever happens.
+Nothing on the model is touched when a node runs: the clone carries a frozen spec, and either two wrappers that fuse
+while sampling (``live``) or, for static policies, ordinary weight patches that core applies (``merged``).
 """
 
 from __future__ import annotations
@@ -10,37 +9,37 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor, nn
+from torch import nn
 
 from ..fusion.deltas import LowRankDelta
-from ..fusion.layers import Decision, FusedLayer
-from ..fusion.policies import RECOMMENDED, Policy
-from ..fusion.record import RoutingRecord
-from .errors import ConductorError
+from ..fusion.layers import FusedLayer
+from ..fusion.policies import RECOMMENDED, Policy, StaticPolicy
+from ..fusion.router import prepare
+from .live import LiveFusion
 from .lora_files import LoraPatches, Target, geometry_of
-from .run import Run
+from .merged import merged_patches
 
 ATTACHMENT = "lora_conductor"
-KEPT_RUNS = 8
 
 
 @dataclass(frozen=True)
 class LoraOnModel:
-    """One LoRA with its role and strength."""
+    """One LoRA with its role and strength; ``core_patches`` are the same deltas as core loads them."""
 
     name: str
     role: str
     strength: float
     digest: str
     deltas: dict[Target, LowRankDelta] = field(repr=False, compare=False, hash=False)
+    core_patches: dict[Target, Any] = field(repr=False, compare=False, hash=False)
 
     def header(self) -> dict[str, Any]:
         return {"name": self.name, "role": self.role, "strength": self.strength, "sha256": self.digest}
@@ -67,17 +66,28 @@ class FusionSpec:
     bank: ModelPatcher = field(repr=False, compare=False, hash=False)
 
     @property
-    def layers(self) -> Iterable[FusedLayer]:
-        return self.bank.model.layers
+    def layers(self) -> list[FusedLayer]:
+        return list(self.bank.model.layers)
 
     @property
+    def header(self) -> dict[str, Any]:
+        return {"policy": self.policy.settings(), "loras": tuple(lora.header() for lora in self.loras)}
+
+    @cached_property
     def content_id(self) -> str:
-        content = [self.policy.settings(), *(lora.header() for lora in self.loras)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def prepared(self) -> tuple[Any, dict[str, int]]:
+        return prepare(self.policy, self.layers)
 
     @property
     def shared_layers(self) -> int:
         return sum(any(segment.shared for segment in layer.segments) for layer in self.layers)
+
+    @property
+    def has_both_roles(self) -> bool:
+        return len({lora.role for lora in self.loras}) > 1
 
 
 @dataclass
@@ -86,7 +96,8 @@ class Attachment:
 
     policy: Policy | None = None
     spec: FusionSpec | None = None
-    wrapper: FusionWrapper | None = None
+    live: LiveFusion | None = None
+    merged: list[Any] = field(default_factory=list)
 
 
 def attachment_of(model: ModelPatcher) -> Attachment:
@@ -109,38 +120,62 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
         if patches.merged:
             model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
         if patches.routed:
-            on_model.append(LoraOnModel(patches.file.name, role, strength, patches.file.digest, patches.routed))
+            file = patches.file
+            on_model.append(LoraOnModel(file.name, role, strength, file.digest, patches.routed, patches.core_patches))
     if on_model:
-        spec = FusionSpec(
-            tuple(on_model), held.policy or RECOMMENDED, _bank_patcher(build_bank(model, on_model), model)
-        )
-        _attach(model, held, spec, held.policy)
+        bank = _bank_patcher(build_bank(model, on_model), model)
+        _attach(model, held, FusionSpec(tuple(on_model), held.policy or RECOMMENDED, bank), held.policy)
     return model
 
 
-def set_policy(model: ModelPatcher, policy: Policy) -> ModelPatcher:
-    """A clone of the model whose LoRAs, those on it and those still to come, are fused by the policy."""
+def set_policy(model: ModelPatcher, policy: Policy, *, always_live: bool = False) -> ModelPatcher:
+    """A clone of the model whose LoRAs, those on it and those still to come, are fused by the policy.
+
+    Args:
+        always_live: run the plain sum at run time too, instead of leaving it to core's merge (to check the one
+            against the other).
+    """
     model = model.clone()
     held = attachment_of(model)
     spec = FusionSpec(held.spec.loras, policy, held.spec.bank) if held.spec else None
-    _attach(model, held, spec, policy)
+    _attach(model, held, spec, policy, always_live=always_live)
     return model
 
 
-def _attach(model: ModelPatcher, held: Attachment, spec: FusionSpec | None, policy: Policy | None) -> None:
-    if held.spec is not None:
-        old = f"{ATTACHMENT}:{held.spec.content_id}"
-        model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, old)
-        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, old)
-        model.remove_additional_models(old)
-    wrapper = None
-    if spec is not None:
+def _attach(
+    model: ModelPatcher, held: Attachment, spec: FusionSpec | None, policy: Policy | None, *, always_live: bool = False
+) -> None:
+    _detach(model, held)
+    now = Attachment(policy, spec)
+    if spec is not None and isinstance(spec.policy, StaticPolicy) and not always_live:
+        now.merged = merged_patches(spec)
+        for patches, strength in now.merged:
+            model.add_patches(patches, strength)
+    elif spec is not None:
         key = f"{ATTACHMENT}:{spec.content_id}"
-        wrapper = FusionWrapper(spec)
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, wrapper.outer_sample)
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, wrapper.apply_model)
+        now.live = LiveFusion(spec)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, now.live.outer_sample)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, now.live.apply_model)
         model.set_additional_models(key, [spec.bank.clone()])
-    model.set_attachments(ATTACHMENT, Attachment(policy, spec, wrapper))
+    model.set_attachments(ATTACHMENT, now)
+
+
+def _detach(model: ModelPatcher, held: Attachment) -> None:
+    """Take off what an earlier policy put on this clone; patches of others stay."""
+    if held.live is not None:
+        key = f"{ATTACHMENT}:{held.live.spec.content_id}"
+        model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
+        model.remove_additional_models(key)
+    if held.merged:
+        ours = {id(patch) for patches, _ in held.merged for patch in patches.values()}
+        for key, patches in list(model.patches.items()):
+            left = [entry for entry in patches if id(entry[1]) not in ours]
+            if left:
+                model.patches[key] = left
+            else:
+                del model.patches[key]
+        model.add_patches({}, 0)  # tells core that the weights have changed
 
 
 def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
@@ -171,94 +206,3 @@ def _bank_patcher(bank: DeltaBank, model: ModelPatcher) -> ModelPatcher:
 def _bank_copy(bank: DeltaBank, model: ModelPatcher, disable_dynamic: bool = False) -> ModelPatcher:
     with torch.inference_mode(False), torch.no_grad():
         return _bank_patcher(copy.deepcopy(bank), model)
-
-
-class FusionWrapper:
-    """The wrappers of one spec. Holds the open runs (sampling may nest) and the records of the last few."""
-
-    def __init__(self, spec: FusionSpec) -> None:
-        self.spec = spec
-        self._open: list[Run] = []
-        self._records: list[tuple[Tensor, RoutingRecord]] = []
-
-    def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
-        self._check()
-        arguments = list(args)
-        # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
-        run = Run(sigmas=(arguments[1] if len(arguments) > 1 else kwargs["sigmas"]).cpu())
-        if len(arguments) > 3:
-            arguments[3] = run.counting(arguments[3])
-        else:
-            kwargs["callback"] = run.counting(kwargs.get("callback"))
-        self._open.append(run)
-        try:
-            samples = executor(noise, latent_image, *arguments, **kwargs)
-        finally:
-            self._open.remove(run)
-        record = run.record(
-            {"policy": self.spec.policy.settings(), "loras": tuple(lora.header() for lora in self.spec.loras)}
-        )
-        self._records = [*self._records[1 - KEPT_RUNS :], (samples.detach().cpu().clone(), record)]
-        return samples
-
-    def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
-        decisions: list[Decision] = []
-        with installed(self.spec, executor.class_obj, decisions):
-            output = executor(x, t, *args, **kwargs)
-        if self._open:
-            options = kwargs.get("transformer_options") or (args[3] if len(args) > 3 else {})
-            self._open[-1].keep(decisions, tuple(options.get("cond_or_uncond", ())))
-        return output
-
-    def record_of(self, samples: Tensor) -> RoutingRecord | None:
-        """The record of the run that made these samples, if it is one of the last few."""
-        for made, record in reversed(self._records):
-            if made.shape == samples.shape and torch.equal(made, samples.to(made)):
-                return record
-        return None
-
-    def _check(self) -> None:
-        spec = self.spec
-        roles = {lora.role for lora in spec.loras}
-        if len(roles) > 1 and spec.shared_layers == 0 and spec.policy.constant_weights() is None:
-            names = " and ".join(f"'{lora.name}'" for lora in spec.loras)
-            raise ConductorError(
-                f"{names} have no layer in common, so the policy '{spec.policy.name}' has nothing to decide. "
-                "Set KLLayerRouter's policy to 'sum' to apply both as they are."
-            )
-
-
-@contextmanager
-def installed(spec: FusionSpec, model: nn.Module, decisions: list[Decision]) -> Iterator[None]:
-    """Swap the forwards of the spec's layers on this very model, and put them back."""
-    replaced: list[tuple[nn.Module, Any]] = []
-    try:
-        for layer in spec.layers:
-            module = _find(model, layer.name)
-            replaced.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = _fused_forward(layer, module.forward, spec.policy, decisions)
-        yield
-    finally:
-        for module, before in reversed(replaced):
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = before
-
-
-def _fused_forward(layer: FusedLayer, base_forward: Any, policy: Policy, decisions: list[Decision]) -> Any:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return layer.fuse(x, base_forward(x, *args, **kwargs), policy, decisions)
-
-    return forward
-
-
-def _find(model: nn.Module, name: str) -> nn.Module:
-    """The module of that name, looked up through ``torch.compile``'s wrapper modules."""
-    module: Any = model
-    for part in name.split("."):
-        module = getattr(module, "_orig_mod", module)
-        module = getattr(module, part)
-    return getattr(module, "_orig_mod", module)

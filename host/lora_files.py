@@ -71,6 +71,7 @@ class LoraPatches:
     Attributes:
         file: the file.
         routed: deltas by target, to be fused at run time.
+        core_patches: the same, as core's loaders made them.
         merged: patches by target that cannot be routed; core merges them. With the reason.
         refused: entries that were recognised but cannot be applied, with the reason.
         unmatched: keys no weight of the model answers to.
@@ -79,6 +80,7 @@ class LoraPatches:
 
     file: LoraFile
     routed: dict[Target, LowRankDelta] = field(default_factory=dict)
+    core_patches: dict[Target, Any] = field(default_factory=dict)
     merged: dict[Target, tuple[Any, str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
@@ -274,7 +276,6 @@ def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:
             tuple(module.stride),
             module.padding if isinstance(module.padding, str) else tuple(module.padding),
             tuple(module.dilation),
-            module.groups,
             module.padding_mode,
         )
     return f"{type(module).__name__} is no projection"
@@ -298,7 +299,7 @@ def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
         if isinstance(delta, str):
             result.merged[target] = (entry.patch, delta)
         else:
-            result.routed[target] = delta
+            result.routed[target], result.core_patches[target] = delta, entry.patch
     return result
 
 

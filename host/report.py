@@ -45,7 +45,7 @@ def loader_report(
             lines += _listed(patches.unmatched)
     spec = attachment_of(model).spec
     if spec is not None and len({lora.role for lora in spec.loras}) > 1:
-        total = len(list(spec.layers))
+        total = len(spec.layers)
         lines.append(
             f"\n{spec.shared_layers} of {total} layers are touched by both and routed; the rest take their one LoRA"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..fusion.record import RoutingRecord
+from ..fusion.record import RoutingRecord, empty_record
 from .errors import ConductorError
 from .fusion_patch import attachment_of
 
@@ -18,12 +18,14 @@ def record_of_latent(model: ModelPatcher, samples: Tensor) -> RoutingRecord:
     Raises:
         ConductorError: the model carries no LoRAs of ours, or did not make the latent.
     """
-    wrapper = attachment_of(model).wrapper
-    if wrapper is None:
+    held = attachment_of(model)
+    if held.spec is None:
         raise ConductorError(
             "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
         )
-    record = wrapper.record_of(samples)
+    if held.live is None:
+        return empty_record(held.spec.header)
+    record = held.live.record_of(samples)
     if record is None:
         raise ConductorError(
             "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is "

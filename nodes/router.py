@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..fusion.policies import RECOMMENDED, KLSoft, Paper, Policy, Sum
+from ..fusion.policies import POLICIES, RECOMMENDED, KLSoft, Policy
 from ..host.fusion_patch import set_policy
 from .common import CATEGORY
 
-POLICIES = ["recommended", "paper", "sum", "kl_soft"]
+CHOICES = ["recommended", *POLICIES]
 
 
 class KLLayerRouter(io.ComfyNode):
@@ -31,7 +31,7 @@ class KLLayerRouter(io.ComfyNode):
                 io.Model.Input("model", tooltip="A model with, or on its way to, DualLoRADynamicLoader."),
                 io.Combo.Input(
                     "policy",
-                    options=POLICIES,
+                    options=CHOICES,
                     default="recommended",
                     tooltip="Who gets a layer that both LoRAs touch. Only kl_soft reads the settings below.",
                 ),
@@ -57,13 +57,14 @@ class KLLayerRouter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, policy: str, temperature: float, balance: float) -> io.NodeOutput:
-        chosen: dict[str, Policy] = {
-            "recommended": RECOMMENDED,
-            "paper": Paper(),
-            "sum": Sum(),
-            "kl_soft": KLSoft(temperature=temperature, balance=balance),
-        }
-        return io.NodeOutput(set_policy(model, chosen[policy]))
+        chosen: Policy
+        if policy == "recommended":
+            chosen = RECOMMENDED
+        elif policy == KLSoft.name:
+            chosen = KLSoft(temperature=temperature, balance=balance)
+        else:
+            chosen = POLICIES[policy]()
+        return io.NodeOutput(set_policy(model, chosen))
 
 
 NODES = [KLLayerRouter]

@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is loaded: idle OpenMP threads that spin slow many small operators down many times on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 REPO = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPO / "tools"))
 

@@ -136,7 +136,7 @@ def make_importable() -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - this script is what tells people
         sys.exit("error: Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12 ...")
     try:
         host = bring_host()

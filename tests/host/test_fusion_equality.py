@@ -33,7 +33,7 @@ def files(model, tmp_path_factory):
 def fused(model, *loras, policy=None):
     patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for role, path, s in loras]
     model = add_loras(model, patches)
-    return model if policy is None else set_policy(model, policy)
+    return model if policy is None else set_policy(model, policy, always_live=True)
 
 
 def figure(record_property, name, error):
@@ -61,6 +61,17 @@ def test_one_lora_equals_one_loader_whatever_the_policy(model, files, record_pro
     ours = fused(model, ("subject", files["subject"], 0.9), ("style", files["style"], 0.0), policy=policy)
     core = tiny.core_stacked(model, (files["subject"], 0.9))
     figure(record_property, "one LoRA vs one loader", tiny.relative(tiny.sample(ours), tiny.sample(core)))
+
+
+def test_sum_is_left_to_core_and_taken_off_again(model, files):
+    """As a user gets it, `sum` is core's own merge, bit for bit; another policy after it takes it off without trace."""
+    live = fused(model, ("subject", files["subject"], 0.8), ("style", files["style"], -0.6))
+    summed = set_policy(live, Sum())
+    core = tiny.core_stacked(model, (files["subject"], 0.8), (files["style"], -0.6))
+    assert torch.equal(tiny.sample(summed), tiny.sample(core))
+    assert not summed.wrappers.get("apply_model")
+    again = set_policy(summed, Paper())
+    assert not again.patches and torch.equal(tiny.sample(again), tiny.sample(set_policy(live, Paper())))
 
 
 def test_zero_strengths_equal_no_lora(model, files):

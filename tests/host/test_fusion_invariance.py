@@ -83,7 +83,7 @@ def test_same_inputs_same_picture_bit_for_bit(setting):
 def test_record_has_every_layer_and_step(setting, sampler):
     model = set_policy(setting[1], KLSoft())
     samples = tiny.sample(model, steps=4, cfg=3.0, batch=2, sampler_name=sampler)
-    record = attachment_of(model).wrapper.record_of(samples)
+    record = attachment_of(model).live.record_of(samples)
     shared = [s.name for layer in attachment_of(model).spec.layers for s in layer.segments if s.shared]
     assert sorted(record.layers) == sorted(shared)
     assert record.weights.shape == (2, len(shared), 4)
@@ -94,7 +94,7 @@ def test_record_has_every_layer_and_step(setting, sampler):
 def test_record_belongs_to_its_latent(setting):
     model = set_policy(setting[1], KLSoft())
     one, two = (tiny.sample(model, steps=2, seed=seed) for seed in (1, 2))
-    wrapper = attachment_of(model).wrapper
+    wrapper = attachment_of(model).live
     assert wrapper.record_of(one) is not None and wrapper.record_of(two) is not None
     assert not torch.equal(wrapper.record_of(one).scores, wrapper.record_of(two).scores)
     assert wrapper.record_of(one + 1) is None
@@ -130,7 +130,7 @@ def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkey
             tiny.sample(fused, steps=3, **kw)
     comfy.model_management.interrupt_current_processing(False)
     assert_untouched(model, before)
-    assert not attachment_of(fused).wrapper._open
+    assert not attachment_of(fused).live._open
     assert torch.equal(tiny.sample(fused, steps=3), good)
 
 

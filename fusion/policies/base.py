@@ -1,0 +1,98 @@
+"""What a routing policy is.
+
+A layer's LoRAs are summed by role into two branches, subject and style. A policy says with what weights the branches
+are added to the layer's output, ``F + w_subject h_subject + w_style h_style``, or replaces their deltas once and for
+all. Policies are frozen dataclasses without state: what has to be remembered lives in the run's Router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..scores import Score
+from ..segments import SegmentDeltas
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where in the run a decision is made.
+
+    Attributes:
+        step: index of the sampling step, from 0.
+        steps: how many there are.
+        sigma: noise level of the step.
+    """
+
+    step: int
+    steps: int
+    sigma: float = 0.0
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, approaching 1 at the last: ``step / steps`` (K-LoRA's ``t / T``)."""
+        return self.step / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Base of all policies."""
+
+    name: ClassVar[str] = ""
+
+    def settings(self) -> dict[str, Any]:
+        """Name and settings, as JSON."""
+        return {"policy": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ScoredPolicy(Policy):
+    """Decides from the features each branch causes, per layer, step and sample."""
+
+    @property
+    def score(self) -> Score:
+        raise NotImplementedError
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a layer are scored at most, on a fixed stride; 0 scores all of them."""
+        return 0
+
+    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
+        """Weights ``[batch]`` of the two branches from their scores ``[batch]``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ScheduledPolicy(Policy):
+    """Decides from the weights' statistics and the step alone: no features are looked at."""
+
+    def prepare(self, segments: Sequence[SegmentDeltas]) -> Any:
+        """Statistics of all shared segments, once a model: handed back to :meth:`weights_at`."""
+        return None
+
+    def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:
+        """(subject, style) weights of the segment with that index."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StaticPolicy(Policy):
+    """Merges the two branches of a segment into one delta, once; the model then runs at its own speed."""
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the merge is the plain sum, which core can do from the files' own patches."""
+        return False
+
+    @property
+    def exact_factors(self) -> bool:
+        """Whether the merge is low-rank, so that it can be kept as factors."""
+        return False
+
+    def merge(self, segment: SegmentDeltas) -> Tensor | tuple[Tensor, Tensor]:
+        """The merged delta of a segment: dense ``[out, in, *kernel]``, or exact factors ``(up, down)``."""
+        raise NotImplementedError

@@ -1,0 +1,162 @@
+"""Policies that look at what each LoRA does to the features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..scores import SCORES, Score
+from .base import ScoredPolicy, StepContext
+
+
+@dataclass(frozen=True)
+class HardChoice(ScoredPolicy):
+    """The branch with the larger score takes the whole layer, ties go to the subject (Eq. 13)."""
+
+    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
+        wins = (subject >= style).to(subject.dtype)
+        return wins, 1.0 - wins
+
+
+@dataclass(frozen=True)
+class Paper(HardChoice):
+    """Eq. 9-13 of arXiv 2602.15539: the LoRA with the larger KL takes the whole layer.
+
+    Where the paper is silent: softmax over channels, mean over all tokens, one decision per layer, step and sample,
+    conditional and unconditional apart. No balance, no smoothing, no time term. A layer that only one LoRA touches is
+    given to it.
+    """
+
+    name: ClassVar[str] = "paper"
+
+    @property
+    def score(self) -> Score:
+        return SCORES["kl"]
+
+
+@dataclass(frozen=True)
+class JensenShannon(HardChoice):
+    """The paper's ablation with the symmetric Jensen-Shannon divergence in place of KL."""
+
+    name: ClassVar[str] = "js"
+
+    @property
+    def score(self) -> Score:
+        return SCORES["js"]
+
+
+@dataclass(frozen=True)
+class Cosine(HardChoice):
+    """The paper's ablation with cosine similarity: the LoRA whose output is *less* like the base output wins."""
+
+    name: ClassVar[str] = "cosine"
+
+    @property
+    def score(self) -> Score:
+        return SCORES["cosine"]
+
+
+@dataclass(frozen=True)
+class Energy(HardChoice):
+    """The louder LoRA of the layer, ``||h||^2 / ||F||^2``, takes it: KL without its softmax."""
+
+    name: ClassVar[str] = "energy"
+
+    @property
+    def score(self) -> Score:
+        return SCORES["energy"]
+
+
+@dataclass(frozen=True)
+class KLSoft(ScoredPolicy):
+    """A sigmoid of the log ratio of the two scores: ``w_subject = sigmoid((log d_c - log d_s + bias) / tau)``.
+
+    Attributes:
+        temperature: tau; towards 0 it becomes the paper's hard choice, large values share every layer equally.
+        balance: bias towards the subject, in factors of e of the score (negative favours the style).
+        share: "one" gives weights that add to 1; "both" gives ``min(1, 2 w)``: equal LoRAs both stay whole and only
+            the loser of a clear decision is turned down.
+        floor: least weight of either branch.
+        score_name: one of ``SCORES``.
+        tokens: how many tokens are scored at most.
+    """
+
+    name: ClassVar[str] = "kl_soft"
+
+    temperature: float = 0.5
+    balance: float = 0.0
+    share: str = "one"
+    floor: float = 0.0
+    score_name: str = "half_variance"
+    tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}; for a hard choice use 'paper'")
+        if self.share not in ("one", "both"):
+            raise ValueError(f"share must be 'one' or 'both', got {self.share!r}")
+        if self.score_name not in SCORES:
+            raise ValueError(f"unknown score {self.score_name!r}; known: {', '.join(SCORES)}")
+        if not 0 <= self.floor <= 0.5:
+            raise ValueError(f"floor must lie between 0 and 0.5, got {self.floor}")
+
+    @property
+    def score(self) -> Score:
+        return SCORES[self.score_name]
+
+    @property
+    def max_tokens(self) -> int:
+        return self.tokens
+
+    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
+        # Scores are squares: the floor keeps an all-zero delta finite without touching any real one.
+        log_ratio = subject.clamp_min(1e-30).log() - style.clamp_min(1e-30).log()
+        w_subject = torch.sigmoid((log_ratio + self.balance) / self.temperature)
+        w_subject = w_subject.clamp(self.floor, 1.0 - self.floor)
+        w_style = 1.0 - w_subject
+        if self.share == "both":
+            return (2 * w_subject).clamp_max(1.0), (2 * w_style).clamp_max(1.0)
+        return w_subject, w_style
+
+
+@dataclass(frozen=True)
+class Loudness(ScoredPolicy):
+    """Both LoRAs are kept; the quieter one of a layer is raised towards the louder one, measured in the features.
+
+    With ``e = ||h||^2`` of the branches over the layer's tokens, the gains are ``w_k = (max(e) / e_k)^(beta / 2)``,
+    at most ``max_gain``: beta 1 makes both equally loud in every layer, 0 leaves the plain sum.
+
+    Attributes:
+        beta: how much of the difference in loudness is evened out.
+        max_gain: bound of the gain, so that a LoRA that hardly touches a layer is not blown up.
+        balance: factors of e in energy by which the style may be the louder one (above 0) or the subject (below 0).
+        tokens: how many tokens are measured at most.
+    """
+
+    name: ClassVar[str] = "loudness"
+
+    beta: float = 1.0
+    max_gain: float = 2.0
+    balance: float = 0.0
+    tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.max_gain >= 1:
+            raise ValueError(f"max_gain must be at least 1, got {self.max_gain}")
+
+    @property
+    def score(self) -> Score:
+        return SCORES["energy"]
+
+    @property
+    def max_tokens(self) -> int:
+        return self.tokens
+
+    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
+        log_ratio = subject.clamp_min(1e-30).log() - style.clamp_min(1e-30).log() + self.balance
+        gain = (0.5 * self.beta * log_ratio).clamp(-math.log(self.max_gain), math.log(self.max_gain))
+        return (-gain).clamp_min(0).exp(), gain.clamp_min(0).exp()
