@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 import world
 from judge import Judge
-from torch import Tensor
 
 Maker = Callable[[Any, Path, Path], Any]
 """(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
@@ -163,7 +164,9 @@ def table_row(label: str, result: Result, styles: int) -> str:
     )
 
 
-def truth(small: world.SmallWorld, judge: Judge, pictures: Any, subjects: Sequence[str], styles: Sequence[str]) -> Result:
+def truth(
+    small: world.SmallWorld, judge: Judge, pictures: Any, subjects: Sequence[str], styles: Sequence[str]
+) -> Result:
     """The true pictures through the autoencoder: the ceiling."""
     made, values = [], []
     for style in styles:

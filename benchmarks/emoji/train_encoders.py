@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from data import ASSETS, Pictures, crop, load_pictures, soften
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from data import ASSETS, Pictures, crop, load_pictures, soften
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import torchvision_shim  # noqa: E402

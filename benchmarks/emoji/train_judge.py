@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 import torch
-from data import Pictures, crop, load_pictures, soften
-from judge import JUDGE_FILE, METADATA_KEY, JudgeNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from data import Pictures, crop, load_pictures, soften
+from judge import JUDGE_FILE, METADATA_KEY, JudgeNet
 
 
 def split(pictures: Pictures, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,8 +103,11 @@ def main() -> None:
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     names = json.dumps({"subjects": pictures.holdout_subjects, "styles": pictures.style_names})
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in {**tensors, "references": table.half()}.items()}, arguments.out,
-              {METADATA_KEY: names})
+    save_file(
+        {k: v.contiguous() for k, v in {**tensors, "references": table.half()}.items()},
+        arguments.out,
+        {METADATA_KEY: names},
+    )
     print(f"{arguments.out} {arguments.out.stat().st_size / 2**20:.1f} MB")
 
 

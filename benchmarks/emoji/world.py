@@ -1,10 +1,10 @@
 """The small world in this process, through ComfyUI's own loaders and sampler.
 
-    import world
-    world.enter_host()                      # before anything of comfy or lora_conductor is imported
-    small = world.SmallWorld(folder)        # folder with the files of the small world, default: the shipped assets
-    latents = small.sample(model, "fox", "openmoji", seeds=[1, 2])
-    pictures = small.decode(latents)        # [2, 3, 64, 64] in [0, 1]
+import world
+world.enter_host()                      # before anything of comfy or lora_conductor is imported
+small = world.SmallWorld(folder)        # folder with the files of the small world, default: the shipped assets
+latents = small.sample(model, "fox", "openmoji", seeds=[1, 2])
+pictures = small.decode(latents)        # [2, 3, 64, 64] in [0, 1]
 """
 
 from __future__ import annotations
