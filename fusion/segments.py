@@ -37,11 +37,8 @@ class SegmentDeltas:
         up, down = self.up[role].double(), self.down[role].double().flatten(1)
         return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0))
 
-    def top_sum(self, role: str, k: int) -> float:
-        """Sum of the ``k`` largest ``|dW|`` entries (K-LoRA's importance)."""
+    def l1_and_top(self, role: str, k: int) -> tuple[float, float]:
+        """``||dW||_1`` and the sum of the ``k`` largest ``|dW|`` entries (K-LoRA's importance)."""
         flat = self.dense(role).flatten().abs()
-        return float(torch.topk(flat, min(k, flat.numel())).values.double().sum())
-
-    def l1(self, role: str) -> float:
-        """``||dW||_1``."""
-        return float(self.dense(role).abs().double().sum())
+        top = torch.topk(flat, min(k, flat.numel())).values
+        return float(flat.sum(dtype=torch.float64)), float(top.sum(dtype=torch.float64))

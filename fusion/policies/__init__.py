@@ -2,7 +2,7 @@
 
 from .base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
 from .scheduled import BlockMask, Chance, ESTLoRA, KLoRA, Switch
-from .scored import Cosine, Energy, JensenShannon, KLSoft, Loudness, Paper
+from .scored import Balanced, Cosine, Energy, JensenShannon, KLSoft, Paper
 from .static import DARE, DELLA, SVD, TIES, Average, MagnitudePrune, NPLoRA, Sum
 
 POLICIES: dict[str, type[Policy]] = {
@@ -15,7 +15,7 @@ POLICIES: dict[str, type[Policy]] = {
         JensenShannon,
         Cosine,
         Energy,
-        Loudness,
+        Balanced,
         KLoRA,
         ESTLoRA,
         NPLoRA,
@@ -29,7 +29,7 @@ POLICIES: dict[str, type[Policy]] = {
         Chance,
     )
 }
-RECOMMENDED: Policy = KLSoft(share="both")
+RECOMMENDED: Policy = Balanced()
 
 __all__ = [
     "DARE",
@@ -39,6 +39,7 @@ __all__ = [
     "SVD",
     "TIES",
     "Average",
+    "Balanced",
     "BlockMask",
     "Chance",
     "Cosine",
@@ -47,7 +48,6 @@ __all__ = [
     "JensenShannon",
     "KLSoft",
     "KLoRA",
-    "Loudness",
     "MagnitudePrune",
     "NPLoRA",
     "Paper",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..segments import SegmentDeltas
+from ..segments import ROLES, SegmentDeltas
 from .base import ScheduledPolicy, StepContext
 
 SUBJECT = (1.0, 0.0)
@@ -21,7 +21,9 @@ class KLoRA(ScheduledPolicy):
 
     ``K = r_c r_s``; the subject takes the layer if ``S_c / gamma > S_s S(t)``. Follows the official code where it
     differs from the paper: gamma is the mean over layers of ``||dW_c||_1 / ||dW_s||_1`` after layers of three times
-    that mean are dropped, and the comparison is strict. The progress is the real step's, not a call counter.
+    that mean are dropped (paper: the ratio of the totals), and the comparison is strict (paper: >=). Follows neither
+    in two things: the progress is the step's, where the code counts calls of LoRA layers; and ``dW`` holds alpha and
+    strength, which the code ignores: gamma takes out whatever is the same in all layers.
 
     Attributes:
         variant: "s": ``S = alpha t/T + beta`` with beta 0.5 (the paper); "s*": ``S = (alpha t/T + beta) mod alpha``
@@ -46,15 +48,18 @@ class KLoRA(ScheduledPolicy):
 
     def prepare(self, segments: Sequence[SegmentDeltas]) -> list[tuple[float, float]]:
         """Per segment ``(S_c / gamma, S_s)``."""
-        ratios = [s.l1("subject") / max(s.l1("style"), 1e-30) for s in segments]
-        mean = sum(ratios) / len(ratios)
-        kept = [r for r in ratios if r < 3 * mean] or ratios
-        gamma = max(sum(kept) / len(kept), 1e-30)
-        tops = []
+        masses, tops = [], []
         for segment in segments:
             k = segment.rank("subject") * segment.rank("style")
-            tops.append((segment.top_sum("subject", k) / gamma, segment.top_sum("style", k)))
-        return tops
+            mass, top = zip(*(segment.l1_and_top(role, k) for role in ROLES), strict=True)
+            masses.append(mass)
+            tops.append(top)
+        # A layer that one file leaves at zero has no ratio; its winner is plain without gamma.
+        ratios = [c / s for c, s in masses if c > 0 and s > 0] or [1.0]
+        mean = sum(ratios) / len(ratios)
+        kept = [ratio for ratio in ratios if ratio < 3 * mean]
+        gamma = sum(kept) / len(kept)
+        return [(c / gamma, s) for c, s in tops]
 
     def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:
         subject, style = prepared[index]
@@ -65,10 +70,12 @@ class KLoRA(ScheduledPolicy):
 class ESTLoRA(ScheduledPolicy):
     """EST-LoRA (arXiv 2508.02165): energy decides. Subject iff ``E_c >= gamma_t E_s``, ``gamma_t = alpha t/T + 1 - D``.
 
+    ``E = ||dW||_F^2``. Follows SD.Next, not the paper, in dividing ``E_c`` by the balance ``sum E_c / sum E_s``.
+
     Attributes:
         alpha: slope of the schedule.
         discrepancy: D in [0, 1], how far the style is from the base model's own look. The paper measures it from
-            probe pictures; SD.Next, which this follows, takes 0.5 and divides by the balance ``sum E_c / sum E_s``.
+            probe pictures; 0.5 is SD.Next's default.
     """
 
     name: ClassVar[str] = "est_lora"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -124,29 +123,37 @@ class KLSoft(ScoredPolicy):
 
 
 @dataclass(frozen=True)
-class Loudness(ScoredPolicy):
-    """Both LoRAs are kept; the quieter one of a layer is raised towards the louder one, measured in the features.
+class Balanced(ScoredPolicy):
+    """Both LoRAs stay in every layer, evened out in loudness; the subject leads early, the style late.
 
-    With ``e = ||h||^2`` of the branches over the layer's tokens, the gains are ``w_k = (max(e) / e_k)^(beta / 2)``,
-    at most ``max_gain``: beta 1 makes both equally loud in every layer, 0 leaves the plain sum.
+    With ``e_k = ||h_k||^2 / ||F||^2`` measured in the features and the lead ``b(t)`` going from ``-subject_lead`` to
+    ``style_lead`` over the run,
+
+        r = evenness (log e_c - log e_s) + b(t),   w_s = 2 drive sigmoid(r / 2),   w_c = 2 drive sigmoid(-r / 2).
+
+    At r = 0 both weights are ``drive``; at evenness 1 both LoRAs are equally loud in a layer when b = 0, however
+    strong their files are. Composition is set in the first steps and texture in the last (K-LoRA's finding), hence
+    the hand-over.
 
     Attributes:
-        beta: how much of the difference in loudness is evened out.
-        max_gain: bound of the gain, so that a LoRA that hardly touches a layer is not blown up.
-        balance: factors of e in energy by which the style may be the louder one (above 0) or the subject (below 0).
-        tokens: how many tokens are measured at most.
+        evenness: 0 ignores loudness, 1 evens it out.
+        subject_lead: how far the subject leads at the first step, in factors of e of energy.
+        style_lead: how far the style leads at the last step.
+        drive: weight of each when neither leads.
+        tokens: how many tokens of a layer are measured at most.
     """
 
-    name: ClassVar[str] = "loudness"
+    name: ClassVar[str] = "balanced"
 
-    beta: float = 1.0
-    max_gain: float = 2.0
-    balance: float = 0.0
+    evenness: float = 1.0
+    subject_lead: float = 1.0
+    style_lead: float = 2.0
+    drive: float = 1.2
     tokens: int = 64
 
     def __post_init__(self) -> None:
-        if not self.max_gain >= 1:
-            raise ValueError(f"max_gain must be at least 1, got {self.max_gain}")
+        if not self.drive > 0:
+            raise ValueError(f"drive must be above 0, got {self.drive}")
 
     @property
     def score(self) -> Score:
@@ -157,6 +164,8 @@ class Loudness(ScoredPolicy):
         return self.tokens
 
     def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-        log_ratio = subject.clamp_min(1e-30).log() - style.clamp_min(1e-30).log() + self.balance
-        gain = (0.5 * self.beta * log_ratio).clamp(-math.log(self.max_gain), math.log(self.max_gain))
-        return (-gain).clamp_min(0).exp(), gain.clamp_min(0).exp()
+        along = context.step / max(1, context.steps - 1)
+        lead = -self.subject_lead + (self.subject_lead + self.style_lead) * along
+        log_ratio = subject.clamp_min(1e-30).log() - style.clamp_min(1e-30).log()
+        r = (self.evenness * log_ratio + lead) / 2
+        return 2 * self.drive * torch.sigmoid(-r), 2 * self.drive * torch.sigmoid(r)

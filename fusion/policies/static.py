@@ -46,7 +46,7 @@ class Sum(FactorPolicy):
 
 @dataclass(frozen=True)
 class Average(FactorPolicy):
-    """Half of each."""
+    """Half of each where both touch a layer; a layer of one LoRA keeps it whole."""
 
     name: ClassVar[str] = "average"
 
@@ -58,8 +58,9 @@ class Average(FactorPolicy):
 class NPLoRA(FactorPolicy):
     """NP-LoRA (arXiv 2511.11051): the subject is projected off the style's input subspace, softly.
 
-    ``dW = dW_s + dW_c (I - mu/(1+mu) Q Q^T)`` with ``Q`` an orthonormal basis of the rows of ``A_s``. In factors:
-    ``A_c' = A_c - mu/(1+mu) (A_c Q) Q^T``. mu 0 is the sum, a large mu the hard null-space projection.
+    ``dW = dW_s + dW_c (I - mu/(1+mu) V V^T)`` with ``V`` the right singular vectors of ``dW_s`` that have a singular
+    value. In factors: ``A_c' = A_c - mu/(1+mu) (A_c V) V^T``. mu 0 is the sum, a large mu the hard null-space
+    projection. A convolution's input space is that of its unfolded patches.
     """
 
     name: ClassVar[str] = "np_lora"
@@ -72,8 +73,10 @@ class NPLoRA(FactorPolicy):
 
     def merge(self, segment: SegmentDeltas) -> Factors:
         down_c, down_s = segment.down["subject"].flatten(1), segment.down["style"].flatten(1)
-        # Rows that are linear combinations of others add nothing to the subspace: a plain QR would invent directions.
-        _, singular, right = torch.linalg.svd(down_s.double(), full_matrices=False)
+        # A thin QR of A_s, as the paper suggests, would invent directions where A_s or B_s lacks rank: the singular
+        # vectors of the product, through the small triangle of B_s, do not.
+        triangle = torch.linalg.qr(segment.up["style"].double(), mode="r").R
+        _, singular, right = torch.linalg.svd(triangle @ down_s.double(), full_matrices=False)
         basis = right[singular > singular[0] * 1e-7].T.to(down_c)
         projected = down_c - self.mu / (1 + self.mu) * (down_c @ basis) @ basis.T
         up = torch.cat([segment.up["subject"], segment.up["style"]], dim=1)
@@ -119,7 +122,13 @@ def elect_and_mean(deltas: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class MagnitudePrune(StaticPolicy):
-    """Each delta keeps its largest entries; the kept ones are added."""
+    """Each delta keeps its largest entries, as in PEFT's ``magnitude_prune_svd`` but undiminished; then the sum.
+
+    On the dense deltas: PEFT's variant without ``svd`` prunes the factors, which prunes other entries.
+
+    Attributes:
+        density: share of entries kept.
+    """
 
     name: ClassVar[str] = "magnitude_prune"
 
@@ -135,6 +144,9 @@ class MagnitudePrune(StaticPolicy):
 @dataclass(frozen=True)
 class TIES(StaticPolicy):
     """TIES-Merging (arXiv 2306.01708): trim, elect signs, average what agrees.
+
+    On the dense deltas, as the paper does with its task vectors (PEFT's ``ties`` works on the factors). The sign is
+    elected after the strengths are applied, as in mergekit; an even vote counts as +, as in PEFT.
 
     Attributes:
         density: share of entries kept (the paper's 0.2 is for many full models).
@@ -155,7 +167,14 @@ class TIES(StaticPolicy):
 
 @dataclass(frozen=True)
 class DARE(StaticPolicy):
-    """DARE (arXiv 2311.03099): entries are dropped by chance and the rest rescaled by ``1 / density``; then the sum."""
+    """DARE (arXiv 2311.03099): entries are dropped by chance and the rest rescaled by ``1 / density``; then the sum.
+
+    The expectation of the merge is the plain sum.
+
+    Attributes:
+        density: share of entries kept, on average.
+        seed: of the draw; every layer and role draws apart.
+    """
 
     name: ClassVar[str] = "dare"
 
@@ -169,7 +188,7 @@ class DARE(StaticPolicy):
         total = None
         for role in ROLES:
             dense = segment.dense(role)
-            kept = dense * (_uniform(segment.name, role, self.seed, dense) < self.density) / self.density
+            kept = dense * (uniform(segment.name, role, self.seed, dense) < self.density) / self.density
             total = kept if total is None else total + kept
         assert total is not None
         return total
@@ -180,7 +199,13 @@ class DELLA(StaticPolicy):
     """DELLA (arXiv 2406.11617): like DARE, but larger entries of a row are kept likelier; then TIES' election.
 
     An entry of rank i (0 smallest) among the n of its row is kept with probability
-    ``density - epsilon + 2 epsilon i / (n - 1)`` and divided by it.
+    ``density - epsilon + 2 epsilon i / (n - 1)`` and divided by it. Follows mergekit's spread of +- epsilon (the
+    paper's is +- epsilon / 2) and the paper's rescaling of each entry by its own probability.
+
+    Attributes:
+        density: mean share of entries kept.
+        epsilon: how much the largest entry of a row is favoured, the smallest disfavoured.
+        seed: of the draw.
     """
 
     name: ClassVar[str] = "della"
@@ -201,12 +226,12 @@ class DELLA(StaticPolicy):
             rows = dense.flatten(1)
             order = rows.abs().argsort(1).argsort(1).to(rows)
             p = self.density - self.epsilon + 2 * self.epsilon * order / max(1, rows.shape[1] - 1)
-            chosen = _uniform(segment.name, role, self.seed, rows) < p
+            chosen = uniform(segment.name, role, self.seed, rows) < p
             kept.append((rows * chosen / p).reshape(dense.shape))
         return elect_and_mean(kept)
 
 
-def _uniform(name: str, role: str, seed: int, like: Tensor) -> Tensor:
+def uniform(name: str, role: str, seed: int, like: Tensor) -> Tensor:
     """Uniform numbers that depend on the layer, the role and the seed alone, not on the order of layers."""
     digest = hashlib.sha256(f"{seed}:{role}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
