@@ -39,7 +39,7 @@ bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python benchmarks/speed.py $(ARGS)
 
 bench-quality: setup ## subject and style fidelity in the small world
-	@$(RUN)/python benchmarks/quality.py $(ARGS)
+	@$(RUN)/python benchmarks/emoji/evaluate_policies.py $(ARGS)
 
 screenshots: setup ## the real page with the example workflow, into output/screenshots/
 	@$(RUN)/python tools/screenshots.py $(ARGS)

@@ -31,7 +31,7 @@ def prepare(policy: Policy, layers: Sequence[FusedLayer]) -> tuple[Any, dict[str
     return policy.prepare([layer.segment_deltas(segment) for layer, segment in pairs]) if pairs else None, index
 
 
-@dataclass
+@dataclass(eq=False)
 class Router:
     """Decides the segments of one model call after another.
 
@@ -67,6 +67,13 @@ class Router:
         weights: dict[str, Weight] = {"subject": subject, "style": style}
         self.decisions.append(Decision(segment.name, scores, weights))
         return weights
+
+    def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
+        """Keep that a pass of the whole model ran with one role's LoRAs alone."""
+        weights: dict[str, Weight] = {other: float(other == role) for other in ROLES}
+        self.decisions += [
+            Decision(segment.name, {}, weights) for layer in layers for segment in layer.segments if segment.shared
+        ]
 
     def take(self) -> list[Decision]:
         """The decisions of the call that ended; the next one starts empty."""

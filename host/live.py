@@ -6,15 +6,16 @@ executes (another device's copy, a compiled one), swaps their forwards for one c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..fusion.layers import Decide, FusedLayer
-from ..fusion.policies import StaticPolicy
+from ..fusion.layers import FusedLayer, Segment, Weight
+from ..fusion.policies import PassPolicy, StaticPolicy
 from ..fusion.record import RoutingRecord
 from ..fusion.router import Router
 from .errors import ConductorError
@@ -26,13 +27,25 @@ if TYPE_CHECKING:
 KEPT_RUNS = 8
 
 
+class _Forward(NamedTuple):
+    """A fused forward, and what it was made for."""
+
+    module: nn.Module
+    before: Any
+    function: Any
+
+
 class LiveFusion:
     """The wrappers of one spec. Holds the open runs (sampling may nest) and the records of the last few."""
 
     def __init__(self, spec: FusionSpec) -> None:
         self.spec = spec
         self._open: list[Run] = []
+        self._running: Run | None = None
         self._records: list[tuple[Tensor, RoutingRecord]] = []
+        self._forwards: dict[str, _Forward] = {}
+        self._role: str | None = None
+        self._alone: dict[tuple[str, str], FusedLayer] = {}
 
     def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
@@ -57,10 +70,72 @@ class LiveFusion:
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
         run = self._open[-1] if self._open else Run(self._router(), (float(t.max()), 0.0))
-        with installed(self.spec.layers, executor.class_obj, run.router.decide):
-            output = executor(x, t, *args, **kwargs)
+        self._running = run
+        policy = self.spec.policy
+        with self._installed(executor.class_obj):
+            if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
+                output = self._in_passes(policy, run.router, executor, x, t, *args, **kwargs)
+            else:
+                output = executor(x, t, *args, **kwargs)
         run.end_call()
         return output
+
+    def _in_passes(self, policy: PassPolicy, router: Router, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One model call for each role the policy asks for; the mean of their outputs."""
+        outputs = []
+        try:
+            for role in policy.passes(router.context):
+                self._role = role
+                outputs.append(executor(*args, **kwargs))
+                router.note_pass(role, self.spec.layers)
+        finally:
+            self._role = None
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+
+    @contextmanager
+    def _installed(self, model: nn.Module) -> Iterator[None]:
+        """Swap the forwards of the spec's layers on this very model, and put them back."""
+        replaced: list[tuple[nn.Module, Any]] = []
+        try:
+            for layer in self.spec.layers:
+                module = _find(model, layer.name)
+                before = module.__dict__.get("forward")
+                replaced.append((module, before))
+                module.__dict__["forward"] = self._forward_for(layer, module, before)
+            yield
+        finally:
+            for module, before in reversed(replaced):
+                if before is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = before
+
+    def _forward_for(self, layer: FusedLayer, module: nn.Module, before: Any) -> Any:
+        """The layer's fused forward, the same function from call to call: a compiled model is not compiled again."""
+        kept = self._forwards.get(layer.name)
+        if kept is None or kept.module is not module or kept.before is not before:
+            kept = self._forwards[layer.name] = _Forward(module, before, self._fused(layer, module.forward))
+        return kept.function
+
+    def _fused(self, layer: FusedLayer, base_forward: Any) -> Any:
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return self._acting(layer).fuse(x, base_forward(x, *args, **kwargs), self._decide)
+
+        # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
+        return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
+
+    def _acting(self, layer: FusedLayer) -> FusedLayer:
+        """The layer, or in a pass of one role's LoRAs its share of it."""
+        if self._role is None:
+            return layer
+        key = (layer.name, self._role)
+        if key not in self._alone:
+            self._alone[key] = only(layer, self._role)
+        return self._alone[key]
+
+    def _decide(self, segment: Segment, base: Tensor, delta: Callable[[str, int], Tensor]) -> dict[str, Weight]:
+        assert self._running is not None
+        return self._running.router.decide(segment, base, delta)
 
     def record_of(self, samples: Tensor) -> RoutingRecord | None:
         """The record of the run that made these samples, if it is one of the last few."""
@@ -74,37 +149,12 @@ class LiveFusion:
 
     def _check(self) -> None:
         spec = self.spec
-        if spec.has_both_roles and spec.shared_layers == 0 and not isinstance(spec.policy, StaticPolicy):
+        if spec.has_both_roles and spec.shared_layers == 0 and not isinstance(spec.policy, (StaticPolicy, PassPolicy)):
             names = " and ".join(f"'{lora.name}'" for lora in spec.loras)
             raise ConductorError(
                 f"{names} have no layer in common, so the policy '{spec.policy.name}' has nothing to decide. "
                 "Set KLLayerRouter's policy to 'sum' to apply both as they are."
             )
-
-
-@contextmanager
-def installed(layers: Iterable[FusedLayer], model: nn.Module, decide: Decide) -> Iterator[None]:
-    """Swap the forwards of the layers on this very model, and put them back."""
-    replaced: list[tuple[nn.Module, Any]] = []
-    try:
-        for layer in layers:
-            module = _find(model, layer.name)
-            replaced.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = _fused_forward(layer, module.forward, decide)
-        yield
-    finally:
-        for module, before in reversed(replaced):
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = before
-
-
-def _fused_forward(layer: FusedLayer, base_forward: Any, decide: Decide) -> Any:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return layer.fuse(x, base_forward(x, *args, **kwargs), decide)
-
-    return forward
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:

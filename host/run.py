@@ -25,7 +25,7 @@ class _Call:
     decisions: list[Decision]
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """Opened when sampling starts, closed when it ends, whatever ends it.
 

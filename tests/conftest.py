@@ -81,3 +81,18 @@ def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
     """A running ComfyUI with this pack and the small world; one for the whole session."""
     with ComfyServer(host.path, make_base(tmp_path_factory.mktemp("server"))) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests measured (``record_property``), not only that they were small enough."""
+    figures = [
+        (report.nodeid.rpartition("/")[2], name, value)
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        if report.when == "call"
+        for name, value in report.user_properties
+    ]
+    if figures:
+        terminalreporter.section("figures")
+        for test, name, value in figures:
+            shown = f"{value:.1e}" if isinstance(value, float) else value
+            terminalreporter.write_line(f"{shown:>10}  {name}  ({test})")

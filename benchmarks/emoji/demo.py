@@ -156,6 +156,7 @@ def main() -> None:
                             for role in ("subject_image", "style_image")
                         ],
                         "pictures": [picture(f"save/{column}/{seed}") for column in COLUMNS],
+                        "truth": Image.open(base / "input" / f"truth_{subject}_{style}.png"),
                     }
                 )
             report["pairs"].append(

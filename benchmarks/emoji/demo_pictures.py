@@ -13,14 +13,16 @@ INK, MUTED, LINE, ACCENT = "#1b1f24", "#656d76", "#d8dee4", "#0a5c8f"
 
 
 def comparison(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Image.Image:
-    """One row a pair and seed: the two references, then a picture per column. Ours stand on a tinted ground."""
+    """One row a pair and seed: the two references, a picture per column, the truth. Ours stand on a tinted ground."""
     from matplotlib import font_manager
 
     regular = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 14)
     bold = ImageFont.truetype(font_manager.findfont("DejaVu Sans:bold"), 14)
     small = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)
-    heads = ["this subject ...", "... in that style", *columns]
-    lefts = [MARGIN + SIDE + i * (CELL + GAP) + (GAP * 2 if i >= 2 else 0) for i in range(len(heads))]
+    heads = ["this subject ...", "... in that style", *columns, "the true picture"]
+    # References | what was made | truth: a wider gap between the three.
+    gaps = [0 if i < 2 else 2 * GAP if i < len(heads) - 1 else 4 * GAP for i in range(len(heads))]
+    lefts = [MARGIN + SIDE + i * (CELL + GAP) + gap for i, gap in enumerate(gaps)]
     width = lefts[-1] + CELL + MARGIN
     height = HEAD + len(rows) * (CELL + GAP) + MARGIN
     sheet = Image.new("RGB", (width, height), "white")
@@ -46,7 +48,7 @@ def comparison(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Image.
             ((row["subject"], INK), (f"in {_short(row['style'])}", INK), (f"seed {row['seed']}", MUTED))
         ):
             draw.text((MARGIN, top + CELL / 2 - 30 + 20 * n), text, fill=color, font=bold if n == 0 else small)
-        for left, picture in zip(lefts, [*row["references"], *row["pictures"]], strict=True):
+        for left, picture in zip(lefts, [*row["references"], *row["pictures"], row["truth"]], strict=True):
             sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
             draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=LINE)
     return sheet

@@ -5,7 +5,7 @@ import comfy.samplers
 import pytest
 import torch
 
-from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper
+from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
 from lora_conductor.host.lora_files import model_patches, read_lora
@@ -153,6 +153,46 @@ def test_another_packs_forward_is_kept(setting):
         assert module.__dict__["forward"] is theirs and calls
     finally:
         del module.forward
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_torch_compile_gives_the_same_picture_and_compiles_once(setting, compiled_first):
+    """Core's own compile wrapper, on either side of ours. (The eager backend: what is tested is the tracing.)"""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from torch._dynamo.utils import counters
+
+    model, fused = setting
+    plain = tiny.sample(fused, steps=2)
+    compiled = fused.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    if compiled_first:
+        ours = {k: v for k, v in compiled.wrappers["apply_model"].items() if k.startswith("lora_conductor")}
+        compiled.wrappers["apply_model"] = {
+            k: v for k, v in compiled.wrappers["apply_model"].items() if k not in ours
+        } | ours
+    first = tiny.sample(compiled, steps=2)
+    frames = counters["frames"]["total"]
+    again = tiny.sample(compiled, steps=2)
+    assert tiny.relative(first, plain) < TOLERANCE and torch.equal(first, again)
+    assert counters["frames"]["total"] == frames, "the second run was compiled again"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_stored_in_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
+    """fp8 weights say nothing about the dtype to compute in; core's merge has to round the sum back to fp8."""
+    exact = tiny.tiny_flux()
+    shapes = tiny.layer_shapes(exact)
+    paths = [tiny.make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i, size=0.1) for i in (1, 2)]
+    truth = tiny.sample(tiny.core_stacked(exact, (paths[0], 0.8), (paths[1], 0.6)))
+    low = tiny.tiny_flux(dtype)
+    patches = [
+        (model_patches(read_lora(p.name, str(p)), low), r, s)
+        for p, r, s in zip(paths, ("subject", "style"), (0.8, 0.6), strict=True)
+    ]
+    ours = tiny.relative(tiny.sample(set_policy(add_loras(low, patches), Sum(), always_live=True)), truth)
+    core = tiny.relative(tiny.sample(tiny.core_stacked(low, (paths[0], 0.8), (paths[1], 0.6))), truth)
+    print(f"{dtype}: ours {ours:.1e}, core {core:.1e}")
+    assert ours <= 1.1 * core
 
 
 def test_no_shared_layer_is_said_before_sampling(setting, tmp_path):
