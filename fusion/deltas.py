@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bypasses import Bypass, LowRankBypass
+
 
 class DeltaError(ValueError):
     """A delta's factors do not fit each other or the weight they are for."""
@@ -42,6 +44,11 @@ class LowRankDelta:
     @property
     def out_stop(self) -> int:
         return self.out_start + self.up.shape[0]
+
+    def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
+        """The delta as a module of its own, ``outer`` times (see :class:`.adapters.Delta`)."""
+        slices = (self.out_start, self.out_stop, self.in_start, self.down.shape[1])
+        return LowRankBypass(self.up.float() * (self.scale * outer), self.down.float(), slices, dtype)
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The dense update ``[out, in, *kernel]`` of the delta's own slice (for tests, statistics and baking)."""
@@ -78,7 +85,7 @@ def low_rank_delta(
         DeltaError: the factors have the wrong shape for the weight, or hold NaN or infinity.
     """
     for name, tensor in (("up", up), ("down", down), ("mid", mid)):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+        if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
             raise DeltaError(f"the {name} factor holds NaN or infinite values")
     if up.ndim < 2 or down.ndim < 2:
         raise DeltaError(f"factors need two dimensions, got {tuple(up.shape)} and {tuple(down.shape)}")

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deltas import LowRankDelta
+from .adapters import Delta
+from .base_layer import BaseLayer
+from .bypasses import Bypass, frozen, like
+from .deltas import DeltaError, LowRankDelta
+from .geometry import Geometry
 from .segments import ROLES, SegmentDeltas
 
 # A branch's weight: per sample [batch], one number for all, or 1.
 Weight = Tensor | float
 # Asked once per shared segment: (segment, base [batch, tokens, channels], delta of a role on every n-th token).
 Decide = Callable[["Segment", Tensor, Callable[[str, int], Tensor]], dict[str, Weight]]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a layer maps its input to its output: a linear (``kernel`` empty) or a 1-3 dimensional convolution."""
-
-    in_features: int
-    out_features: int
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] | str = ()
-    dilation: tuple[int, ...] = ()
-    padding_mode: str = "zeros"
-
-    @property
-    def is_conv(self) -> bool:
-        return bool(self.kernel)
 
 
 @dataclass(frozen=True)
@@ -45,134 +33,194 @@ class Branch:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of output channels that the same deltas write to: the unit of decision."""
+    """A run of output channels that the same deltas write to: the unit of decision.
+
+    Attributes:
+        name: the layer's, with the channels if they are not all.
+        start, stop: the channels.
+        branches: by role, the low-rank deltas.
+        bypasses: by role, indices of the other deltas among the layer's bypasses.
+    """
 
     name: str
     start: int
     stop: int
     branches: dict[str, tuple[Branch, ...]] = field(default_factory=dict)
+    bypasses: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(role for role in ROLES if self.branches.get(role) or self.bypasses.get(role))
 
     @property
     def shared(self) -> bool:
-        return all(self.branches.get(role) for role in ROLES)
+        return self.roles == ROLES
 
 
 class FusedLayer(nn.Module):
     """The deltas of one layer, by role, ready to be added to its output.
 
-    All down-projections are joined into one ``[total rank, in, *kernel]``; strength and scale are folded into the
-    up-projections in float32 before they are rounded to ``dtype``. Fused weights (qkv) are cut at every slice border,
-    so whole and sliced LoRAs can meet on one module.
+    All low-rank down-projections are joined into one ``[total rank, in, *kernel]``; strength and scale are folded into
+    the up-projections in float32 before they are rounded to ``dtype``. Deltas of other kinds are bypasses of their own.
+    Fused weights (qkv) are cut at every slice border, so whole and sliced LoRAs can meet on one module.
 
     Args:
         name: the layer's name in the model, e.g. ``diffusion_model.double_blocks.0.img_attn.qkv``.
         geometry: of the layer.
-        deltas: per delta its role ("subject" or "style"), strength and factors.
+        deltas: per delta its role ("subject" or "style"), strength and what it is.
         dtype: the dtype the layer computes in.
+        read_weight: gives the base weight ``[out, in, *kernel]``, or None where it cannot be read. Only statistics and
+            static merges of deltas that depend on it ask for it.
     """
 
     def __init__(
         self,
         name: str,
         geometry: Geometry,
-        deltas: Sequence[tuple[str, float, LowRankDelta]],
+        deltas: Sequence[tuple[str, float, Delta]],
         dtype: torch.dtype = torch.float32,
+        read_weight: Callable[[], Tensor | None] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.geometry = geometry
+        self.read_weight = read_weight
         # Subject first, then by position: branches then use neighbouring rows wherever the file allows it.
-        ordered = sorted(deltas, key=lambda d: (ROLES.index(d[0]), d[2].out_start))
-        self.down = _frozen(torch.cat([_whole_input(d, geometry.in_features) for _, _, d in ordered]).to(dtype))
+        deltas = sorted(deltas, key=lambda d: (ROLES.index(d[0]), d[2].out_start))
+        thin = [(role, s, d) for role, s, d in deltas if isinstance(d, LowRankDelta)]
+        other = [(role, s, d) for role, s, d in deltas if not isinstance(d, LowRankDelta)]
+        self.bypasses = nn.ModuleList(delta.bypass(strength, strength, dtype) for _, strength, delta in other)
+        downs = [_whole_input(d, geometry.in_features) for _, _, d in thin]
+        self.down = frozen(torch.cat(downs).to(dtype)) if downs else None
         starts = [0]
-        for _, _, delta in ordered:
+        for _, _, delta in thin:
             starts.append(starts[-1] + delta.rank)
-        borders = sorted({b for _, _, d in ordered for b in (d.out_start, d.out_stop)})
+        borders = sorted({b for _, _, d in deltas for b in (d.out_start, d.out_stop)})
         self.segments: list[Segment] = []
         for start, stop in zip(borders, borders[1:], strict=False):
-            branches: dict[str, tuple[Branch, ...]] = {}
-            for i, (role, strength, delta) in enumerate(ordered):
+            whole = start == 0 and stop == geometry.out_features
+            segment = Segment(name if whole else f"{name}[{start}:{stop}]", start, stop)
+            for i, (role, strength, delta) in enumerate(thin):
                 if delta.out_start <= start and stop <= delta.out_stop:
                     rows = delta.up[start - delta.out_start : stop - delta.out_start]
                     up_name = f"up_{start}_{i}"
-                    self.register_parameter(up_name, _frozen((rows.float() * (delta.scale * strength)).to(dtype)))
+                    self.register_parameter(up_name, frozen((rows.float() * (delta.scale * strength)).to(dtype)))
                     branch = Branch((starts[i], starts[i + 1]), up_name)
-                    branches[role] = (*branches.get(role, ()), branch)
-            if branches:
-                whole = start == 0 and stop == geometry.out_features
-                self.segments.append(Segment(name if whole else f"{name}[{start}:{stop}]", start, stop, branches))
+                    segment.branches[role] = (*segment.branches.get(role, ()), branch)
+            for i, (role, _, delta) in enumerate(other):
+                if delta.out_start <= start and stop <= delta.out_stop:
+                    segment.bypasses[role] = (*segment.bypasses.get(role, ()), i)
+            if segment.roles:
+                self.segments.append(segment)
 
     def segment_deltas(self, segment: Segment) -> SegmentDeltas:
-        """The factors of a segment by role, float32, on the CPU: for statistics and static merges."""
+        """The factors of a segment by role, float32, on the CPU: for statistics and static merges.
+
+        Deltas that depend on the base weight are taken as what they add to it as it is.
+
+        Raises:
+            DeltaError: a delta depends on the base weight, and that cannot be read.
+        """
         down, up = {}, {}
-        for role, branches in segment.branches.items():
-            down[role] = torch.cat([self.down[b.columns[0] : b.columns[1]] for b in branches]).float().cpu()
-            up[role] = torch.cat([getattr(self, b.up) for b in branches], dim=1).float().cpu()
+        for role in segment.roles:
+            pairs = [(getattr(self, b.up), self._rows(b)) for b in segment.branches.get(role, ())]
+            pairs += [self._factors(self._bypass(i), segment) for i in segment.bypasses.get(role, ())]
+            up[role] = torch.cat([pair[0].float().cpu() for pair in pairs], dim=1)
+            down[role] = torch.cat([pair[1].float().cpu() for pair in pairs])
         return SegmentDeltas(segment.name, down, up)
 
-    def fuse(self, x: Tensor, base: Tensor, decide: Decide) -> Tensor:
+    def _rows(self, branch: Branch) -> Tensor:
+        assert self.down is not None
+        return self.down[branch.columns[0] : branch.columns[1]]
+
+    def _bypass(self, index: int) -> Bypass:
+        bypass = self.bypasses[index]
+        assert isinstance(bypass, Bypass)
+        return bypass
+
+    def _factors(self, bypass: Bypass, segment: Segment) -> tuple[Tensor, Tensor]:
+        """A dense delta as exact factors, with the identity on its shorter side."""
+        weight = None
+        if not bypass.additive:
+            weight = self.read_weight() if self.read_weight is not None else None
+            if weight is None:
+                raise DeltaError(
+                    f"{self.name} has an adapter that depends on the base weight, which cannot be read in this model: "
+                    "use a policy that does not look at weights, such as 'kl_soft' or 'sum'"
+                )
+            weight = weight.float().cpu()
+        dense = bypass.dense(weight).cpu()[segment.start - bypass.start : segment.stop - bypass.start]
+        whole = dense.new_zeros(dense.shape[0], *self.geometry.weight_shape[1:])
+        whole[:, bypass.in_start : bypass.in_start + dense.shape[1]] = dense
+        out, width = whole.flatten(1).shape
+        if out <= width:
+            return torch.eye(out), whole
+        return whole.flatten(1), torch.eye(width).reshape(width, *whole.shape[1:])
+
+    def fuse(self, x: Tensor, base: Tensor, decide: Decide, layer: BaseLayer | None = None) -> Tensor:
         """Add the routed deltas to the layer's own output.
 
         Args:
             x: the layer's input, ``[batch, ..., in]`` or ``[batch, in, *space]`` for a convolution.
             base: its output without LoRAs, ``[batch, ..., out]`` or ``[batch, out, *space]``.
             decide: gives the weights of a shared segment's branches; a segment of one role is added whole.
+            layer: the layer without LoRAs; only deltas that depend on its weight need it.
 
         Returns:
             The fused output, shaped and typed as ``base``; ``base`` itself is reused for it.
         """
-        tokens = self._tokens(base)
-        hidden = self._hidden(x)
+        tokens = self.geometry.tokens(base)
+        hidden = None if self.down is None else self.geometry.tokens(self.geometry.project(x, like(self.down, x)))
+        beside = self._beside(x, tokens, layer)
         for segment in self.segments:
             part = tokens[..., segment.start : segment.stop]
             weights: dict[str, Weight] = {}
             if segment.shared:
-                weights = decide(segment, part, self._delta_of(segment, hidden))
-            for role, branches in segment.branches.items():
+                weights = decide(segment, part, self._delta_of(segment, hidden, beside))
+            for role in segment.roles:
                 weight = weights.get(role, 1.0)
                 if isinstance(weight, float) and weight == 0.0:
                     continue
-                for branch in branches:
+                for branch in segment.branches.get(role, ()):
+                    assert hidden is not None
                     part.add_(self._up(branch, _scaled(hidden[..., slice(*branch.columns)], weight)))
-        return self._untoken(tokens, base)
+                for i in segment.bypasses.get(role, ()):
+                    part.add_(_scaled(self._cut(beside[i], i, segment), weight))
+        return self.geometry.untoken(tokens, base)
 
-    def _delta_of(self, segment: Segment, hidden: Tensor) -> Callable[[str, int], Tensor]:
+    def _beside(self, x: Tensor, tokens: Tensor, layer: BaseLayer | None) -> dict[int, Tensor]:
+        """What each bypass adds, all before the base output is overwritten."""
+        used = {i for segment in self.segments for indices in segment.bypasses.values() for i in indices}
+        bypasses = {i: self._bypass(i) for i in sorted(used)}
+        facts: dict[int, Any] = {}
+        linear = None
+        if any(not b.additive for b in bypasses.values()):
+            if layer is None:
+                raise ValueError(f"{self.name}: its deltas depend on the base layer, which was not given")
+            facts = layer.facts(list(bypasses.values()), x)
+            if any(b.needs_linear for b in bypasses.values()):
+                linear = layer.without_bias(tokens, x)
+        return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
+
+    def _cut(self, delta: Tensor, index: int, segment: Segment) -> Tensor:
+        start = self._bypass(index).start
+        return delta[..., segment.start - start : segment.stop - start]
+
+    def _delta_of(self, segment: Segment, hidden: Tensor | None, beside: list[Tensor]) -> Callable[[str, int], Tensor]:
         def delta(role: str, stride: int) -> Tensor:
-            total: Tensor | None = None
-            for branch in segment.branches[role]:
-                part = self._up(branch, hidden[:, ::stride, slice(*branch.columns)])
-                total = part if total is None else total + part
-            assert total is not None
+            parts = [self._cut(beside[i][:, ::stride], i, segment) for i in segment.bypasses.get(role, ())]
+            for branch in segment.branches.get(role, ()):
+                assert hidden is not None
+                parts.append(self._up(branch, hidden[:, ::stride, slice(*branch.columns)]))
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
             return total
 
         return delta
 
     def _up(self, branch: Branch, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, _like(getattr(self, branch.up), hidden))
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        """The joined down-projection of the input: ``[batch, tokens, total rank]``."""
-        down = _like(self.down, x)
-        g = self.geometry
-        if not g.is_conv:
-            return self._tokens(F.linear(x, down))
-        padding = g.padding
-        if g.padding_mode != "zeros" and not isinstance(padding, str):
-            x = F.pad(x, [p for p in reversed(padding) for _ in (0, 1)], mode=g.padding_mode)
-            padding = (0,) * len(padding)
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(g.kernel) - 1]
-        return self._tokens(conv(x, down, None, g.stride, padding, g.dilation))
-
-    def _tokens(self, y: Tensor) -> Tensor:
-        """As ``[batch, tokens, channels]``."""
-        if self.geometry.is_conv:
-            return y.flatten(2).transpose(1, 2)
-        return y.reshape(y.shape[0] if y.ndim > 1 else 1, -1, y.shape[-1])
-
-    def _untoken(self, tokens: Tensor, like: Tensor) -> Tensor:
-        if self.geometry.is_conv:
-            return tokens.transpose(1, 2).reshape(like.shape)
-        return tokens.reshape(like.shape)
+        return F.linear(hidden, like(getattr(self, branch.up), hidden))
 
 
 def _whole_input(delta: LowRankDelta, width: int) -> Tensor:
@@ -190,12 +238,3 @@ def _scaled(hidden: Tensor, weight: Weight) -> Tensor:
     if isinstance(weight, Tensor):
         return hidden * weight.to(hidden.dtype).reshape(-1, 1, 1)
     return hidden if weight == 1.0 else hidden * weight
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
-
-
-def _like(factor: Tensor, x: Tensor) -> Tensor:
-    """The factor where and as the activations are; a no-op when core has loaded it there already."""
-    return factor.to(device=x.device, dtype=x.dtype)

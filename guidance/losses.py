@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ class SimilarityObjective:
     [B, D]; each is run once however many terms use it.
     """
 
-    def __init__(self, encoders: dict[str, Embed], terms: Sequence[SimilarityTerm]) -> None:
+    def __init__(self, encoders: Mapping[str, Embed], terms: Sequence[SimilarityTerm]) -> None:
         if not terms:
             raise ValueError("the guidance objective needs at least one similarity term")
         for term in terms:

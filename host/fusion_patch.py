@@ -19,10 +19,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
-from ..fusion.deltas import LowRankDelta
+from ..fusion.adapters import Delta
 from ..fusion.layers import FusedLayer
 from ..fusion.policies import RECOMMENDED, Policy, StaticPolicy
 from ..fusion.router import prepare
+from .base_weights import weight_reader
 from .live import LiveFusion
 from .lora_files import LoraPatches, Target, geometry_of
 from .merged import merged_patches
@@ -38,7 +39,7 @@ class LoraOnModel:
     role: str
     strength: float
     digest: str
-    deltas: dict[Target, LowRankDelta] = field(repr=False, compare=False, hash=False)
+    deltas: dict[Target, Delta] = field(repr=False, compare=False, hash=False)
     core_patches: dict[Target, Any] = field(repr=False, compare=False, hash=False)
 
     def header(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
             file = patches.file
             on_model.append(LoraOnModel(file.name, role, strength, file.digest, patches.routed, patches.core_patches))
     if on_model:
-        bank = _bank_patcher(build_bank(model, on_model), model)
+        bank = _bank_patcher(build_bank(model, on_model), model.load_device, model.offload_device)
         _attach(model, held, FusionSpec(tuple(on_model), held.policy or RECOMMENDED, bank), held.policy)
     return model
 
@@ -180,7 +181,7 @@ def _detach(model: ModelPatcher, held: Attachment) -> None:
 
 def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
     """Join the deltas of all LoRAs by layer."""
-    by_layer: dict[str, list[tuple[str, float, LowRankDelta]]] = {}
+    by_layer: dict[str, list[tuple[str, float, Delta]]] = {}
     for lora in loras:
         for target, delta in lora.deltas.items():
             by_layer.setdefault(target.key, []).append((lora.role, lora.strength, delta))
@@ -191,18 +192,20 @@ def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
         for key, deltas in by_layer.items():
             geometry = geometry_of(model.model, key)
             assert not isinstance(geometry, str)
-            layers.append(FusedLayer(key.removesuffix(".weight"), geometry, deltas, dtype))
+            layers.append(FusedLayer(key.removesuffix(".weight"), geometry, deltas, dtype, weight_reader(model, key)))
     return DeltaBank(layers)
 
 
-def _bank_patcher(bank: DeltaBank, model: ModelPatcher) -> ModelPatcher:
-    patcher = ModelPatcher(bank, load_device=model.load_device, offload_device=model.offload_device)
+def _bank_patcher(bank: DeltaBank, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
+    patcher = ModelPatcher(bank, load_device=load_device, offload_device=offload_device)
     # Core asks for a factory where it copies a model to a second GPU; the copy needs its own tensors.
     if hasattr(patcher, "cached_patcher_init"):
-        patcher.cached_patcher_init = (_bank_copy, (bank, model))
+        patcher.cached_patcher_init = (_bank_copy, (bank, load_device, offload_device))
     return patcher
 
 
-def _bank_copy(bank: DeltaBank, model: ModelPatcher, disable_dynamic: bool = False) -> ModelPatcher:
+def _bank_copy(
+    bank: DeltaBank, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
+) -> ModelPatcher:
     with torch.inference_mode(False), torch.no_grad():
-        return _bank_patcher(copy.deepcopy(bank), model)
+        return _bank_patcher(copy.deepcopy(bank), load_device, offload_device)

@@ -70,6 +70,17 @@ class GuidancePlan:
             for name, encoder in names
         ]
 
+    def reference(self, role: str) -> torch.Tensor:
+        """The reference pictures of a role, [R, H, W, C]. Raises ConductorError if there are none."""
+        image = self.subject_image if role == "subject" else self.style_image
+        if image is None:
+            strength = self.subject_strength if role == "subject" else self.style_strength
+            raise ConductorError(
+                f"{role}_image: {role}_strength is {strength:g}, but there is no reference picture. Connect one, or "
+                f"set {role}_strength to 0."
+            )
+        return image
+
     def check(self, latent_format: Any) -> None:
         """Raise ConductorError if something is missing or wrong, naming the input and what to do."""
         if self.vae is None:
@@ -85,23 +96,15 @@ class GuidancePlan:
             raise ConductorError(
                 "clip_encoder: the style is compared by a CLIP-type encoder. Connect one, or set style_strength to 0."
             )
-        _check_reference("subject", self.subject_image, self.subject_strength)
-        _check_reference("style", self.style_image, self.style_strength)
+        for role in dict.fromkeys(term.role for term in self.terms()):
+            _check_picture(f"{role}_image", self.reference(role))
         for name in ("clip_encoder", "dino_encoder"):
             if getattr(self, name) is not None:
                 open_encoder(getattr(self, name), name).close()
         check_vae(self.vae, latent_format)
 
 
-def _check_reference(role: str, image: torch.Tensor | None, strength: float) -> None:
-    name = f"{role}_image"
-    if strength <= 0.0:
-        return
-    if image is None:
-        raise ConductorError(
-            f"{name}: {role}_strength is {strength:g}, but there is no reference picture. Connect one, or set "
-            f"{role}_strength to 0."
-        )
+def _check_picture(name: str, image: torch.Tensor) -> None:
     if image.ndim != 4 or image.shape[-1] < 3:
         raise ConductorError(f"{name}: expected pictures of shape [N, H, W, 3], got {list(image.shape)}.")
     if 0 in image.shape or min(image.shape[1:3]) < 8:

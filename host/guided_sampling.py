@@ -106,13 +106,12 @@ class GuidedRun:
 
     def encode_references(self) -> None:
         """Embed the reference pictures, once a run."""
-        images = {"subject": self._plan.subject_image, "style": self._plan.style_image}
         # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
         with torch.inference_mode(False), torch.no_grad():
             comfy.model_management.load_models_gpu([encoder.patcher for encoder in self._encoders.values()])
             terms = []
             for request in self._requests:
-                image = normal_copy(images[request.role])[..., :3].movedim(-1, 1)
+                image = normal_copy(self._plan.reference(request.role))[..., :3].movedim(-1, 1)
                 reference = self._encoders[request.encoder].embed(image)
                 terms.append(SimilarityTerm(request.name, request.encoder, reference, request.weight))
         embed = {name: encoder.embed for name, encoder in self._encoders.items()}

@@ -7,6 +7,7 @@ executes (another device's copy, a compiled one), swaps their forwards for one c
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..fusion.base_layer import BaseLayer
 from ..fusion.layers import FusedLayer, Segment, Weight
 from ..fusion.policies import PassPolicy, StaticPolicy
 from ..fusion.record import RoutingRecord
+from ..fusion.role_layers import only
 from ..fusion.router import Router
 from .errors import ConductorError
 from .run import Run
@@ -98,7 +101,7 @@ class LiveFusion:
         replaced: list[tuple[nn.Module, Any]] = []
         try:
             for layer in self.spec.layers:
-                module = _find(model, layer.name)
+                module = find_module(model, layer.name)
                 before = module.__dict__.get("forward")
                 replaced.append((module, before))
                 module.__dict__["forward"] = self._forward_for(layer, module, before)
@@ -118,8 +121,16 @@ class LiveFusion:
         return kept.function
 
     def _fused(self, layer: FusedLayer, base_forward: Any) -> Any:
+        # Weakly: a cycle would keep the deltas, and their place in core's list of loaded models, until a collection.
+        me = weakref.proxy(self)
+
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return self._acting(layer).fuse(x, base_forward(x, *args, **kwargs), self._decide)
+            def plain(inputs: Tensor) -> Tensor:
+                return base_forward(inputs, *args, **kwargs)
+
+            assert me._running is not None
+            base = BaseLayer(plain, layer.geometry, me._running.measured_of(base_forward))
+            return me._acting(layer).fuse(x, plain(x), me._decide, base)
 
         # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
         return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
@@ -157,7 +168,7 @@ class LiveFusion:
             )
 
 
-def _find(model: nn.Module, name: str) -> nn.Module:
+def find_module(model: nn.Module, name: str) -> nn.Module:
     """The module of that name, looked up through ``torch.compile``'s wrapper modules."""
     module: Any = model
     for part in name.split("."):

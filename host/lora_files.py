@@ -21,8 +21,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..fusion.deltas import DeltaError, LowRankDelta, low_rank_delta
-from ..fusion.layers import Geometry
+from ..fusion.adapters import Delta
+from ..fusion.deltas import DeltaError
+from ..fusion.geometry import Geometry
+from .adapters import Unroutable, applicable, check_mergeable, delta_of, unused_tensors
 from .errors import ConductorError
 
 
@@ -75,16 +77,22 @@ class LoraPatches:
         merged: patches by target that cannot be routed; core merges them. With the reason.
         refused: entries that were recognised but cannot be applied, with the reason.
         unmatched: keys no weight of the model answers to.
-        applied_keys: how many of the file's keys are routed or merged.
+        applied: the file's keys that are routed or merged.
+        refused_keys: the file's keys that ``refused`` is about.
     """
 
     file: LoraFile
-    routed: dict[Target, LowRankDelta] = field(default_factory=dict)
+    routed: dict[Target, Delta] = field(default_factory=dict)
     core_patches: dict[Target, Any] = field(default_factory=dict)
     merged: dict[Target, tuple[Any, str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
-    applied_keys: int = 0
+    applied: set[str] = field(default_factory=set)
+    refused_keys: set[str] = field(default_factory=set)
+
+    @property
+    def applied_keys(self) -> int:
+        return len(self.applied)
 
 
 def read_lora(name: str, path: str) -> LoraFile:
@@ -175,11 +183,13 @@ class Resolution:
         entries: by target; where a file names a weight twice, the one that core would apply.
         refused: prefixes or keys that core cannot load or passes over, with the reason.
         unmatched: keys nothing answers to.
+        refused_keys: the keys that ``refused`` is about.
     """
 
     entries: dict[Target, Entry] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    refused_keys: set[str] = field(default_factory=set)
 
 
 def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
@@ -198,25 +208,33 @@ def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
             patches = comfy.lora.load_lora(tensors, {prefix: target_key}, log_missing=False)
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             result.refused[prefix] = f"it is incomplete or malformed ({type(error).__name__}: {error})"
+            result.refused_keys |= tensors.taken
             claimed |= tensors.taken
             continue
         claimed |= tensors.taken
-        held = {id(t) for patch in patches.values() for t in _tensors(patch)}
+        left = set(tensors.taken)
         for raw, patch in patches.items():
-            own = {id(t) for t in _tensors(patch)}
+            own = {id(t) for t in _tensors(patch)} - {id(t) for t in unused_tensors(patch)}
+            is_adapter = isinstance(patch, comfy.weight_adapter.WeightAdapterBase)
             keys = {
                 key
                 for key in tensors.taken
-                if id(dict.__getitem__(tensors, key)) in own or (_is_number(key) and not len(patches) > 1)
+                if id(dict.__getitem__(tensors, key)) in own or (is_adapter and _is_number(key))
             }
+            left -= keys
             entry = Entry(prefix, _target(raw), patch, frozenset(keys))
             earlier = result.entries.get(entry.target)
             if earlier is not None and earlier.keys != entry.keys:
                 result.refused[earlier.prefix] = f"the file's {prefix} is for the same weight and is applied instead"
+                result.refused_keys |= earlier.keys
             result.entries[entry.target] = entry
-        for key in tensors.taken:
-            if id(dict.__getitem__(tensors, key)) not in held and not _is_number(key):
-                result.refused[key] = "another entry of the file for the same weight is applied instead"
+        result.refused_keys |= left
+        for key in left:
+            result.refused[key] = (
+                "other entries of the file for the same weight are applied instead"
+                if patches
+                else "the file has nothing that it belongs to"
+            )
     result.unmatched = sorted(set(tensors) - claimed)
     return result
 
@@ -267,8 +285,6 @@ def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return Geometry(module.in_features, module.out_features)
     if hasattr(module, "kernel_size") and hasattr(module, "in_channels") and not getattr(module, "transposed", False):
-        if module.groups != 1:
-            return "a grouped convolution"
         return Geometry(
             module.in_channels,
             module.out_channels,
@@ -277,6 +293,7 @@ def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:
             module.padding if isinstance(module.padding, str) else tuple(module.padding),
             tuple(module.dilation),
             module.padding_mode,
+            module.groups,
         )
     return f"{type(module).__name__} is no projection"
 
@@ -284,44 +301,41 @@ def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:
 def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
     """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name."""
     resolution = resolve(file, comfy.lora.model_lora_keys_unet(model.model, {}))
-    result = LoraPatches(file, refused=resolution.refused, unmatched=resolution.unmatched)
+    result = LoraPatches(
+        file, refused=resolution.refused, unmatched=resolution.unmatched, refused_keys=resolution.refused_keys
+    )
     weights = model.model.state_dict()
     for target, entry in resolution.entries.items():
         if target.key not in weights:
             result.refused[str(target)] = "the model has no such weight"
+            result.refused_keys |= entry.keys
             continue
         try:
-            delta = _delta(target, entry.patch, model.model)
+            delta = _delta(target, entry.patch, model.model, tuple(weights[target.key].shape))
         except DeltaError as error:
             result.refused[str(target)] = str(error)
+            result.refused_keys |= entry.keys
             continue
-        result.applied_keys += len(entry.keys)
+        result.applied |= entry.keys
         if isinstance(delta, str):
-            result.merged[target] = (entry.patch, delta)
+            result.merged[target] = (applicable(entry.patch), delta)
         else:
-            result.routed[target], result.core_patches[target] = delta, entry.patch
+            result.routed[target], result.core_patches[target] = delta, applicable(entry.patch)
     return result
 
 
-def _delta(target: Target, patch: Any, model: torch.nn.Module) -> LowRankDelta | str:
-    """The patch as a delta, or why it has to be merged."""
-    if not isinstance(patch, comfy.weight_adapter.LoRAAdapter):
-        return f"{patch.name if hasattr(patch, 'name') else patch[0]} is not routed yet"
-    up, down, alpha, mid, dora_scale, reshape = patch.weights
-    if dora_scale is not None:
-        return "DoRA is not routed yet"
-    if reshape is not None:
-        return "it changes the weight's shape"
-    if target.function is not None:
-        return "its rows are reordered for this model"
+def _delta(target: Target, patch: Any, model: torch.nn.Module, shape: tuple[int, ...]) -> Delta | str:
+    """The patch as a delta, or why it has to be merged; ``shape`` is that of the stored weight."""
     geometry = geometry_of(model, target.key)
-    if isinstance(geometry, str):
-        return geometry
-    shape = [geometry.out_features, geometry.in_features, *geometry.kernel]
-    starts = [0, 0]
-    if target.offset is not None:
-        dim, start, length = target.offset
-        if dim > 1 or start + length > shape[dim]:
-            raise DeltaError(f"the slice {target.offset} does not fit the weight {tuple(shape)}")
-        shape[dim], starts[dim] = length, start
-    return low_rank_delta(up, down, tuple(shape), alpha=alpha, mid=mid, out_start=starts[0], in_start=starts[1])
+    if isinstance(geometry, Geometry) and target.function is None:
+        try:
+            return delta_of(patch, geometry, target.offset)
+        except Unroutable as reason:
+            return str(reason)
+    if isinstance(geometry, Geometry):
+        shape = geometry.weight_shape
+    if target.offset is not None and target.offset[0] < len(shape):
+        dim, _, length = target.offset
+        shape = (*shape[:dim], length, *shape[dim + 1 :])
+    check_mergeable(patch, shape)
+    return geometry if isinstance(geometry, str) else "its rows are reordered for this model"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
-from ..fusion.policies import StaticPolicy
+from ..fusion.deltas import DeltaError
+from ..fusion.layers import FusedLayer
+from ..fusion.policies import SSRMerge, StaticPolicy
 from ..fusion.segments import ROLES, SegmentDeltas
+from .errors import ConductorError
 
 if TYPE_CHECKING:
     from .fusion_patch import FusionSpec
@@ -53,29 +57,61 @@ class MergedAdapter(WeightAdapterBase):
 def merged_patches(spec: FusionSpec) -> Patches:
     """Core patches, with their strengths, that do what the spec's static policy says.
 
-    The plain sum is handed to core exactly as its own loaders would; other merges get one patch per shared segment,
-    and what only one LoRA touches gets that LoRA's own.
+    The plain sum, and every layer that only one role touches, is handed to core exactly as its own loaders would.
+    Other layers get one patch per segment. A layer whose deltas cannot be had apart from a base weight that cannot be
+    read keeps the plain sum too; the log names it.
+
+    Raises:
+        ConductorError: the policy has not been calibrated for these LoRAs.
     """
     policy = spec.policy
     assert isinstance(policy, StaticPolicy)
-    if policy.is_sum or not spec.has_both_roles:
-        return [
-            ({target.core_key: _own(patch) for target, patch in lora.core_patches.items()}, lora.strength)
-            for lora in spec.loras
-        ]
+    merge = not policy.is_sum and spec.has_both_roles
+    if merge and isinstance(policy, SSRMerge):
+        _check_calibrated(policy, spec)
     patches: dict[Any, Any] = {}
-    for layer in spec.layers:
-        for segment in layer.segments:
-            deltas = layer.segment_deltas(segment)
-            whole = segment.start == 0 and segment.stop == layer.geometry.out_features
-            key = f"{layer.name}.weight"
-            target = key if whole else (key, (0, segment.start, segment.stop - segment.start))
-            patches[target] = _segment_patch(policy, deltas)
-    return [(patches, 1.0)]
+    merged_keys = set()
+    for layer in spec.layers if merge else ():
+        key = f"{layer.name}.weight"
+        if any(segment.shared for segment in layer.segments):
+            try:
+                patches |= _layer_patches(policy, layer, key)
+                merged_keys.add(key)
+            except DeltaError as error:
+                logging.warning(f"LoRA Conductor: {policy.name} leaves a layer as the plain sum, because {error}")
+    own = [
+        ({t.core_key: _own(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys}, lora.strength)
+        for lora in spec.loras
+    ]
+    return [(these, strength) for these, strength in [(patches, 1.0), *own] if these]
 
 
-def _own(patch: WeightAdapterBase) -> WeightAdapterBase:
+def _check_calibrated(policy: SSRMerge, spec: FusionSpec) -> None:
+    if policy.calibration is None:
+        raise ConductorError(
+            "policy: ssr_merge has to be calibrated. Put KLLayerRouter after the LoRA loaders and connect "
+            "subject_prompt, style_prompt and latent."
+        )
+    if policy.calibration.loras != spec.header["loras"]:
+        raise ConductorError(
+            "policy: ssr_merge was calibrated for other LoRAs or strengths. Put KLLayerRouter after the last LoRA "
+            "loader."
+        )
+
+
+def _layer_patches(policy: StaticPolicy, layer: FusedLayer, key: str) -> dict[Any, WeightAdapterBase]:
+    patches = {}
+    for segment in layer.segments:
+        whole = segment.start == 0 and segment.stop == layer.geometry.out_features
+        target = key if whole else (key, (0, segment.start, segment.stop - segment.start))
+        patches[target] = _segment_patch(policy, layer.segment_deltas(segment))
+    return patches
+
+
+def _own(patch: Any) -> Any:
     """A copy of a patch that only this clone holds: told apart from the same file loaded by somebody else."""
+    if isinstance(patch, tuple):
+        return tuple([*patch])
     return type(patch)(patch.loaded_keys, patch.weights)
 
 

@@ -36,6 +36,7 @@ class Run:
     router: Router
     sigmas: tuple[float, ...]
     calls: list[_Call] = field(default_factory=list)
+    _measured: dict[Any, dict[Any, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._go_to(0)
@@ -56,6 +57,10 @@ class Run:
             return callback(step, x0, x, total_steps) if callback is not None else None
 
         return count
+
+    def measured_of(self, base_forward: Callable[..., Any]) -> dict[Any, Any]:
+        """What adapters have measured of a base layer. Its weights hold still while a run lasts, and no longer."""
+        return self._measured.setdefault(base_forward, {})
 
     def end_call(self) -> None:
         """Keep the decisions of the model call that just ended. Nothing is copied to the host yet."""

@@ -35,7 +35,7 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WINDOW = {"width": 1920, "height": 1080}
+WINDOW = {"width": 2560, "height": 1440}
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -66,6 +66,7 @@ def prepare_settings(base: Path) -> None:
         "Comfy.InstalledVersion": "1.0.0",
         "Comfy.Release.Status": "skipped",
         "Comfy.Minimap.Visible": False,
+        "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts stay, however far the view is zoomed out
     }
     settings.write_text(json.dumps(answers))
 

@@ -86,8 +86,9 @@ def routing_map(records: dict[str, dict[str, Any]], path: Path, title: str) -> N
         share = weights[0] / np.maximum(weights.sum(0), 1e-9)
         # Blue to orange through light grey: told apart by colour-blind readers too, and by brightness at the middle.
         colours = matplotlib.colors.LinearSegmentedColormap.from_list("roles", ["#d55e00", "#f2f2f2", "#0072b2"])
-        colours.set_bad("white")
-        image = axis.imshow(share, aspect="auto", vmin=0, vmax=1, cmap=colours, interpolation="nearest")
+        image = axis.imshow(
+            share, aspect="auto", vmin=0, vmax=1, cmap=colours.with_extremes(bad="white"), interpolation="nearest"
+        )
         axis.set_title(name)
         axis.set_xlabel("sampling step")
         axis.set_yticks(range(len(record["layers"])), [_layer(n) for n in record["layers"]], fontsize=7)

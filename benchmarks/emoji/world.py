@@ -130,7 +130,7 @@ class SmallWorld:
 
 
 def contact_sheet(columns: dict[str, Tensor], path: Path, scale: int = 2) -> None:
-    """Save pictures as a PNG: one labelled column each, [rows, 3, 64, 64] in [0, 1]; rows missing at the end stay white.
+    """Save pictures as a PNG: one labelled column each, [rows, 3, 64, 64] in [0, 1]; missing rows stay white.
 
     scale: enlargement, without smoothing.
     """

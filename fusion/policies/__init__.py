@@ -1,8 +1,10 @@
 """All routing policies, by name."""
 
 from .base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
-from .scheduled import BlockMask, Chance, ESTLoRA, KLoRA, Switch
+from .passes import Composite, PassPolicy, Solo, Switch
+from .scheduled import BlockMask, Chance, ESTLoRA, KLoRA
 from .scored import Balanced, Cosine, Energy, JensenShannon, KLSoft, Paper
+from .ssr import SSRMerge
 from .static import DARE, DELLA, SVD, TIES, Average, MagnitudePrune, NPLoRA, Sum
 
 POLICIES: dict[str, type[Policy]] = {
@@ -25,6 +27,7 @@ POLICIES: dict[str, type[Policy]] = {
         MagnitudePrune,
         SVD,
         Switch,
+        Composite,
         BlockMask,
         Chance,
     )
@@ -36,12 +39,14 @@ __all__ = [
     "DELLA",
     "POLICIES",
     "RECOMMENDED",
+    "SSRMerge",
     "SVD",
     "TIES",
     "Average",
     "Balanced",
     "BlockMask",
     "Chance",
+    "Composite",
     "Cosine",
     "ESTLoRA",
     "Energy",
@@ -51,9 +56,11 @@ __all__ = [
     "MagnitudePrune",
     "NPLoRA",
     "Paper",
+    "PassPolicy",
     "Policy",
     "ScheduledPolicy",
     "ScoredPolicy",
+    "Solo",
     "StaticPolicy",
     "StepContext",
     "Sum",

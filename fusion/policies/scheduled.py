@@ -1,4 +1,4 @@
-"""Policies that decide from weight statistics and the step: K-LoRA, EST-LoRA, LoRA Switch, block masks, chance."""
+"""Policies that decide from weight statistics and the step: K-LoRA, EST-LoRA, block masks, chance."""
 
 from __future__ import annotations
 
@@ -91,22 +91,6 @@ class ESTLoRA(ScheduledPolicy):
     def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:
         subject, style = prepared[index]
         return SUBJECT if subject >= (self.alpha * context.progress + 1 - self.discrepancy) * style else STYLE
-
-
-@dataclass(frozen=True)
-class Switch(ScheduledPolicy):
-    """LoRA Switch (arXiv 2402.16843): one LoRA at a time, the subject first, changing every ``tau`` steps."""
-
-    name: ClassVar[str] = "switch"
-
-    tau: int = 5
-
-    def __post_init__(self) -> None:
-        if self.tau < 1:
-            raise ValueError(f"tau must be at least 1 step, got {self.tau}")
-
-    def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:
-        return SUBJECT if (context.step // self.tau) % 2 == 0 else STYLE
 
 
 @dataclass(frozen=True)

@@ -147,8 +147,8 @@ class Balanced(ScoredPolicy):
 
     evenness: float = 1.0
     subject_lead: float = 1.0
-    style_lead: float = 2.0
-    drive: float = 1.2
+    style_lead: float = 3.0
+    drive: float = 1.4
     tokens: int = 64
 
     def __post_init__(self) -> None:

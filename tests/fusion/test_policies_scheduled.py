@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lora_conductor.fusion.policies import BlockMask, Chance, ESTLoRA, KLoRA, StepContext, Switch
+from lora_conductor.fusion.policies import BlockMask, Chance, Composite, ESTLoRA, KLoRA, StepContext, Switch
 from lora_conductor.fusion.segments import ROLES, SegmentDeltas
 
-SUBJECT, STYLE, BOTH = (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)
+from .dense_policies import BOTH, STYLE, SUBJECT, est_lora, k_lora
+
 STEPS = 28
 
 
@@ -26,8 +27,12 @@ def layers(n=24, seed=0, subject_gain=1.0):
     return made
 
 
-def dense(segment):
-    return [segment.up[role].double().numpy() @ segment.down[role].double().numpy() for role in ROLES]
+def dense(segments):
+    return [[s.up[role].double().numpy() @ s.down[role].double().numpy() for role in ROLES] for s in segments]
+
+
+def ranks(segments):
+    return [[s.rank(role) for role in ROLES] for s in segments]
 
 
 def decisions(policy, segments, steps=STEPS):
@@ -36,28 +41,11 @@ def decisions(policy, segments, steps=STEPS):
     return [[policy.weights_at(prepared, i, StepContext(t, steps)) for t in range(steps)] for i in range(len(segments))]
 
 
-def k_lora(segments, variant, steps=STEPS, alpha=1.5):
-    """The official code's selection, from dense matrices; the step in place of its call counter."""
-    pairs = [dense(s) for s in segments]
-    ratios = np.array([np.abs(c).sum() / np.abs(s).sum() for c, s in pairs])
-    gamma = ratios[ratios < 3 * ratios.mean()].mean()
-    chosen = []
-    for segment, (c, s) in zip(segments, pairs, strict=True):
-        k = segment.up["subject"].shape[1] * segment.up["style"].shape[1]
-        top_c, top_s = (np.sort(np.abs(m), axis=None)[::-1][:k].sum() for m in (c, s))
-        row = []
-        for t in range(steps):
-            scale = alpha * t / steps + 0.5 if variant == "s" else (alpha * t / steps + 0.85 * alpha) % alpha
-            row.append(SUBJECT if top_c / gamma > top_s * scale else STYLE)
-        chosen.append(row)
-    return chosen
-
-
 @pytest.mark.parametrize("variant", ["s", "s*"])
 @pytest.mark.parametrize("seed", range(5))
 def test_k_lora_equals_the_dense_computation(variant, seed):
     segments = layers(seed=seed)
-    expected = k_lora(segments, variant)
+    expected = k_lora(dense(segments), ranks(segments), variant, STEPS)
     assert {SUBJECT, STYLE} == {w for row in expected for w in row}
     assert decisions(KLoRA(variant), segments) == expected
 
@@ -65,14 +53,15 @@ def test_k_lora_equals_the_dense_computation(variant, seed):
 def test_k_lora_drops_layers_far_above_the_mean_ratio():
     segments = layers()
     segments[3].up["subject"].mul_(1e4)
-    assert decisions(KLoRA("s"), segments) == k_lora(segments, "s")
+    assert decisions(KLoRA("s"), segments) == k_lora(dense(segments), ranks(segments), "s", STEPS)
 
 
 def test_k_lora_flips_each_layer_once_towards_the_style():
-    """With "s" the only thing that moves is S(t): subject first, style later, at t* = (S_c / (gamma S_s) - beta) / a."""
-    flips = [row.count(SUBJECT) for row in decisions(KLoRA("s"), layers())]
-    assert all(row == [SUBJECT] * n + [STYLE] * (STEPS - n) for n, row in zip(flips, decisions(KLoRA("s"), layers())))
-    assert len(set(flips)) > 3
+    """With "s" only S(t) moves: subject first, style later, from t* = (S_c / (gamma S_s) - beta) / alpha on."""
+    rows = decisions(KLoRA("s"), layers())
+    for row in rows:
+        assert row == [SUBJECT] * row.count(SUBJECT) + [STYLE] * row.count(STYLE)
+    assert len({row.count(SUBJECT) for row in rows}) > 3
 
 
 def test_k_lora_star_schedule():
@@ -97,28 +86,22 @@ def test_layers_at_zero_go_to_the_other_lora(policy):
     assert decisions(policy, segments)[1] == [STYLE] * STEPS
 
 
-def est_lora(segments, discrepancy, steps=STEPS, alpha=1.5):
-    """EST-LoRA's rule with SD.Next's balance, from Frobenius norms of dense matrices."""
-    energies = [[np.linalg.norm(m) ** 2 for m in dense(s)] for s in segments]
-    balance = sum(c for c, _ in energies) / sum(s for _, s in energies)
-    return [
-        [SUBJECT if c / balance >= (alpha * t / steps + 1 - discrepancy) * s else STYLE for t in range(steps)]
-        for c, s in energies
-    ]
-
-
 @pytest.mark.parametrize("discrepancy", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_est_lora_equals_the_dense_computation(discrepancy, seed):
     segments = layers(seed=seed)
-    assert decisions(ESTLoRA(discrepancy=discrepancy), segments) == est_lora(segments, discrepancy)
+    assert decisions(ESTLoRA(discrepancy=discrepancy), segments) == est_lora(dense(segments), discrepancy, STEPS)
 
 
 @pytest.mark.parametrize("tau", [1, 5])
 def test_switch_takes_turns(tau):
-    """LoRA Switch's index floor(((t - 1) mod k tau) / tau) + 1, t from 1, for k = 2: the subject first, all layers."""
-    for row in decisions(Switch(tau), layers(3)):
-        assert row == [(SUBJECT, STYLE)[((t - 1) % (2 * tau)) // tau] for t in range(1, STEPS + 1)]
+    """LoRA Switch's index floor(((t - 1) mod k tau) / tau) + 1, t from 1, for k = 2: the subject first."""
+    passes = [Switch(tau).passes(StepContext(step, STEPS)) for step in range(STEPS)]
+    assert passes == [(ROLES[((t - 1) % (2 * tau)) // tau],) for t in range(1, STEPS + 1)]
+
+
+def test_composite_runs_both_at_every_step():
+    assert all(Composite().passes(StepContext(step, STEPS)) == ("subject", "style") for step in range(STEPS))
 
 
 @pytest.mark.parametrize(

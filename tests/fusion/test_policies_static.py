@@ -8,6 +8,8 @@ from lora_conductor.fusion.policies import DARE, DELLA, SVD, TIES, Average, Magn
 from lora_conductor.fusion.policies.static import uniform
 from lora_conductor.fusion.segments import ROLES, SegmentDeltas
 
+from .dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated
+
 KERNELS = pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
 
 
@@ -49,12 +51,6 @@ def test_sum_and_average(record_property, kernel):
     check(record_property, Average(), s, total / 2)
 
 
-def np_lora(subject, style, mu):
-    """min over X of ||X - dW_c||^2 + mu ||X P||^2, plus dW_s; P projects on the row space of dW_s."""
-    projector = np.linalg.pinv(style) @ style
-    return style + subject @ np.linalg.inv(np.eye(len(projector)) + mu * projector)
-
-
 @KERNELS
 @pytest.mark.parametrize("mu", [0.0, 0.5, 3.0])
 def test_np_lora_solves_its_least_squares_problem(record_property, kernel, mu):
@@ -80,30 +76,9 @@ def test_np_lora_in_the_limit_leaves_the_styles_inputs_to_the_style():
 @pytest.mark.parametrize("rank", [0, 3, 50])
 def test_svd_is_the_best_low_rank_sum(record_property, kernel, rank):
     s = segment(kernel)
-    u, values, vh = np.linalg.svd(dense(s, "subject") + dense(s, "style"))
-    n = rank or 6
-    check(record_property, SVD(rank), s, (u[:, : len(values)] * values)[:, :n] @ vh[: len(values)][:n])
-    assert SVD(rank).merge(s)[0].shape[1] == min(n, 10)
-
-
-def trimmed(delta, density):
-    """All but the largest entries of the whole matrix set to 0, by sorting."""
-    flat = delta.flatten()
-    out = np.zeros_like(flat)
-    largest = np.argsort(-np.abs(flat))[: round(density * flat.size)]
-    out[largest] = flat[largest]
-    return out.reshape(delta.shape)
-
-
-def elected_mean(one, two):
-    """TIES' election and disjoint mean, entry by entry."""
-    out = np.zeros_like(one)
-    for index, _ in np.ndenumerate(one):
-        values = one[index], two[index]
-        sign = 1 if sum(values) >= 0 else -1
-        agreeing = [v for v in values if v * sign > 0]
-        out[index] = sum(agreeing) / len(agreeing) if agreeing else 0
-    return out
+    largest = 6
+    check(record_property, SVD(rank), s, truncated(dense(s, "subject"), dense(s, "style"), rank or largest))
+    assert SVD(rank).merge(s)[0].shape[1] == min(rank or largest, 10)
 
 
 @KERNELS
@@ -131,26 +106,14 @@ def draws(s, role, seed=0):
 @KERNELS
 def test_dare_for_its_masks(record_property, kernel):
     s = segment(kernel)
-    parts = [np.where(draws(s, role) < 0.3, dense(s, role) / 0.3, 0) for role in ROLES]
+    parts = [dropped(dense(s, role), 0.3, draws(s, role)) for role in ROLES]
     check(record_property, DARE(0.3), s, parts[0] + parts[1])
-
-
-def keep_probability(row, density, epsilon):
-    """mergekit's magnitude-dependent keep probabilities of one row."""
-    p = np.empty_like(row)
-    for rank, j in enumerate(np.argsort(np.abs(row))):
-        p[j] = density - epsilon + 2 * epsilon * rank / (len(row) - 1)
-    return p
 
 
 @KERNELS
 def test_della_for_its_masks(record_property, kernel):
     s = segment(kernel)
-    parts = []
-    for role in ROLES:
-        delta = dense(s, role)
-        p = np.stack([keep_probability(row, 0.4, 0.2) for row in delta])
-        parts.append(np.where(draws(s, role) < p, delta / p, 0))
+    parts = [dropped(dense(s, role), keep_probability(dense(s, role), 0.4, 0.2), draws(s, role)) for role in ROLES]
     check(record_property, DELLA(0.4, 0.2), s, elected_mean(*parts))
 
 

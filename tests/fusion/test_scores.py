@@ -32,7 +32,7 @@ def per_token(base, delta, function) -> list[float]:
     ]
 
 
-@given(st.integers(0, 2**16), st.sampled_from([0.01, 0.3, 2.0]))
+@given(st.integers(0, 2**16), st.sampled_from([0.01, 0.3, 2.0, 30.0]))
 @settings(max_examples=30, deadline=None)
 def test_kl_is_the_definition(seed, size):
     base, delta = features(seed, size)

@@ -153,17 +153,13 @@ def test_two_dialects_of_a_fused_layer_meet(tmp_path, record_property):
 
 
 def test_what_cannot_be_routed_is_merged_as_core_does(tmp_path, record_property):
-    """A DoRA, a LoHa, a norm scale and a bias: core applies them, the report names them."""
+    """A replaced weight, a norm scale and a bias: core applies them, the report names them."""
     model = tiny.tiny_unet()
     torch.manual_seed(0)
     shapes = [(k.removesuffix(".weight"), v) for k, v in tiny.layer_shapes(model).items() if len(v) == 2]
-    (dora, dora_shape), (loha, loha_shape), (plain, plain_shape) = shapes[:3]
+    (replaced, replaced_shape), (plain, plain_shape) = shapes[:2]
     tensors = {
-        f"{dora}.lora_up.weight": torch.randn(dora_shape[0], 4) * 0.2,
-        f"{dora}.lora_down.weight": torch.randn(4, dora_shape[1]) * 0.2,
-        f"{dora}.dora_scale": torch.rand(dora_shape[0], 1) + 0.5,
-        **{f"{loha}.hada_{n}_a": torch.randn(loha_shape[0], 4) * 0.2 for n in ("w1", "w2")},
-        **{f"{loha}.hada_{n}_b": torch.randn(4, loha_shape[1]) * 0.2 for n in ("w1", "w2")},
+        f"{replaced}.set_weight": torch.randn(replaced_shape) * replaced_shape[1] ** -0.5,
         f"{plain}.lora_up.weight": torch.randn(plain_shape[0], 4) * 0.2,
         f"{plain}.lora_down.weight": torch.randn(4, plain_shape[1]) * 0.2,
         f"{plain}.diff_b": torch.randn(plain_shape[0]) * 0.2,
@@ -174,8 +170,7 @@ def test_what_cannot_be_routed_is_merged_as_core_does(tmp_path, record_property)
     patches = model_patches(read_lora("mixed", str(path)), model)
     assert [str(t) for t in patches.routed] == [f"{plain}.weight"]
     assert {str(t) for t in patches.merged} == {
-        f"{dora}.weight",
-        f"{loha}.weight",
+        f"{replaced}.weight",
         f"{plain}.bias",
         "diffusion_model.out.0.weight",
     }

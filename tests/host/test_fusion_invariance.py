@@ -1,5 +1,8 @@
 """What must not change a picture, and what a run must leave behind: nothing."""
 
+import gc
+import weakref
+
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -8,7 +11,7 @@ import torch
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_files import LoraFile, LoraPatches, model_patches, read_lora
 
 from . import tiny
 
@@ -132,6 +135,25 @@ def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkey
     assert_untouched(model, before)
     assert not attachment_of(fused).live._open
     assert torch.equal(tiny.sample(fused, steps=3), good)
+
+
+def test_a_dropped_model_frees_its_deltas_at_once(setting):
+    """No cycle holds the deltas, or their place in core's list of loaded models, until a garbage collection."""
+    held = attachment_of(set_policy(setting[1], KLSoft()))
+    loras = [
+        (LoraPatches(LoraFile(f"{x.name}", "", x.digest, {}), x.deltas, x.core_patches), x.role, x.strength)
+        for x in held.spec.loras
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        model = add_loras(setting[0], loras)
+        tiny.sample(model)
+        bank = weakref.ref(attachment_of(model).spec.bank.model)
+        del model
+        assert bank() is None
+    finally:
+        gc.enable()
 
 
 def test_another_packs_forward_is_kept(setting):

@@ -90,7 +90,7 @@ CORE = [
     ("clip_vision_model", {}),
     ("siglip_vision_model", {}),
     ("siglip2_vision_model", {"image_size": -1, "num_patches": 64}),
-    ("dinov2", {"patch_size": 16, "image_size": 64}),
+    ("dinov2", {"patch_size": 14, "image_size": 518}),  # fixed in older versions of core
 ]
 
 

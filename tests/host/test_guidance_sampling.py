@@ -180,7 +180,7 @@ def test_each_role_alone(parts):
 def test_core_clip_vision_guides(parts, tmp_path):
     with torch.inference_mode():
         clip = tiny_encoders.core_clip_vision("clip_vision_model", tmp_path)
-        dino = tiny_encoders.core_clip_vision("dinov2", tmp_path, patch_size=16)
+        dino = tiny_encoders.core_clip_vision("dinov2", tmp_path, patch_size=14, image_size=518)
     guidance = plan(parts, clip_encoder=clip, dino_encoder=dino, guidance_strength=0.2)
     _, scores = run(parts["model"], guidance)
     assert scores["skipped"] == 0
