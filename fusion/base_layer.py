@@ -89,14 +89,13 @@ class BaseLayer:
             images = self._zeros(stop - start, like)
             for group in range(g.groups):
                 first = group * weight.shape[1] + start
-                pixel = images[(slice(None), slice(first, first + stop - start), *centre)]
-                pixel.fill_diagonal_(AMPLITUDE)
+                _at(images, centre)[:, first : first + stop - start].fill_diagonal_(AMPLITUDE)
             answer = self._answer(images)
             for tap in itertools.product(*(range(k) for k in g.kernel)):
                 at = [c + p - t * d for c, p, t, d in zip(centre, left, tap, g.dilation, strict=True)]
                 if all(a % s == 0 for a, s in zip(at, g.stride, strict=True)):
                     place = [a // s for a, s in zip(at, g.stride, strict=True)]
-                    weight[(slice(None), slice(start, stop), *tap)] = answer[(slice(None), slice(None), *place)].T
+                    _at(weight, tap)[:, start:stop] = _at(answer, place).T
 
     def _zeros(self, count: int, like: Tensor) -> Tensor:
         """``count`` inputs: tokens of one sample, or images wide enough that no window sees a pixel and a border."""
@@ -105,3 +104,10 @@ class BaseLayer:
             return torch.zeros(1, count, g.in_features, device=like.device, dtype=like.dtype)
         space = [2 * (k - 1) * d + s for k, d, s in zip(g.kernel, g.dilation, g.stride, strict=True)]
         return torch.zeros(count, g.in_features, *space, device=like.device, dtype=like.dtype)
+
+
+def _at(features: Tensor, position: Sequence[int]) -> Tensor:
+    """The view ``[a, b]`` of ``[a, b, *space]`` at one position."""
+    for index in position:
+        features = features.select(2, index)
+    return features

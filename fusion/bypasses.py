@@ -130,7 +130,8 @@ class KroneckerBypass(Bypass):
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.contiguous(), requires_grad=False)
+    """A parameter of its own: files are read under inference mode, and autograd refuses tensors made there."""
+    return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
 
 
 def like(factor: Tensor, x: Tensor) -> Tensor:

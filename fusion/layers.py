@@ -107,8 +107,8 @@ class FusedLayer(nn.Module):
                     self.register_parameter(up_name, frozen((rows.float() * (delta.scale * strength)).to(dtype)))
                     branch = Branch((starts[i], starts[i + 1]), up_name)
                     segment.branches[role] = (*segment.branches.get(role, ()), branch)
-            for i, (role, _, delta) in enumerate(other):
-                if delta.out_start <= start and stop <= delta.out_stop:
+            for i, (role, _, beside) in enumerate(other):
+                if beside.out_start <= start and stop <= beside.out_stop:
                     segment.bypasses[role] = (*segment.bypasses.get(role, ()), i)
             if segment.roles:
                 self.segments.append(segment)
@@ -206,7 +206,9 @@ class FusedLayer(nn.Module):
         start = self._bypass(index).start
         return delta[..., segment.start - start : segment.stop - start]
 
-    def _delta_of(self, segment: Segment, hidden: Tensor | None, beside: list[Tensor]) -> Callable[[str, int], Tensor]:
+    def _delta_of(
+        self, segment: Segment, hidden: Tensor | None, beside: dict[int, Tensor]
+    ) -> Callable[[str, int], Tensor]:
         def delta(role: str, stride: int) -> Tensor:
             parts = [self._cut(beside[i][:, ::stride], i, segment) for i in segment.bypasses.get(role, ())]
             for branch in segment.branches.get(role, ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -133,11 +134,16 @@ def _adapter(patch: Any, place: Place) -> Delta:
     """The delta without DoRA. Weights are laid out as core's adapters keep them."""
     w = patch.weights
     if isinstance(patch, core.LoRAAdapter):
-        up, down, alpha, mid, _, reshape = w
-        if reshape is not None:
-            raise Unroutable("it changes the weight's shape")
+        up, down, alpha, mid, dora_scale, reshape = w
         if mid is not None and (mid.ndim != 4 or mid.shape[0] != mid.shape[1]):
             raise DeltaError(f"a Tucker core of shape {tuple(mid.shape)}: ComfyUI cannot apply it either")
+        if reshape is not None:
+            whole = isinstance(reshape, list) and all(isinstance(n, int) for n in reshape)
+            larger = whole and len(reshape) == len(place.shape) and all(map(operator.ge, reshape, place.shape))
+            if not larger or dora_scale is not None:
+                raise DeltaError(f"reshape_weight {reshape} does not extend a weight of shape {place.shape}")
+            low_rank_delta(up, down, tuple(reshape), alpha=alpha, mid=mid)
+            raise Unroutable("it changes the weight's shape")
         return low_rank_delta(
             up, down, place.shape, alpha=alpha, mid=mid, out_start=place.out_start, in_start=place.in_start
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -16,10 +17,13 @@ def weight_reader(model: ModelPatcher, key: str) -> Callable[[], Tensor | None]:
 
     It gives None for weights that are not stored as numbers of that shape (packed ones).
     """
-    # Not the patcher itself: it owns what holds this function, and would never be freed.
-    module, backup = model.model, model.backup
+    # Weakly, and not the patcher: that owns what holds this function, and would never be freed.
+    model_ref, backup = weakref.ref(model.model), model.backup
 
     def read() -> Tensor | None:
+        module = model_ref()
+        if module is None:
+            return None
         geometry = geometry_of(module, key)
         weight, _, convert = get_key_weight(module, key)
         if key in backup:

@@ -49,26 +49,18 @@ class GuidancePlan:
         return self.guidance_strength == 0.0 or (self.subject_strength == 0.0 and self.style_strength == 0.0)
 
     def terms(self) -> list[TermRequest]:
-        """The terms these inputs allow; a role's strength is shared equally among its terms.
+        """The similarity terms these inputs allow, one for each role with a strength above 0.
 
-        The subject is compared by CLIP and DINO, the style by CLIP only: DINO's global token suppresses style, which
-        makes the paper's S_DINO^style its weakest term.
+        The subject is compared by DINO where there is one and by CLIP otherwise, the style by CLIP. CLIP's embedding
+        holds style as well as content, so S_CLIP^content drags the picture towards the style of the subject's
+        reference; DINO's global token suppresses style, which makes S_DINO^style the paper's weakest term.
         """
-        subject = []
-        if self.clip_encoder is not None:
-            subject.append((CLIP_CONTENT, "clip"))
-        if self.dino_encoder is not None:
-            subject.append((DINO_CONTENT, "dino"))
-        style = [(CLIP_STYLE, "clip")] if self.clip_encoder is not None else []
-        return [
-            TermRequest(name, role, encoder, strength / len(names))
-            for role, names, strength in (
-                ("subject", subject, self.subject_strength),
-                ("style", style, self.style_strength),
-            )
-            if strength > 0.0
-            for name, encoder in names
+        subject = (DINO_CONTENT, "dino") if self.dino_encoder is not None else (CLIP_CONTENT, "clip")
+        requests = [
+            TermRequest(subject[0], "subject", subject[1], self.subject_strength),
+            TermRequest(CLIP_STYLE, "style", "clip", self.style_strength),
         ]
+        return [request for request in requests if request.weight > 0.0]
 
     def reference(self, role: str) -> torch.Tensor:
         """The reference pictures of a role, [R, H, W, C]. Raises ConductorError if there are none."""

@@ -156,8 +156,9 @@ class _Watched(dict):
         self.taken: set[str] = set()
 
     def __getitem__(self, key: str) -> Tensor:
+        value = super().__getitem__(key)
         self.taken.add(key)
-        return super().__getitem__(key)
+        return value
 
     def get(self, key: str, default: Any = None) -> Any:
         if key in self:
@@ -237,6 +238,31 @@ def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
             )
     result.unmatched = sorted(set(tensors) - claimed)
     return result
+
+
+def refuse_unfit(resolution: Resolution, weights: dict[str, Tensor]) -> None:
+    """Move entries that core could only fail to merge from ``entries`` to ``refused``.
+
+    Args:
+        resolution: changed in place.
+        weights: the model's, by key.
+    """
+    for target, entry in list(resolution.entries.items()):
+        try:
+            if target.key not in weights:
+                raise DeltaError("the model has no such weight")
+            check_mergeable(entry.patch, _slice_shape(tuple(weights[target.key].shape), target))
+        except DeltaError as error:
+            resolution.refused[str(target)] = str(error)
+            resolution.refused_keys |= entry.keys
+            del resolution.entries[target]
+
+
+def _slice_shape(shape: tuple[int, ...], target: Target) -> tuple[int, ...]:
+    if target.offset is None or target.offset[0] >= len(shape):
+        return shape
+    dim, _, length = target.offset
+    return (*shape[:dim], length, *shape[dim + 1 :])
 
 
 def _is_number(key: str) -> bool:
@@ -327,15 +353,13 @@ def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
 def _delta(target: Target, patch: Any, model: torch.nn.Module, shape: tuple[int, ...]) -> Delta | str:
     """The patch as a delta, or why it has to be merged; ``shape`` is that of the stored weight."""
     geometry = geometry_of(model, target.key)
-    if isinstance(geometry, Geometry) and target.function is None:
-        try:
-            return delta_of(patch, geometry, target.offset)
-        except Unroutable as reason:
-            return str(reason)
+    reason = geometry if isinstance(geometry, str) else "its rows are reordered for this model"
     if isinstance(geometry, Geometry):
         shape = geometry.weight_shape
-    if target.offset is not None and target.offset[0] < len(shape):
-        dim, _, length = target.offset
-        shape = (*shape[:dim], length, *shape[dim + 1 :])
-    check_mergeable(patch, shape)
-    return geometry if isinstance(geometry, str) else "its rows are reordered for this model"
+        if target.function is None:
+            try:
+                return delta_of(patch, geometry, target.offset)
+            except Unroutable as why:
+                reason = str(why)
+    check_mergeable(patch, _slice_shape(shape, target))
+    return reason

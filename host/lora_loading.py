@@ -11,7 +11,7 @@ from comfy.sd import CLIP
 
 from .errors import ConductorError
 from .fusion_patch import add_loras
-from .lora_files import LoraFile, LoraPatches, model_patches, read_lora, resolve
+from .lora_files import LoraFile, LoraPatches, model_patches, read_lora, refuse_unfit, resolve
 from .report import loader_report
 
 NO_LORA = "None"
@@ -70,6 +70,7 @@ def _path_of(choice: LoraChoice) -> str:
 def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, strength: float) -> tuple[CLIP, int]:
     """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
     resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+    refuse_unfit(resolution, clip.cond_stage_model.state_dict())
     left = set(resolution.unmatched)
     patches.unmatched = [key for key in patches.unmatched if key in left]
     patches.refused.update(resolution.refused)

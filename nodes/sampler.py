@@ -145,14 +145,15 @@ def _reference_inputs() -> list[io.Input]:
             "clip_encoder",
             types=encoders,
             optional=True,
-            tooltip="CLIP- or SigLIP-type encoder, from Load CLIP Vision or Metric Encoder Loader. Compares subject "
-            "and style.",
+            tooltip="CLIP- or SigLIP-type encoder, from Load CLIP Vision or Metric Encoder Loader. Compares the "
+            "style, and the subject too if there is no dino_encoder.",
         ),
         io.MultiType.Input(
             "dino_encoder",
             types=encoders,
             optional=True,
-            tooltip="DINO-type encoder, from Load CLIP Vision or Metric Encoder Loader. Compares the subject.",
+            tooltip="DINO-type encoder, from Load CLIP Vision or Metric Encoder Loader. Compares the "
+            "subject, paying less heed to the style of its picture than CLIP does.",
         ),
     ]
 

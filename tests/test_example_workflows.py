@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from repo_paths import REPO
 
 WORKFLOWS = sorted((REPO / "example_workflows").glob("*.json"))
 TITLE = 30  # a node's title bar lies above its position
-SOCKETS_ONLY = {"MarkdownNote", "Note"}  # known to the page alone
+PAGE_ONLY = {"MarkdownNote", "Note"}  # known to the page alone
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
@@ -27,7 +28,7 @@ def to_api(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str, d
     origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:
-        if node["type"] in SOCKETS_ONLY:
+        if node["type"] in PAGE_ONLY:
             continue
         definition, values = definitions[node["type"]], iter(node["widgets_values"])
         linked = {entry["name"]: origin[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
@@ -75,6 +76,11 @@ def test_runs_to_the_end(server: ComfyServer, workflow: dict[str, Any]) -> None:
     assert len({server.view(picture) for picture in pictures}) == len(pictures)
 
 
-def test_every_workflow_has_a_thumbnail() -> None:
+def test_template_browser_finds_them_with_their_thumbnails(server: ComfyServer) -> None:
     assert WORKFLOWS
-    assert [path.name for path in WORKFLOWS if not path.with_suffix(".jpg").is_file()] == []
+    assert set(server.get("/workflow_templates")["lora-conductor"]) == {path.stem for path in WORKFLOWS}
+    for path in WORKFLOWS:
+        address = f"{server.url}/api/workflow_templates/lora-conductor/{path.stem}"
+        for suffix in (".json", ".jpg"):
+            with urllib.request.urlopen(address + suffix) as answer:
+                assert answer.read() == path.with_suffix(suffix).read_bytes()

@@ -145,3 +145,109 @@ def test_low_precision_layer_is_no_worse_than_cores_merge(kind, record_property)
     record_property(f"{kind} bfloat16 error over core's", ratio)
     # Core multiplies the rotations of these by alpha, which makes their deltas larger than the weights.
     assert ratio <= (2.0 if kind.startswith("dora") and kind.endswith("oft") else 1.2)
+
+
+class PackedLinear(torch.nn.Module):
+    """Stands for quantised layers: the weight is bytes and a scale, and only the forward knows how to read it."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.in_features, self.out_features = width, out
+        weight = torch.randn(out, width) * width**-0.5
+        self.scale = weight.abs().max() / 127
+        self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.randn(out), requires_grad=False)
+
+    def unpacked(self):
+        return self.weight.float() * self.scale
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.unpacked().to(x), self.bias.to(x))
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr", "glora", "oft", "boft", "dora_out_lora", "dora_in_lokr"])
+def test_packed_weights_are_measured_through_the_layer(kind):
+    torch.manual_seed(0)
+    module, geometry, x = PackedLinear(48, 32), Geometry(48, 32), torch.randn(2, 5, 48)
+    patch = patch_for(kind, (32, 48))
+    out, _ = run(module, geometry, [("subject", 0.8, delta_of(patch, geometry, None))], x)
+    wanted = torch.nn.functional.linear(x.double(), merged(patch, module.unpacked(), 0.8), module.bias.double())
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora", "loha", "lokr", "glora", "oft", "boft", "diff", "dora_out_lora", "dora_in_loha"]
+)
+def test_slices_of_a_fused_weight(kind):
+    """A sliced adapter and a whole LoRA on one weight: each segment holds what is for it."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(48, 96).requires_grad_(False)
+    geometry, x, offset = geometry_of(module), torch.randn(2, 5, 48), (0, 32, 32)
+    sliced, whole = patch_for(kind, (32, 48)), patch_for("loha", (96, 48), 1)
+    deltas = [
+        ("style", 0.8, delta_of(sliced, geometry, offset)),
+        ("subject", 0.6, delta_of(whole, geometry, None)),
+    ]
+    out, layer = run(module, geometry, deltas, x)
+    assert [(s.start, s.stop, s.shared) for s in layer.segments] == [(0, 32, False), (32, 64, True), (64, 96, False)]
+    base = module.weight.double()
+    change = merged(sliced, base, 0.8, offset=offset) - base
+    truth = with_weight(module, merged(whole, base, 0.6) + change, x)
+    torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
+    layer.read_weight = lambda: module.weight
+    stats = layer.segment_deltas(layer.segments[1])
+    torch.testing.assert_close(stats.dense("style").double(), change[32:64], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["loha_dense", "lokr", "diff"])
+def test_slices_of_the_input(kind):
+    torch.manual_seed(0)
+    module = torch.nn.Linear(96, 32).requires_grad_(False)
+    geometry, x, offset = geometry_of(module), torch.randn(2, 5, 96), (1, 32, 48)
+    patch = patch_for(kind, (32, 48))
+    out, layer = run(module, geometry, [("style", 0.8, delta_of(patch, geometry, offset))], x)
+    wanted = merged(patch, module.weight, 0.8, offset=offset)
+    torch.testing.assert_close(out.double(), with_weight(module, wanted, x), rtol=1e-5, atol=1e-5)
+    change = layer.segment_deltas(layer.segments[0]).dense("style").double()
+    torch.testing.assert_close(change, wanted - module.weight.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_was_measured_is_measured_once():
+    calls = []
+    module = torch.nn.Linear(48, 32).requires_grad_(False)
+    geometry, x, memo = geometry_of(module), torch.randn(2, 5, 48), {}
+
+    def forward(z):
+        calls.append(z.shape)
+        return module(z)
+
+    layer = FusedLayer(
+        "l", geometry, [("subject", 1.0, delta_of(patch_for("dora_out_lora", (32, 48)), geometry, None))]
+    )
+    for _ in range(3):
+        layer.fuse(x, module(x), lambda *_: {}, BaseLayer(forward, geometry, memo))
+    assert len(calls) == 3, "two for the weight, one for the bias"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_pass(kind):
+    """Guidance asks for gradients of layers whose deltas were made, like all in a node, under inference mode."""
+    torch.manual_seed(0)
+    module = torch.nn.Conv2d(24, 32, 3, padding=1).requires_grad_(False)
+    geometry, x, memo = geometry_of(module), inputs(module), {}
+    with torch.inference_mode():
+        tensors = KINDS[kind](Maker(0), geometry.weight_shape)
+        file = {f"{PREFIX}.{name}": t for name, t in tensors.items()}
+        patch = comfy.lora.load_lora(file, {PREFIX: "w"}, log_missing=False)["w"]
+        delta = delta_of(patch, geometry, None)
+        with torch.inference_mode(False), torch.no_grad():
+            layer = FusedLayer("l", geometry, [("subject", 0.7, delta)])
+        layer.fuse(x.clone(), module(x.clone()), lambda *_: {}, BaseLayer(module, geometry, memo))
+    x.requires_grad_()
+    out = layer.fuse(x, module(x), lambda *_: {}, BaseLayer(module, geometry, memo))
+    probe = torch.randn_like(out)
+    (grad,) = torch.autograd.grad((out * probe).sum(), x)
+    weight = merged(patch, module.weight, 0.7, torch.float32)
+    y = torch.nn.functional.conv2d(x, weight.detach().clone(), module.bias, padding=1)
+    (wanted,) = torch.autograd.grad((y * probe).sum(), x)
+    torch.testing.assert_close(grad, wanted, rtol=1e-3, atol=1e-4)

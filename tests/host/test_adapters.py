@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_conductor.fusion.policies import Sum
-from lora_conductor.host.fusion_patch import add_loras, set_policy
+from lora_conductor.fusion.policies import SVD, TIES, Average, ESTLoRA, KLoRA, KLSoft, Paper, Sum
+from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
 from lora_conductor.host.lora_files import model_patches, read_lora
 
 from . import tiny
@@ -39,7 +39,7 @@ def live(model, *loras, policy=None):
     patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for role, path, s in loras]
     for p, _, _ in patches:
         assert p.routed and not p.merged and not p.refused and not p.unmatched
-    return set_policy(add_loras(model, patches), policy or Sum(), always_live=True)
+    return set_policy(add_loras(model, patches), policy or Sum(), always_live=policy is None)
 
 
 def compare(model, low, path, strength, record_property, name):
@@ -84,3 +84,40 @@ def whole(path):
     path = path.with_name("whole.safetensors")
     save_file(tensors, path)
     return path
+
+
+@pytest.mark.parametrize("policy", [KLSoft(), Paper()], ids=["kl_soft", "paper"])
+def test_kinds_meet_under_a_policy(unet, tmp_path, policy):
+    """Any kind against any other is scored, decided and recorded; one of strength 0 leaves the other whole."""
+    shapes = targets(unet, "linear")
+    for first, second in (("lokr", "dora_out_lora"), ("oft", "loha"), ("glora", "diff"), ("dora_in_loha", "boft")):
+        files = [make_file(tmp_path / f"{k}.safetensors", k, shapes, seed=i) for i, k in enumerate((first, second))]
+        both = live(unet, ("subject", files[0], 0.8), ("style", files[1], 0.6), policy=policy)
+        made = tiny.sample(both, steps=2)
+        record = attachment_of(both).live.record_of(made)
+        assert len(record.layers) == len(shapes) and bool(torch.isfinite(record.scores).all())
+        assert bool((record.scores > 0).all())
+
+
+@pytest.mark.parametrize("policy", [TIES(), Average(), SVD(), KLoRA(), ESTLoRA()], ids=lambda p: p.name)
+def test_policies_that_look_at_weights_take_every_kind(unet, tmp_path, policy):
+    shapes = {**targets(unet, "linear"), **targets(unet, "conv")}
+    before = {k: v.clone() for k, v in unet.model.state_dict().items()}
+    files = [make_file(tmp_path / f"{k}.safetensors", k, shapes, seed=i) for i, k in enumerate(("oft", "dora_in_lokr"))]
+    fused = live(unet, ("subject", files[0], 0.8), ("style", files[1], 0.6), policy=policy)
+    assert bool(torch.isfinite(tiny.sample(fused)).all())
+    assert tiny.relative(tiny.sample(fused), tiny.sample(unet)) > 0.001
+    unet.unpatch_model()
+    assert all(torch.equal(v, before[k]) for k, v in unet.model.state_dict().items())
+
+
+def test_average_of_rotations_is_the_mean_of_their_merged_weights(unet, tmp_path):
+    """What a delta that depends on the base weight adds to it is merged like any other delta."""
+    shapes = targets(unet, "linear")
+    files = [make_file(tmp_path / f"{i}.safetensors", "oft", shapes, seed=i) for i in (1, 2)]
+    fused = live(unet, ("subject", files[0], 1.0), ("style", files[1], 1.0), policy=Average())
+    cores = [tiny.core_stacked(unet, (path, 1.0)) for path in files]
+    for key in shapes:
+        one, two = (core.patch_weight_to_device(key, return_weight=True).double() for core in cores)
+        ours = fused.patch_weight_to_device(key, return_weight=True).double()
+        torch.testing.assert_close(ours, (one + two) / 2, rtol=1e-5, atol=1e-6)

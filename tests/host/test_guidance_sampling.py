@@ -85,7 +85,7 @@ def test_guidance_raises_what_it_guides(parts, sampler):
     _, plain = run(parts["model"], plan(parts, guidance_strength=1e-7), sampler=sampler)
     _, guided = run(parts["model"], plan(parts, guidance_strength=0.2), sampler=sampler)
     weights = {term["name"]: term["weight"] for term in guided["terms"]}
-    assert set(weights) == {"S_CLIP_content", "S_CLIP_style", "S_DINO_content"}
+    assert weights == {"S_DINO_content": 1.0, "S_CLIP_style": 1.0}
 
     def total(scores):
         return sum(weight * scores["final"][name][0] for name, weight in weights.items())
@@ -175,6 +175,8 @@ def test_each_role_alone(parts):
     assert [term["name"] for term in scores["terms"]] == ["S_DINO_content"]
     _, scores = run(parts["model"], plan(parts, subject_strength=0.0, subject_image=None, dino_encoder=None))
     assert [term["name"] for term in scores["terms"]] == ["S_CLIP_style"]
+    _, scores = run(parts["model"], plan(parts, style_strength=0.0, style_image=None, dino_encoder=None))
+    assert [term["name"] for term in scores["terms"]] == ["S_CLIP_content"]
 
 
 def test_core_clip_vision_guides(parts, tmp_path):

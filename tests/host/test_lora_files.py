@@ -174,6 +174,10 @@ def test_clip_gets_both_loras_text_parts_as_core_applies_them(model, loras):
         assert all(torch.equal(a, b) for a, b in zip(theirs[1].weights[:2], mine[1].weights[:2], strict=True))
     assert not clip.patcher.patches and "match nothing" not in report
     assert "1 text-encoder weights at strength 0.5" in report
+    prefix = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    loras("te3.safetensors", {**plain(model), **te[1], f"{prefix}.lora_up.weight": torch.zeros(3071, 2)})
+    _, unchanged, report = load(model, subject="te3.safetensors", clip=clip)
+    assert "mlp.fc1.weight: " in report and not unchanged.patcher.patches
 
 
 def test_a_changed_file_is_read_again(model, loras):

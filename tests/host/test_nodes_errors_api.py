@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from comfy_server import ComfyServer, WorkflowError
 
-from .workflows import SUBJECT, latent, loader, run, sampled, world
+from .workflows import STYLE, SUBJECT, latent, loader, router, run, sampled, world
 
 WRONG_FAMILY, TRUNCATED, EMPTY, NOT_FINITE, REMOVED = (
     f"bad_{name}.safetensors" for name in ("wrong_family", "truncated", "empty", "not_finite", "removed")
@@ -46,6 +46,17 @@ def refusal(server: ComfyServer, graph: dict[str, Any]) -> str:
         server.queue(graph, timeout=60, on_event=lambda kind, data: steps.append(data) if kind == "progress" else None)
     assert not steps
     return str(caught.value)
+
+
+def test_nothing_in_common_is_said_before_sampling(comfy: ComfyServer) -> None:
+    folder = comfy.base_dir / "models" / "loras"
+    for file, blocks in (("bad_double.safetensors", "double"), ("bad_single.safetensors", "single")):
+        factors = load((folder / (SUBJECT if blocks == "double" else STYLE)).read_bytes())
+        save_file({key: value for key, value in factors.items() if f"_{blocks}_" in key}, folder / file)
+    apart = loader(subject="bad_double.safetensors", style="bad_single.safetensors")
+    text = refusal(comfy, world(dual=apart, **sampled("a", "dual")))
+    assert "no layer in common" in text and "bad_double.safetensors" in text and "'sum'" in text
+    run(comfy, world(dual=apart, routed=router("sum"), **sampled("a", "routed")))
 
 
 @pytest.mark.parametrize(

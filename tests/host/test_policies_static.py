@@ -166,3 +166,32 @@ def test_switching_back_and_forth_leaves_no_trace(setting):
         assert torch.equal(tiny.sample(set_policy(fused, policy)), picture)
         assert torch.equal(tiny.sample(made), picture), "a clone is not changed by what is made of it"
     assert torch.equal(tiny.sample(model), plain)
+
+
+def test_a_layer_that_cannot_be_merged_keeps_cores_sum_and_is_named(tmp_path, caplog):
+    """A DoRA is no delta of its own where the base weight cannot be read, as in some quantised files."""
+    model = tiny.tiny_unet()
+    key = next(k for k, shape in tiny.layer_shapes(model).items() if "attn1.to_q" in k)
+    out, width = tiny.layer_shapes(model)[key]
+    prefix, paths = key.removesuffix(".weight"), []
+    torch.manual_seed(0)
+    for role in ROLES:
+        paths.append(tmp_path / f"{role}.safetensors")
+        tensors = {
+            f"{prefix}.lora_up.weight": torch.randn(out, 4) * 0.5,
+            f"{prefix}.lora_down.weight": torch.randn(4, width) * 0.5,
+            f"{prefix}.dora_scale": torch.rand(out, 1) + 0.5,
+        }
+        save_file(tensors, paths[-1])
+    loras = [
+        (model_patches(read_lora(path.name, str(path)), model), role, 0.7)
+        for role, path in zip(ROLES, paths, strict=True)
+    ]
+    fused = add_loras(model, loras)
+    stacked = tiny.sample(tiny.core_stacked(model, *((path, 0.7) for path in paths)))
+    assert tiny.relative(tiny.sample(set_policy(fused, TIES())), stacked) > 1e-4
+    (layer,) = attachment_of(fused).spec.layers
+    layer.read_weight = None
+    unread = set_policy(fused, TIES())
+    assert "ties leaves a layer as the plain sum" in caplog.text and prefix in caplog.text
+    assert torch.equal(tiny.sample(unread), stacked)

@@ -41,7 +41,9 @@ def stock(model: str, file: str, strength: float = 1.0) -> dict[str, Any]:
     return node("LoraLoaderModelOnly", model=[model, 0], lora_name=file, strength_model=strength)
 
 
-def sampled(name: str, model: str, *, report: bool = False, seed: int = 1, steps: int = 3, cfg: float = 2.5) -> Workflow:
+def sampled(
+    name: str, model: str, *, report: bool = False, seed: int = 1, steps: int = 3, cfg: float = 2.5
+) -> Workflow:
     """A KSampler on a model with its latent saved, and the routing report if asked; read them with the same name."""
     sampler = node(
         "KSampler",

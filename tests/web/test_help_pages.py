@@ -1,0 +1,62 @@
+"""Help pages: one a node, where the page looks for it, and quoting errors that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from comfy_server import ComfyServer
+from lora_conductor.nodes import NODES
+from repo_paths import REPO
+
+PAGES = REPO / "web" / "docs"
+NAMES = [node.define_schema().node_id for node in NODES]
+
+
+def page(name: str) -> str:
+    return (PAGES / f"{name}.md").read_text(encoding="utf-8")
+
+
+def texts(file: Path) -> list[str]:
+    """The string literals of a source file, f-strings with a gap where a value goes."""
+    found = []
+    for part in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(part, ast.JoinedStr):
+            found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in part.values))
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            found.append(part.value)
+    return found
+
+
+def test_one_page_a_node() -> None:
+    assert {path.stem for path in PAGES.glob("*.md")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_has_the_page(server: ComfyServer, name: str) -> None:
+    with urllib.request.urlopen(f"{server.url}/extensions/lora-conductor/docs/{name}.md") as answer:
+        assert answer.read().decode() == page(name)
+
+
+@pytest.mark.parametrize("node", NODES, ids=NAMES)
+def test_inputs_it_speaks_of_exist(node: type) -> None:
+    names = {i.id for other in NODES for i in other.define_schema().inputs}
+    spoken_of = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page(node.define_schema().node_id))
+    policies = {p for i in node.define_schema().inputs for p in getattr(i, "options", None) or []}
+    assert set(spoken_of) <= names | policies
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quoted_errors_exist(name: str) -> None:
+    said = "\n".join(
+        text for room in ("nodes", "host", "guidance") for f in (REPO / room).glob("*.py") for text in texts(f)
+    )
+    first_columns = re.findall(r"^\| (\*[^|]+)\|", page(name).split("## Errors")[1], re.MULTILINE)
+    assert first_columns
+    quoted = re.findall(r"\*([^*]+)\*", "\n".join(first_columns))
+    pieces = [piece.strip() for quote in quoted for piece in quote.split("...")]
+    assert [piece for piece in pieces if piece and piece not in said] == []
