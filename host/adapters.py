@@ -12,7 +12,7 @@ import comfy.weight_adapter as core
 import torch
 from torch import Tensor
 
-from ..fusion import adapters
+from ..fusion import adapter_factors, adapters
 from ..fusion.adapters import Delta, DoRADelta, Place
 from ..fusion.deltas import DeltaError, LowRankDelta, low_rank_delta
 from ..fusion.geometry import Geometry
@@ -67,9 +67,9 @@ def check_mergeable(patch: Any, shape: tuple[int, ...]) -> None:
             if magnitude is not None:
                 _dora(delta, magnitude, None, place, False)
         elif patch[0] == "diff" and len(patch[1]) == 1:
-            adapters.weight_difference(place, patch[1][0])
+            adapter_factors.weight_difference(place, patch[1][0])
         elif patch[0] == "set":
-            adapters.fits(tuple(patch[1][0].shape) == shape, "a replacement", shape, patch[1][0])
+            adapter_factors.fits(tuple(patch[1][0].shape) == shape, "a replacement", shape, patch[1][0])
     except Unroutable:
         return
 
@@ -85,7 +85,7 @@ def applicable(patch: Any) -> Any:
         w1 = w1 if w1 is not None else w1_a.float() @ w1_b.float()
         w2 = torch.einsum("ijkl,jr,ip->prkl", tucker.float(), w2_b.float(), w2_a.float())
         # Core takes no alpha for whole matrices: it goes into one of them.
-        w2 = w2.contiguous() * adapters.scale_of(alpha, w2_b.shape[0])
+        w2 = w2.contiguous() * adapter_factors.scale_of(alpha, w2_b.shape[0])
         return core.LoKrAdapter(patch.loaded_keys, (w1, w2, None, None, None, None, None, None, dora_scale))
     return patch
 
@@ -119,13 +119,15 @@ def _from_tuple(patch: Any, place: Place, geometry: Geometry) -> Delta:
         raise Unroutable("it changes the weight's shape")
     if geometry.groups != 1 and place.shape != geometry.weight_shape:
         raise Unroutable("it is for a slice of a grouped convolution")
-    return adapters.weight_difference(place, values[0])
+    return adapter_factors.weight_difference(place, values[0])
 
 
 def _check_tensors(patch: Any) -> None:
     for value in patch.weights:
         if isinstance(value, Tensor) and not value.is_floating_point():
             raise DeltaError(f"a factor has the dtype {value.dtype}, not a floating point one")
+        if isinstance(value, Tensor) and value.ndim == 0:
+            raise DeltaError("a factor is a single number")
         if isinstance(value, float) and not math.isfinite(value):
             raise DeltaError(f"alpha {value} is not a finite number")
 
@@ -149,21 +151,21 @@ def _adapter(patch: Any, place: Place) -> Delta:
         )
     if isinstance(patch, core.LoHaAdapter):
         cores = None if w[5] is None else (w[5], w[6])
-        return adapters.loha(place, (w[0], w[1]), (w[3], w[4]), cores, w[2])
+        return adapter_factors.loha(place, (w[0], w[1]), (w[3], w[4]), cores, w[2])
     if isinstance(patch, core.LoKrAdapter):
         first = w[0] if w[0] is not None else (w[3], w[4])
         second = w[1] if w[1] is not None else (w[5], w[6])
         if any(part is None for pair in (first, second) if isinstance(pair, tuple) for part in pair):
             raise DeltaError("LoKr factors are missing")
-        return adapters.lokr(place, first, second, w[7], w[2])
+        return adapter_factors.lokr(place, first, second, w[7], w[2])
     if isinstance(patch, core.GLoRAAdapter):
-        return adapters.glora(place, w[0], w[1], w[2], w[3], w[4])
+        return adapter_factors.glora(place, w[0], w[1], w[2], w[3], w[4])
     if isinstance(patch, core.OFTAdapter):
-        return adapters.oft(place, w[0], w[2])
+        return adapter_factors.oft(place, w[0], w[2])
     if isinstance(patch, core.BOFTAdapter):
         if w[2] is None:
             raise DeltaError("BOFT without alpha: ComfyUI cannot apply it either")
-        return adapters.boft(place, w[0], w[1], w[2])
+        return adapter_factors.boft(place, w[0], w[1], w[2])
     raise Unroutable(f"adapters of the kind '{patch.name}' are not known here")
 
 
@@ -173,7 +175,7 @@ def _dora_scale(patch: Any) -> Tensor | None:
 
 
 def _dora(delta: Delta, magnitude: Tensor, alpha: float | None, place: Place, grouped: bool) -> DoRADelta:
-    adapters.finite(dora_scale=magnitude)
+    adapter_factors.finite(dora_scale=magnitude)
     shape, ones = tuple(magnitude.shape), [1] * (len(place.shape) - 1)
     on_output = shape == (place.shape[0], *ones)
     # Core decides by the first dimension alone: with one output channel it takes any magnitudes for the outputs'.

@@ -108,14 +108,33 @@ def test_only_the_window_is_guided_and_displacements_are_as_asked(parts, cfg):
     assert relative(almost, expected) < 1e-5
 
 
+def test_a_batch_is_corrected_as_its_members_are_alone_bit_for_bit(parts):
+    guidance = plan(parts)
+    predictions = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(9))
+    with torch.inference_mode():
+        guided = guided_sampling.GuidedRun(guidance, [1.0, 0.75, 0.5, 0.25, 0.0], parts["model"].model.latent_format)
+        comfy.model_management.load_models_gpu([parts["vae"].patcher])
+        guided.encode_references()
+
+        def correct(denoised):
+            return guided.correct({"denoised": denoised, "sigma": torch.tensor([0.5])})
+
+        together = correct(predictions.clone())
+        alone = torch.cat([correct(prediction.clone()) for prediction in predictions.split(1)])
+        guided.close()
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, predictions)
+
+
 def test_a_batch_gives_what_its_members_give_alone(parts):
-    together, scores = run(parts["model"], plan(parts), batch=2)
+    # The model rounds differently for other batch sizes (1e-6 of the range), and each correction amplifies that, since
+    # the gradient of a decoder with ReLUs jumps: a weak guidance keeps the two sources of difference apart.
+    together, scores = run(parts["model"], plan(parts, guidance_strength=0.01), batch=2)
     for i in range(2):
-        alone, own = run(parts["model"], plan(parts), batch=1, batch_index=[i])
+        alone, own = run(parts["model"], plan(parts, guidance_strength=0.01), batch=1, batch_index=[i])
         difference = relative(together[i : i + 1], alone)
         print(f"member {i}: {difference:.1e} of the range")
-        # The networks round differently for other batch sizes, and the gradient amplifies that a little.
-        assert difference < 1e-3
+        assert difference < 1e-4
         assert own["final"]["S_CLIP_style"][0] == pytest.approx(scores["final"]["S_CLIP_style"][i], abs=1e-4)
 
 

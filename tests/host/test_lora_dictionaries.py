@@ -5,16 +5,18 @@ import logging
 import comfy.lora
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from lora_conductor.host.fusion_patch import add_loras
+from lora_conductor.fusion.base_layer import BaseLayer
+from lora_conductor.host.fusion_patch import add_loras, attachment_of
 from lora_conductor.host.lora_files import LoraFile, model_patches
 
 from . import tiny
 from .adapter_files import KINDS, TUCKER_KINDS, Maker
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64, torch.int32]
+ALPHAS = ["as is", "missing", 0.0, -1.0, float("nan"), float("inf"), "vector"]
 FAULTS = ["missing", "transposed", "wider", "empty", "flat", "deeper", "scalar", "nan"]
 EXTRAS = [None, None, "diff_b", "set_weight", "rescale", "dora_scale", "reshape_weight", "hm"]
 ALL_KINDS = sorted({**KINDS, **TUCKER_KINDS})
@@ -66,17 +68,18 @@ def dictionaries(draw, shapes):
         prefix, shape = key.removesuffix(".weight"), shapes[key]
         kind = draw(st.sampled_from(ALL_KINDS))
         # Sometimes made for another layer.
-        made_for = draw(st.sampled_from([shape, shape, shape, *shapes.values()]))
+        made_for = shape if draw(st.booleans()) else draw(st.sampled_from(list(shapes.values())))
         try:
             parts = {**KINDS, **TUCKER_KINDS}[kind](Maker(n), made_for)
         except (IndexError, RuntimeError, ZeroDivisionError):
             continue  # there is no such adapter for such a weight
-        alpha = draw(st.sampled_from(["as is", "missing", 0.0, -1.0, float("nan"), float("inf"), "vector"]))
+        healthy = draw(st.booleans())
+        alpha = draw(st.sampled_from(["as is", "missing", 0.0] if healthy else ALPHAS))
         if alpha == "missing":
             parts.pop("alpha", None)
         elif alpha != "as is":
             parts["alpha"] = torch.ones(2) if alpha == "vector" else torch.tensor(alpha)
-        for name in draw(st.sets(st.sampled_from(sorted(parts)), max_size=2)) if parts else ():
+        for name in draw(st.sets(st.sampled_from(sorted(parts)), max_size=0 if healthy else 2)):
             fault = draw(st.sampled_from(FAULTS))
             if fault == "missing":
                 del parts[name]
@@ -84,10 +87,10 @@ def dictionaries(draw, shapes):
                 parts[name] = torch.full_like(parts[name], float("nan"))
             else:
                 parts[name] = wrong_shape(parts[name], fault)
-        extra = draw(st.sampled_from(EXTRAS))
+        extra = None if healthy else draw(st.sampled_from(EXTRAS))
         if extra:
             parts[extra] = torch.randn(draw(st.sampled_from([(1,), (shape[0],), (shape[0], 1), shape])))
-        dtype = draw(st.sampled_from(DTYPES))
+        dtype = draw(st.sampled_from(DTYPES[:4] if healthy else DTYPES))
         for name, tensor in parts.items():
             mixed = draw(st.booleans())
             finite = bool(torch.isfinite(tensor).all())
@@ -133,6 +136,8 @@ def test_each_key_is_applied_or_refused_by_name(model, shapes, data):
     assert all(patches.refused.values())
     assert bool(patches.refused_keys) == bool(patches.refused)
     assert core_errors(model, patches) == [], "core cannot apply what was taken for applicable"
+    for fate in ("routed", "merged", "refused", "unmatched"):
+        event(f"{fate}: {bool(getattr(patches, fate))}")
     if patches.routed or patches.merged:
         # The layers' own forwards, with one sample: torch must not be surprised.
         with torch.no_grad():
@@ -141,9 +146,6 @@ def test_each_key_is_applied_or_refused_by_name(model, shapes, data):
 
 
 def run_layers(model, on_model):
-    from lora_conductor.fusion.base_layer import BaseLayer
-    from lora_conductor.host.fusion_patch import attachment_of
-
     spec = attachment_of(on_model).spec
     for layer in spec.layers if spec else ():
         module = model.model.get_submodule(layer.name)
