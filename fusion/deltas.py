@@ -55,11 +55,6 @@ class LowRankDelta:
         product = self.up.to(dtype) @ self.down.to(dtype).flatten(1)
         return (self.scale * product).reshape(self.up.shape[0], *self.down.shape[1:])
 
-    def squared_norm(self) -> float:
-        """``||dW||_F^2 = tr((B^T B)(A A^T)) * scale^2``, without the dense product (EST-LoRA's energy)."""
-        up, down = self.up.double(), self.down.double().flatten(1)
-        return float(self.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
-
 
 def low_rank_delta(
     up: Tensor,

@@ -66,6 +66,7 @@ class LiveFusion:
             samples = executor(noise, latent_image, *arguments, **kwargs)
         finally:
             self._open.remove(run)
+            self._running = None  # it holds the run's decisions and what was measured of the base layers
         kept = (samples.detach().cpu().clone(), run.record(self.spec.header))
         self._records = [*self._records[1 - KEPT_RUNS :], kept]
         return samples

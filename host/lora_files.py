@@ -90,10 +90,6 @@ class LoraPatches:
     applied: set[str] = field(default_factory=set)
     refused_keys: set[str] = field(default_factory=set)
 
-    @property
-    def applied_keys(self) -> int:
-        return len(self.applied)
-
 
 def read_lora(name: str, path: str) -> LoraFile:
     """Read a LoRA file; the last few files are kept, by path, modification time and size.

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_conductor.fusion.deltas import DeltaError, low_rank_delta
+from lora_conductor.fusion.segments import SegmentDeltas
 
 
 @given(
@@ -23,7 +24,8 @@ def test_dense_is_scale_times_up_times_down(out, width, rank, kernel, alpha):
     scale = 1.0 if alpha is None else alpha / rank
     expected = scale * torch.einsum("or,ri...->oi...", up.double().flatten(1), down.double())
     torch.testing.assert_close(delta.dense(), expected)
-    assert delta.squared_norm() == pytest.approx(float(expected.square().sum()), rel=1e-9, abs=1e-12)
+    folded = SegmentDeltas("l", {"style": delta.down.double()}, {"style": scale * delta.up.double()})
+    assert folded.energy("style") == pytest.approx(float(expected.square().sum()), rel=1e-9, abs=1e-12)
 
 
 def test_flattened_conv_factors_take_the_weights_shape():

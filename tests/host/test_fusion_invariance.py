@@ -133,7 +133,7 @@ def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkey
             tiny.sample(fused, steps=3, **kw)
     comfy.model_management.interrupt_current_processing(False)
     assert_untouched(model, before)
-    assert not attachment_of(fused).live._open
+    assert not attachment_of(fused).live._open and attachment_of(fused).live._running is None
     assert torch.equal(tiny.sample(fused, steps=3), good)
 
 
