@@ -1,9 +1,8 @@
-"""One model layer with its LoRA branches: factors joined once, deltas scored and added in one pass."""
+"""One model layer with its LoRA branches: factors joined once, deltas added in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,54 +14,20 @@ from .base_layer import BaseLayer
 from .bypasses import Bypass, frozen, like
 from .deltas import DeltaError, LowRankDelta
 from .geometry import Geometry
+from .segment import Segment, Weight
 from .segments import ROLES, SegmentDeltas
 
-# A branch's weight: per sample [batch], one number for all, or 1.
-Weight = Tensor | float
-# Asked once per shared segment: (segment, base [batch, tokens, channels], delta of a role on every n-th token).
-Decide = Callable[["Segment", Tensor, Callable[[str, int], Tensor]], dict[str, Weight]]
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One delta's share of a segment: its rows of the joined down-projection, and its up-projection's name."""
-
-    columns: tuple[int, int]
-    up: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of output channels that the same deltas write to: the unit of decision.
-
-    Attributes:
-        name: the layer's, with the channels if they are not all.
-        start, stop: the channels.
-        branches: by role, the low-rank deltas.
-        bypasses: by role, indices of the other deltas among the layer's bypasses.
-    """
-
-    name: str
-    start: int
-    stop: int
-    branches: dict[str, tuple[Branch, ...]] = field(default_factory=dict)
-    bypasses: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(role for role in ROLES if self.branches.get(role) or self.bypasses.get(role))
-
-    @property
-    def shared(self) -> bool:
-        return self.roles == ROLES
+# Asked once per segment; gives the weights of its branches by role, 1 where a role is missing.
+Decide = Callable[[Segment, "Probe"], dict[str, Weight]]
 
 
 class FusedLayer(nn.Module):
     """The deltas of one layer, by role, ready to be added to its output.
 
-    All low-rank down-projections are joined into one ``[total rank, in, *kernel]``; strength and scale are folded into
-    the up-projections in float32 before they are rounded to ``dtype``. Deltas of other kinds are bypasses of their own.
-    Fused weights (qkv) are cut at every slice border, so whole and sliced LoRAs can meet on one module.
+    All low-rank down-projections are joined into one ``[total rank, in, *kernel]``, and the up-projections of each
+    segment into one ``[channels, rank]``; strength and scale are folded into those in float32 before they are rounded
+    to ``dtype``. Deltas of other kinds are bypasses of their own. Fused weights (qkv) are cut at every slice border, so
+    whole and sliced LoRAs can meet on one module.
 
     Args:
         name: the layer's name in the model, e.g. ``diffusion_model.double_blocks.0.img_attn.qkv``.
@@ -71,6 +36,7 @@ class FusedLayer(nn.Module):
         dtype: the dtype the layer computes in.
         read_weight: gives the base weight ``[out, in, *kernel]``, or None where it cannot be read. Only statistics and
             static merges of deltas that depend on it ask for it.
+        head_width: channels of an attention head, where the output is made of heads.
     """
 
     def __init__(
@@ -80,13 +46,14 @@ class FusedLayer(nn.Module):
         deltas: Sequence[tuple[str, float, Delta]],
         dtype: torch.dtype = torch.float32,
         read_weight: Callable[[], Tensor | None] | None = None,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.geometry = geometry
         self.read_weight = read_weight
-        # Subject first, then by position: branches then use neighbouring rows wherever the file allows it.
-        deltas = sorted(deltas, key=lambda d: (ROLES.index(d[0]), d[2].out_start))
+        # By position, then subject first: the rows of a segment are then neighbours wherever the files allow it.
+        deltas = sorted(deltas, key=lambda d: (d[2].out_start, ROLES.index(d[0])))
         thin = [(role, s, d) for role, s, d in deltas if isinstance(d, LowRankDelta)]
         other = [(role, s, d) for role, s, d in deltas if not isinstance(d, LowRankDelta)]
         self.bypasses = nn.ModuleList(delta.bypass(strength, strength, dtype) for _, strength, delta in other)
@@ -98,20 +65,48 @@ class FusedLayer(nn.Module):
         borders = sorted({b for _, _, d in deltas for b in (d.out_start, d.out_stop)})
         self.segments: list[Segment] = []
         for start, stop in zip(borders, borders[1:], strict=False):
-            whole = start == 0 and stop == geometry.out_features
-            segment = Segment(name if whole else f"{name}[{start}:{stop}]", start, stop)
-            for i, (role, strength, delta) in enumerate(thin):
-                if delta.out_start <= start and stop <= delta.out_stop:
-                    rows = delta.up[start - delta.out_start : stop - delta.out_start]
-                    up_name = f"up_{start}_{i}"
-                    self.register_parameter(up_name, frozen((rows.float() * (delta.scale * strength)).to(dtype)))
-                    branch = Branch((starts[i], starts[i + 1]), up_name)
-                    segment.branches[role] = (*segment.branches.get(role, ()), branch)
-            for i, (role, _, beside) in enumerate(other):
-                if beside.out_start <= start and stop <= beside.out_stop:
-                    segment.bypasses[role] = (*segment.bypasses.get(role, ()), i)
-            if segment.roles:
+            ups: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+            rows: dict[str, list[int]] = {role: [] for role in ROLES}
+            beside: dict[str, tuple[int, ...]] = {}
+            for i, (role, strength, low) in enumerate(thin):
+                if low.out_start <= start and stop <= low.out_stop:
+                    part = low.up[start - low.out_start : stop - low.out_start]
+                    ups[role].append(part.float() * (low.scale * strength))
+                    rows[role] += range(starts[i], starts[i + 1])
+            for i, (role, _, dense) in enumerate(other):
+                if dense.out_start <= start and stop <= dense.out_stop:
+                    beside[role] = (*beside.get(role, ()), i)
+            if beside or any(ups.values()):
+                whole = start == 0 and stop == geometry.out_features
+                segment = Segment(
+                    name if whole else f"{name}[{start}:{stop}]",
+                    start,
+                    stop,
+                    {role: tuple(rows[role]) for role in ROLES if rows[role]},
+                    beside,
+                    head_width if head_width and (stop - start) % head_width == 0 else None,
+                )
                 self.segments.append(segment)
+                joined = [up for role in ROLES for up in ups[role]]
+                if joined:
+                    self._join(segment, torch.cat(joined, dim=1), dtype)
+
+    def _join(self, segment: Segment, up: Tensor, dtype: torch.dtype) -> None:
+        """Keep a segment's joined up-projection ``[channels, rank]`` and its Gram matrix ``[rank, rank]``."""
+        rounded = up.to(dtype)
+        self.register_parameter(f"up_{segment.start}", frozen(rounded))
+        gram = rounded.float().T @ rounded.float()
+        # Energies are asked for by role: terms between the roles have no place in them.
+        ranks = [segment.rank(role) for role in ROLES]
+        self.register_parameter(f"gram_{segment.start}", frozen(torch.block_diag(*_blocks(gram, ranks))))
+        self.register_parameter(
+            f"rows_{segment.start}",
+            None if segment.span else nn.Parameter(torch.tensor(segment.all_rows), requires_grad=False),
+        )
+
+    def up(self, segment: Segment) -> Tensor:
+        """The joined up-projections of a segment ``[channels, rank]``: the subject's columns, then the style's."""
+        return self.get_parameter(f"up_{segment.start}")
 
     def segment_deltas(self, segment: Segment) -> SegmentDeltas:
         """The factors of a segment by role, float32, on the CPU: for statistics and static merges.
@@ -123,15 +118,14 @@ class FusedLayer(nn.Module):
         """
         down, up = {}, {}
         for role in segment.roles:
-            pairs = [(getattr(self, b.up), self._rows(b)) for b in segment.branches.get(role, ())]
+            pairs = []
+            if role in segment.rows:
+                assert self.down is not None
+                pairs.append((self.up(segment)[:, segment.columns(role)], self.down[list(segment.rows[role])]))
             pairs += [self._factors(self._bypass(i), segment) for i in segment.bypasses.get(role, ())]
             up[role] = torch.cat([pair[0].float().cpu() for pair in pairs], dim=1)
             down[role] = torch.cat([pair[1].float().cpu() for pair in pairs])
         return SegmentDeltas(segment.name, down, up)
-
-    def _rows(self, branch: Branch) -> Tensor:
-        assert self.down is not None
-        return self.down[branch.columns[0] : branch.columns[1]]
 
     def _bypass(self, index: int) -> Bypass:
         bypass = self.bypasses[index]
@@ -163,7 +157,7 @@ class FusedLayer(nn.Module):
         Args:
             x: the layer's input, ``[batch, ..., in]`` or ``[batch, in, *space]`` for a convolution.
             base: its output without LoRAs, ``[batch, ..., out]`` or ``[batch, out, *space]``.
-            decide: gives the weights of a shared segment's branches; a segment of one role is added whole.
+            decide: gives the weights of a segment's branches.
             layer: the layer without LoRAs; only deltas that depend on its weight need it.
 
         Returns:
@@ -172,21 +166,41 @@ class FusedLayer(nn.Module):
         tokens = self.geometry.tokens(base)
         hidden = None if self.down is None else self.geometry.tokens(self.geometry.project(x, like(self.down, x)))
         beside = self._beside(x, tokens, layer)
+        space = tuple(base.shape[2:]) if self.geometry.is_conv else None
         for segment in self.segments:
             part = tokens[..., segment.start : segment.stop]
-            weights: dict[str, Weight] = {}
-            if segment.shared:
-                weights = decide(segment, part, self._delta_of(segment, hidden, beside))
-            for role in segment.roles:
-                weight = weights.get(role, 1.0)
-                if isinstance(weight, float) and weight == 0.0:
-                    continue
-                for branch in segment.branches.get(role, ()):
-                    assert hidden is not None
-                    part.add_(self._up(branch, _scaled(hidden[..., slice(*branch.columns)], weight)))
-                for i in segment.bypasses.get(role, ()):
-                    part.add_(_scaled(self._cut(beside[i], i, segment), weight))
+            probe = Probe(self, segment, part, self._hidden(segment, hidden), beside, space)
+            self._add(part, probe, decide(segment, probe))
         return self.geometry.untoken(tokens, base)
+
+    def _hidden(self, segment: Segment, hidden: Tensor | None) -> Tensor | None:
+        """The segment's columns of the joined hidden features."""
+        if not segment.rows or hidden is None:
+            return None
+        if segment.span is not None:
+            return hidden[..., slice(*segment.span)]
+        return hidden.index_select(-1, self.get_parameter(f"rows_{segment.start}").to(hidden.device))
+
+    def _add(self, part: Tensor, probe: Probe, weights: dict[str, Weight]) -> None:
+        """Add both branches to a part of the output, in place, rounding once."""
+        segment, hidden = probe.segment, probe.hidden
+        off = {role for role, weight in weights.items() if isinstance(weight, float) and weight == 0.0}
+        by_head = {role for role, w in weights.items() if isinstance(w, Tensor) and w.shape[-1] > 1}
+        joined = [role for role in ROLES if role in segment.rows and role not in off | by_head]
+        if joined and hidden is not None:
+            up = like(self.up(segment), part)
+            if len(joined) < len(segment.rows):
+                hidden, up = hidden[..., segment.columns(joined[0])], up[:, segment.columns(joined[0])]
+            hidden = _weighted(hidden, [(weights.get(role, 1.0), segment.rank(role)) for role in joined])
+            _add_product(part, hidden.to(part.dtype), up)
+        for role in segment.roles:
+            if role in off:
+                continue
+            if role in by_head:
+                part.add_(_by_head(probe.delta(role), weights[role]))
+                continue
+            for i in segment.bypasses.get(role, ()):
+                part.add_(_weighted(probe.beside(i), [(weights.get(role, 1.0), part.shape[-1])]))
 
     def _beside(self, x: Tensor, tokens: Tensor, layer: BaseLayer | None) -> dict[int, Tensor]:
         """What each bypass adds, all before the base output is overwritten."""
@@ -202,27 +216,94 @@ class FusedLayer(nn.Module):
                 linear = layer.without_bias(tokens, x)
         return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
 
-    def _cut(self, delta: Tensor, index: int, segment: Segment) -> Tensor:
-        start = self._bypass(index).start
-        return delta[..., segment.start - start : segment.stop - start]
 
-    def _delta_of(
-        self, segment: Segment, hidden: Tensor | None, beside: dict[int, Tensor]
-    ) -> Callable[[str, int], Tensor]:
-        def delta(role: str, stride: int) -> Tensor:
-            parts = [self._cut(beside[i][:, ::stride], i, segment) for i in segment.bypasses.get(role, ())]
-            for branch in segment.branches.get(role, ()):
-                assert hidden is not None
-                parts.append(self._up(branch, hidden[:, ::stride, slice(*branch.columns)]))
-            total = parts[0]
-            for part in parts[1:]:
-                total = total + part
-            return total
+class Probe:
+    """What a decision may look at in one call of one segment.
 
-        return delta
+    Attributes:
+        segment: the segment.
+        base: its output without LoRAs, ``[batch, tokens, channels]``.
+        hidden: the joined hidden features ``[batch, tokens, rank]``, the subject's first; None without low-rank deltas.
+        space: size of the output of a convolution, None for a linear.
+    """
 
-    def _up(self, branch: Branch, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, like(getattr(self, branch.up), hidden))
+    def __init__(
+        self,
+        layer: FusedLayer,
+        segment: Segment,
+        base: Tensor,
+        hidden: Tensor | None,
+        beside: dict[int, Tensor],
+        space: tuple[int, ...] | None,
+    ) -> None:
+        self.segment, self.base, self.hidden, self.space = segment, base, hidden, space
+        self._layer, self._beside = layer, beside
+
+    def beside(self, index: int) -> Tensor:
+        """The segment's part of what a bypass adds."""
+        start = self._layer._bypass(index).start
+        return self._beside[index][..., self.segment.start - start : self.segment.stop - start]
+
+    def delta(self, role: str, stride: int = 1) -> Tensor:
+        """What a role's LoRAs add to every ``stride``-th token, ``[batch, tokens / stride, channels]``."""
+        parts = [self.beside(i)[:, ::stride] for i in self.segment.bypasses.get(role, ())]
+        if role in self.segment.rows:
+            assert self.hidden is not None
+            columns = self.segment.columns(role)
+            thin = self.hidden[:, ::stride, columns]
+            parts.insert(0, F.linear(thin, like(self._layer.up(self.segment)[:, columns], thin)))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def energies(self, stride: int = 1) -> dict[str, Tensor]:
+        """``||h||^2`` of both roles over every ``stride``-th token, ``[batch]`` float32.
+
+        Low-rank deltas are not unfolded for it: ``||B z||^2 = z^T (B^T B) z``.
+        """
+        if self.segment.bypasses or self.hidden is None:
+            return {role: self.delta(role, stride).float().square().sum((-2, -1)) for role in ROLES}
+        thin = self.hidden[:, ::stride].float()
+        gram = self._layer.get_parameter(f"gram_{self.segment.start}").to(thin.device)
+        products = (thin @ gram).mul_(thin).sum(1)
+        return {role: products[:, self.segment.columns(role)].sum(-1) for role in ROLES}
+
+
+def _blocks(gram: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    stops = [sum(ranks[: i + 1]) for i in range(len(ranks))]
+    return [gram[stop - rank : stop, stop - rank : stop] for rank, stop in zip(ranks, stops, strict=True) if rank]
+
+
+def _weighted(features: Tensor, weights: Sequence[tuple[Weight, int]]) -> Tensor:
+    """Runs of columns, each times its weight; float32 where a weight is a tensor."""
+    if all(isinstance(weight, float) and weight == 1.0 for weight, _ in weights):
+        return features
+    if len(weights) == 1:
+        weight = weights[0][0]
+        return features * weight
+    tensors = [w for w, _ in weights if isinstance(w, Tensor)]
+    shape = torch.broadcast_shapes(*(w.shape[:2] for w in tensors)) if tensors else (1, 1)
+    gains = [
+        (w if isinstance(w, Tensor) else features.new_full((1, 1, 1), w, dtype=torch.float32)).expand(*shape, width)
+        for w, width in weights
+    ]
+    return features * torch.cat(gains, dim=-1)
+
+
+def _by_head(delta: Tensor, weight: Weight) -> Tensor:
+    assert isinstance(weight, Tensor)
+    heads = delta.unflatten(-1, (weight.shape[-1], -1))
+    return (heads * weight[..., None]).flatten(-2)
+
+
+def _add_product(part: Tensor, hidden: Tensor, up: Tensor) -> None:
+    """``part += hidden up^T``, accumulated in the matrix product's own precision and rounded once."""
+    batch, tokens, channels = part.shape
+    if part.stride(-1) == 1 and (batch == 1 or part.stride(0) == tokens * part.stride(1)):
+        part.view(batch * tokens, channels).addmm_(hidden.reshape(batch * tokens, -1), up.T)
+    else:
+        part.baddbmm_(hidden, up.T.expand(batch, -1, -1))
 
 
 def _whole_input(delta: LowRankDelta, width: int) -> Tensor:
@@ -233,10 +314,3 @@ def _whole_input(delta: LowRankDelta, width: int) -> Tensor:
     padded = down.new_zeros(down.shape[0], width, *down.shape[2:])
     padded[:, delta.in_start : delta.in_start + down.shape[1]] = down
     return padded
-
-
-def _scaled(hidden: Tensor, weight: Weight) -> Tensor:
-    """The weight goes to the thin side of the product."""
-    if isinstance(weight, Tensor):
-        return hidden * weight.to(hidden.dtype).reshape(-1, 1, 1)
-    return hidden if weight == 1.0 else hidden * weight

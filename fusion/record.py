@@ -19,6 +19,7 @@ class RoutingRecord:
     Attributes:
         policy: the policy's name and settings.
         loras: name, role, strength and content hash of every LoRA.
+        refinement: the settings of the router that are not neutral.
         sigmas: the noise levels of the run, ``steps + 1`` of them.
         layers: names of the decided layers (or slices of fused layers), in the order they run.
         scores, weights: ``[role, layer, step]`` float64, roles as in ``ROLES``; NaN where nothing was decided.
@@ -26,6 +27,7 @@ class RoutingRecord:
 
     policy: dict[str, Any]
     loras: tuple[dict[str, Any], ...]
+    refinement: dict[str, Any]
     sigmas: tuple[float, ...]
     layers: tuple[str, ...]
     scores: Tensor
@@ -47,6 +49,7 @@ class RoutingRecord:
             "version": 1,
             "policy": self.policy,
             "loras": list(self.loras),
+            "refinement": self.refinement,
             "roles": list(ROLES),
             "steps": self.steps,
             "sigmas": [round(s, 6) for s in self.sigmas],

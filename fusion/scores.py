@@ -1,7 +1,8 @@
 """How far a LoRA moves a layer's features: the scores that routing is decided by.
 
-Every score takes ``base`` ``[batch, tokens, channels]`` (the layer's output without LoRAs) and ``delta`` of the same
-shape (what one LoRA adds to it) and gives one float32 value per sample, ``[batch]``. Larger means moved further.
+Every score takes ``base`` ``[..., tokens, channels]`` (the layer's output without LoRAs) and ``delta`` of the same
+shape (what one LoRA adds to it) and gives float32 values ``[...]``, one per sample for ``[batch, tokens, channels]``.
+Larger means moved further.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
     """``KL(softmax(F + h) || softmax(F))`` over channels, averaged over tokens.
 
     Eq. 11-12 of arXiv 2602.15539 with the adapted distribution first. The paper feeds raw features to KL; where it is
-    silent we take the softmax over channels (torch's own idiom for ``kl_div``), the mean over tokens, one score a
-    sample.
+    silent we take the softmax over channels (torch's own idiom for ``kl_div``) and the mean over tokens.
     """
     base, delta = base.float(), delta.float()
     log_p = torch.log_softmax(base, dim=-1)

@@ -59,6 +59,27 @@ def calibrated(
     return SSRMerge(ridge, Calibration(calibrator.moments(), spec.header["loras"]))
 
 
+def calibrated_by_prompts(model: ModelPatcher, prompts: Mapping[str, Any], latent: Any) -> SSRMerge:
+    """SSR-Merge from a node's inputs (see :func:`calibrated`).
+
+    Args:
+        model: with LoRAs of both roles.
+        prompts: by role a CONDITIONING, or None where nothing is connected.
+        latent: a LATENT, or None.
+
+    Raises:
+        ConductorError: something is not connected, or the model lacks LoRAs of a role.
+    """
+    given = {**{f"{role}_prompt": prompt for role, prompt in prompts.items()}, "latent": latent}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ConductorError(
+            f"{' and '.join(missing)}: ssr_merge runs each LoRA alone for one step and needs a prompt for each and the "
+            "size of the picture. Connect them, or choose another policy."
+        )
+    return calibrated(model, prompts, comfy.sample.fix_empty_latent_channels(model, latent["samples"]))
+
+
 @contextmanager
 def _watched(
     model: nn.Module, layers: Mapping[str, FusedLayer], observe: Callable[[FusedLayer, Tensor], None]

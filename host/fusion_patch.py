@@ -22,8 +22,10 @@ from torch import nn
 from ..fusion.adapters import Delta
 from ..fusion.layers import FusedLayer
 from ..fusion.policies import RECOMMENDED, Policy, StaticPolicy
-from ..fusion.router import prepare
+from ..fusion.refinement import Refinement
+from ..fusion.router import Prepared, prepare
 from .base_weights import weight_reader
+from .heads import head_width
 from .live import LiveFusion
 from .lora_files import LoraPatches, Target, geometry_of
 from .merged import merged_patches
@@ -65,6 +67,7 @@ class FusionSpec:
     loras: tuple[LoraOnModel, ...]
     policy: Policy
     bank: ModelPatcher = field(repr=False, compare=False, hash=False)
+    refinement: Refinement = Refinement()
 
     @property
     def layers(self) -> list[FusedLayer]:
@@ -72,15 +75,19 @@ class FusionSpec:
 
     @property
     def header(self) -> dict[str, Any]:
-        return {"policy": self.policy.settings(), "loras": tuple(lora.header() for lora in self.loras)}
+        return {
+            "policy": self.policy.settings(),
+            "loras": tuple(lora.header() for lora in self.loras),
+            "refinement": self.refinement.settings(),
+        }
 
     @cached_property
     def content_id(self) -> str:
         return hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def prepared(self) -> tuple[Any, dict[str, int]]:
-        return prepare(self.policy, self.layers)
+    def prepared(self) -> Prepared:
+        return prepare(self.policy, self.refinement, self.layers)
 
     @property
     def shared_layers(self) -> int:
@@ -96,6 +103,7 @@ class Attachment:
     """What rides on a ModelPatcher under :data:`ATTACHMENT`."""
 
     policy: Policy | None = None
+    refinement: Refinement = Refinement()
     spec: FusionSpec | None = None
     live: LiveFusion | None = None
     merged: list[Any] = field(default_factory=list)
@@ -125,29 +133,39 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
             on_model.append(LoraOnModel(file.name, role, strength, file.digest, patches.routed, patches.core_patches))
     if on_model:
         bank = _bank_patcher(build_bank(model, on_model), model.load_device, model.offload_device)
-        _attach(model, held, FusionSpec(tuple(on_model), held.policy or RECOMMENDED, bank), held.policy)
+        spec = FusionSpec(tuple(on_model), held.policy or RECOMMENDED, bank, held.refinement)
+        _attach(model, held, spec, held.policy, held.refinement)
     return model
 
 
-def set_policy(model: ModelPatcher, policy: Policy, *, always_live: bool = False) -> ModelPatcher:
+def set_policy(
+    model: ModelPatcher, policy: Policy, refinement: Refinement | None = None, *, always_live: bool = False
+) -> ModelPatcher:
     """A clone of the model whose LoRAs, those on it and those still to come, are fused by the policy.
 
     Args:
+        refinement: settings that apply to any policy; neutral ones if None.
         always_live: run the plain sum at run time too, instead of leaving it to core's merge (to check the one
             against the other).
     """
     model = model.clone()
-    held = attachment_of(model)
-    spec = FusionSpec(held.spec.loras, policy, held.spec.bank) if held.spec else None
-    _attach(model, held, spec, policy, always_live=always_live)
+    held, refinement = attachment_of(model), refinement or Refinement()
+    spec = FusionSpec(held.spec.loras, policy, held.spec.bank, refinement) if held.spec else None
+    _attach(model, held, spec, policy, refinement, always_live=always_live)
     return model
 
 
 def _attach(
-    model: ModelPatcher, held: Attachment, spec: FusionSpec | None, policy: Policy | None, *, always_live: bool = False
+    model: ModelPatcher,
+    held: Attachment,
+    spec: FusionSpec | None,
+    policy: Policy | None,
+    refinement: Refinement,
+    *,
+    always_live: bool = False,
 ) -> None:
     _detach(model, held)
-    now = Attachment(policy, spec)
+    now = Attachment(policy, refinement, spec)
     if spec is not None and isinstance(spec.policy, StaticPolicy) and not always_live:
         now.merged = merged_patches(spec)
         for patches, strength in now.merged:
@@ -192,7 +210,9 @@ def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
         for key, deltas in by_layer.items():
             geometry = geometry_of(model.model, key)
             assert not isinstance(geometry, str)
-            layers.append(FusedLayer(key.removesuffix(".weight"), geometry, deltas, dtype, weight_reader(model, key)))
+            name = key.removesuffix(".weight")
+            heads = head_width(model.model, name)
+            layers.append(FusedLayer(name, geometry, deltas, dtype, weight_reader(model, key), heads))
     return DeltaBank(layers)
 
 

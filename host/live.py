@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..fusion.base_layer import BaseLayer
-from ..fusion.layers import FusedLayer, Segment, Weight
+from ..fusion.layers import FusedLayer, Probe
+from ..fusion.plan import Plan, Replay
 from ..fusion.policies import PassPolicy, StaticPolicy
 from ..fusion.record import RoutingRecord
-from ..fusion.role_layers import only
 from ..fusion.router import Router
+from ..fusion.segment import Segment, Weight
 from .errors import ConductorError
+from .freezing import freeze
+from .plan_fit import check_plan
 from .run import Run
 
 if TYPE_CHECKING:
@@ -45,10 +48,9 @@ class LiveFusion:
         self.spec = spec
         self._open: list[Run] = []
         self._running: Run | None = None
-        self._records: list[tuple[Tensor, RoutingRecord]] = []
+        self._guider: Any = None
+        self._records: list[tuple[Tensor, RoutingRecord, Plan]] = []
         self._forwards: dict[str, _Forward] = {}
-        self._role: str | None = None
-        self._alone: dict[tuple[str, str], FusedLayer] = {}
 
     def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
@@ -56,25 +58,33 @@ class LiveFusion:
         arguments = list(args)
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
-        run = Run(self._router(), tuple(sigmas.tolist()))
+        guider = executor.class_obj
+        run = Run(self._router(), tuple(sigmas.tolist()), lambda: guider.conds)
         if len(arguments) > 3:
             arguments[3] = run.counting(arguments[3])
         else:
             kwargs["callback"] = run.counting(kwargs.get("callback"))
         self._open.append(run)
+        self._guider = guider
         try:
             samples = executor(noise, latent_image, *arguments, **kwargs)
         finally:
             self._open.remove(run)
-            self._running = None  # it holds the run's decisions and what was measured of the base layers
-        kept = (samples.detach().cpu().clone(), run.record(self.spec.header))
+            if run.frozen is not None:
+                run.frozen.thaw(guider.model_patcher)
+            self._running = self._guider = None  # they hold the run's decisions and the model
+        kept = (samples.detach().cpu().clone(), *run.results(self.spec.header))
         self._records = [*self._records[1 - KEPT_RUNS :], kept]
         return samples
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
         run = self._open[-1] if self._open else Run(self._router(), (float(t.max()), 0.0))
+        if self._frozen(run, x):
+            return executor(x, t, *args, **kwargs)
         self._running = run
+        # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
+        run.open_call(x, args[3] if len(args) > 3 else kwargs.get("transformer_options", {}))
         policy = self.spec.policy
         with self._installed(executor.class_obj):
             if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
@@ -84,16 +94,27 @@ class LiveFusion:
         run.end_call()
         return output
 
+    def _frozen(self, run: Run, x: Tensor) -> bool:
+        """Whether the decisions are weight patches by now; makes them so when it is time."""
+        after = self.spec.refinement.freeze_after
+        if not after or run.step < after or not run.calls or isinstance(self.spec.policy, PassPolicy | StaticPolicy):
+            return False
+        if run.frozen is None:
+            assert self._guider is not None
+            patcher, beside = self._guider.model_patcher, self._guider.loaded_models
+            run.frozen = freeze(patcher, beside, self.spec, run.mean_weights(), run.step, x.shape)
+        return True
+
     def _in_passes(self, policy: PassPolicy, router: Router, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One model call for each role the policy asks for; the mean of their outputs."""
         outputs = []
         try:
             for role in policy.passes(router.context):
-                self._role = role
+                router.role = role
                 outputs.append(executor(*args, **kwargs))
                 router.note_pass(role, self.spec.layers)
         finally:
-            self._role = None
+            router.role = None
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
     @contextmanager
@@ -131,36 +152,43 @@ class LiveFusion:
 
             assert me._running is not None
             base = BaseLayer(plain, layer.geometry, me._running.measured_of(base_forward))
-            return me._acting(layer).fuse(x, plain(x), me._decide, base)
+            return layer.fuse(x, plain(x), me._decide, base)
 
         # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
         return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
 
-    def _acting(self, layer: FusedLayer) -> FusedLayer:
-        """The layer, or in a pass of one role's LoRAs its share of it."""
-        if self._role is None:
-            return layer
-        key = (layer.name, self._role)
-        if key not in self._alone:
-            self._alone[key] = only(layer, self._role)
-        return self._alone[key]
-
-    def _decide(self, segment: Segment, base: Tensor, delta: Callable[[str, int], Tensor]) -> dict[str, Weight]:
+    def _decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
         assert self._running is not None
-        return self._running.router.decide(segment, base, delta)
+        return self._running.router.decide(segment, probe)
 
     def record_of(self, samples: Tensor) -> RoutingRecord | None:
         """The record of the run that made these samples, if it is one of the last few."""
-        for made, record in reversed(self._records):
+        for made, record, _ in reversed(self._records):
             if made.shape == samples.shape and torch.equal(made, samples.to(made)):
                 return record
         return None
 
+    def results_of(self, samples: Tensor) -> tuple[RoutingRecord, Plan]:
+        """Record and plan of the run that made these samples.
+
+        Raises:
+            ConductorError: it is not one of the last few.
+        """
+        for made, record, plan in reversed(self._records):
+            if made.shape == samples.shape and torch.equal(made, samples.to(made)):
+                return record, plan
+        raise ConductorError(
+            "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is "
+            "scaled or changed; if the sampler was cached, change its seed and queue again."
+        )
+
     def _router(self) -> Router:
-        return Router(self.spec.policy, *self.spec.prepared)
+        return Router(self.spec.policy, self.spec.refinement, self.spec.prepared)
 
     def _check(self) -> None:
         spec = self.spec
+        if isinstance(spec.policy, Replay):
+            check_plan(spec, spec.policy.plan)
         if spec.has_both_roles and spec.shared_layers == 0 and not isinstance(spec.policy, (StaticPolicy, PassPolicy)):
             names = " and ".join(f"'{lora.name}'" for lora in spec.loras)
             raise ConductorError(

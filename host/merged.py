@@ -80,7 +80,10 @@ def merged_patches(spec: FusionSpec) -> Patches:
             except DeltaError as error:
                 logging.warning(f"LoRA Conductor: {policy.name} leaves a layer as the plain sum, because {error}")
     own = [
-        ({t.core_key: _own(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys}, lora.strength)
+        (
+            {t.core_key: own_patch(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys},
+            lora.strength,
+        )
         for lora in spec.loras
     ]
     return [(these, strength) for these, strength in [(patches, 1.0), *own] if these]
@@ -108,7 +111,7 @@ def _layer_patches(policy: StaticPolicy, layer: FusedLayer, key: str) -> dict[An
     return patches
 
 
-def _own(patch: Any) -> Any:
+def own_patch(patch: Any) -> Any:
     """A copy of a patch that only this clone holds: told apart from the same file loaded by somebody else."""
     if isinstance(patch, tuple):
         return tuple([*patch])
@@ -118,10 +121,10 @@ def _own(patch: Any) -> Any:
 def _segment_patch(policy: StaticPolicy, deltas: SegmentDeltas) -> WeightAdapterBase:
     roles = [role for role in ROLES if role in deltas.up]
     if len(roles) == 1:
-        return _low_rank(deltas.up[roles[0]], deltas.down[roles[0]])
+        return low_rank_patch(deltas.up[roles[0]], deltas.down[roles[0]])
     merged = policy.merge(deltas) if policy.exact_factors else None
     if isinstance(merged, tuple):
-        return _low_rank(*merged)
+        return low_rank_patch(*merged)
     subject, style = ROLES
     return MergedAdapter(
         set(),
@@ -129,5 +132,6 @@ def _segment_patch(policy: StaticPolicy, deltas: SegmentDeltas) -> WeightAdapter
     )
 
 
-def _low_rank(up: Tensor, down: Tensor) -> LoRAAdapter:
+def low_rank_patch(up: Tensor, down: Tensor) -> LoRAAdapter:
+    """Factors ``[out, rank]`` and ``[rank, in, *kernel]`` as a patch of core's."""
     return LoRAAdapter(set(), (up, down, None, None, None, None))

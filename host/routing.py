@@ -7,7 +7,22 @@ from torch import Tensor
 
 from ..fusion.record import RoutingRecord, empty_record
 from .errors import ConductorError
-from .fusion_patch import attachment_of
+from .fusion_patch import FusionSpec, attachment_of
+from .live import LiveFusion
+
+
+def live_of(model: ModelPatcher) -> tuple[LiveFusion | None, FusionSpec]:
+    """What fuses the model's LoRAs while sampling (None if they are merged before), and what is fused.
+
+    Raises:
+        ConductorError: the model carries no LoRAs of ours.
+    """
+    held = attachment_of(model)
+    if held.spec is None:
+        raise ConductorError(
+            "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
+        )
+    return held.live, held.spec
 
 
 def record_of_latent(model: ModelPatcher, samples: Tensor) -> RoutingRecord:
@@ -18,17 +33,5 @@ def record_of_latent(model: ModelPatcher, samples: Tensor) -> RoutingRecord:
     Raises:
         ConductorError: the model carries no LoRAs of ours, or did not make the latent.
     """
-    held = attachment_of(model)
-    if held.spec is None:
-        raise ConductorError(
-            "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
-        )
-    if held.live is None:
-        return empty_record(held.spec.header)
-    record = held.live.record_of(samples)
-    if record is None:
-        raise ConductorError(
-            "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is "
-            "scaled or changed; if the sampler was cached, change its seed and queue again."
-        )
-    return record
+    live, spec = live_of(model)
+    return empty_record(spec.header) if live is None else live.results_of(samples)[0]

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..fusion.layers import Weight
-from ..fusion.policies import StepContext
+from ..fusion.memory import Batch
+from ..fusion.plan import Plan, Replay
+from ..fusion.policies import ScoredPolicy, StepContext
 from ..fusion.record import RoutingRecord
-from ..fusion.router import Decision, Router
-from ..fusion.segments import ROLES
+from ..fusion.recording import CallDecisions, plan_of, read_back, record_of
+from ..fusion.router import Router
+from .freezing import Frozen
 
-
-@dataclass
-class _Call:
-    """The decisions of one model call, still on the device."""
-
-    step: int
-    decisions: list[Decision]
+FOLLOWED = "positive.0"
 
 
 @dataclass(eq=False)
@@ -31,12 +26,24 @@ class Run:
 
     The step index comes from the sampler's own callback, which fires once a step: nothing has to be read back from
     the device to know it, and samplers that call the model several times a step stay in the same step.
+
+    Attributes:
+        router: decides.
+        sigmas: the noise levels, ``steps + 1`` of them.
+        conditions: the sampler's conditions by name ("positive", "negative"), as core keeps them; read when needed,
+            since the sampler adds to them.
+        calls: what was decided so far.
+        frozen: the model with the decisions as weight patches, once they are.
     """
 
     router: Router
     sigmas: tuple[float, ...]
-    calls: list[_Call] = field(default_factory=list)
+    conditions: Callable[[], Mapping[str, Any]] = dict
+    calls: list[CallDecisions] = field(default_factory=list)
+    frozen: Frozen | None = None
+    _names: dict[Any, str] = field(default_factory=dict)
     _measured: dict[Any, dict[Any, Any]] = field(default_factory=dict)
+    _call: tuple[Batch, tuple[int, ...]] = (Batch(), (0,))
 
     def __post_init__(self) -> None:
         self._go_to(0)
@@ -44,6 +51,10 @@ class Run:
     @property
     def steps(self) -> int:
         return max(1, len(self.sigmas) - 1)
+
+    @property
+    def step(self) -> int:
+        return self.router.context.step
 
     def _go_to(self, step: int) -> None:
         step = min(step, self.steps - 1)
@@ -62,37 +73,53 @@ class Run:
         """What adapters have measured of a base layer. Its weights hold still while a run lasts, and no longer."""
         return self._measured.setdefault(base_forward, {})
 
+    def open_call(self, x: Tensor, transformer_options: Mapping[str, Any]) -> None:
+        """A model call begins, with latents ``[batch, channels, ...]``."""
+        batch = Batch(self._keys(transformer_options), FOLLOWED)
+        self.router.latent = tuple(x.shape[2:])
+        self._call = batch, self.router.open_call(batch)
+
     def end_call(self) -> None:
         """Keep the decisions of the model call that just ended. Nothing is copied to the host yet."""
-        decisions = self.router.take()
+        decisions = self.router.close_call()
         if decisions:
-            self.calls.append(_Call(self.router.context.step, decisions))
+            self.calls.append(CallDecisions(self.step, *self._call, decisions))
 
-    def record(self, header: dict[str, Any]) -> RoutingRecord:
-        """All decisions as one record: the only read-back from the device, once a run."""
-        layers = list(dict.fromkeys(d.layer for call in self.calls for d in call.decisions))
-        index = {name: i for i, name in enumerate(layers)}
-        total = torch.zeros(4, len(layers), self.steps, dtype=torch.float64)
-        count = torch.zeros(len(layers), self.steps, dtype=torch.float64)
-        for call in self.calls:
-            for decision, values in zip(call.decisions, _to_host(call.decisions), strict=True):
-                total[:, index[decision.layer], call.step] += values
-                count[index[decision.layer], call.step] += 1
-        mean = total / count.clamp_min(1)
-        mean[:, count == 0] = math.nan
-        return RoutingRecord(**header, sigmas=self.sigmas, layers=tuple(layers), scores=mean[:2], weights=mean[2:])
+    def _keys(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the conditions in a call's batch, the same in every run, however they are packed."""
+        kinds, uuids = options.get("cond_or_uncond") or [0], options.get("uuids") or []
+        if any(uuid not in self._names for uuid in uuids):
+            for name, conditions in self.conditions().items():
+                for i, condition in enumerate(conditions or ()):
+                    self._names.setdefault(condition.get("uuid"), f"{name}.{i}")
+        if len(uuids) == len(kinds) and all(uuid in self._names for uuid in uuids):
+            return tuple(self._names[uuid] for uuid in uuids)
+        # Callers with conditions of their own: positive ones come first in core's lists.
+        names = ["positive" if kind == 0 else "negative" if kind == 1 else str(kind) for kind in kinds]
+        return tuple(f"{name}.{names[:i].count(name)}" for i, name in enumerate(names))
 
+    def results(self, header: dict[str, Any]) -> tuple[RoutingRecord, Plan]:
+        """The record and the plan of all decisions: the only read-back from the device, once a run."""
+        calls = read_back(self.calls)
+        policy = self.router.policy
+        if isinstance(policy, Replay):
+            plan = policy.plan
+        else:
+            planned = calls if isinstance(policy, ScoredPolicy) else []
+            plan = plan_of(planned, self.sigmas, header)
+        record = record_of(calls, self.sigmas, header)
+        if self.frozen is not None:
+            record.weights[:, :, self.frozen.step :] = record.weights[:, :, : self.frozen.step].nanmean(
+                -1, keepdim=True
+            )
+        return record, plan
 
-def _to_host(decisions: list[Decision]) -> Tensor:
-    """``[decisions, 4]`` batch means: scores and weights of both roles; scores are NaN where there were none."""
-    columns = []
-    for decision in decisions:
-        scores = [decision.scores.get(role, math.nan) for role in ROLES]
-        columns.append([_mean(value) for value in (*scores, *(decision.weights[role] for role in ROLES))])
-    tensors = [value for row in columns for value in row if isinstance(value, Tensor)]
-    read = iter(torch.stack(tensors).double().cpu().tolist() if tensors else [])
-    return torch.tensor([[next(read) if isinstance(v, Tensor) else v for v in row] for row in columns]).double()
-
-
-def _mean(value: Weight) -> Weight:
-    return value.float().mean() if isinstance(value, Tensor) else value
+    def mean_weights(self) -> dict[str, tuple[float, float]]:
+        """By segment, the weights (subject, style) so far, over samples, conditions and steps alike."""
+        record = record_of(read_back(self.calls), self.sigmas, {"policy": {}, "loras": (), "refinement": {}})
+        means = record.weights.nanmean(-1)
+        return {
+            name: (float(means[0, i]), float(means[1, i]))
+            for i, name in enumerate(record.layers)
+            if not math.isnan(float(means[0, i]))
+        }

@@ -1,3 +1,6 @@
 """What all our nodes share."""
 
+from comfy_api.latest import io
+
 CATEGORY = "LoRA Conductor"
+RoutingPlan = io.Custom("ROUTING_PLAN")

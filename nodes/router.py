@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..fusion.policies import POLICIES, RECOMMENDED, KLSoft, Policy
+from ..fusion.policies import POLICIES, RECOMMENDED, KLSoft, Policy, SSRMerge
+from ..fusion.refinement import Refinement
+from ..host.calibration import calibrated_by_prompts
 from ..host.fusion_patch import set_policy
-from .common import CATEGORY
+from ..host.plans import replaying
+from .common import CATEGORY, RoutingPlan
+from .router_settings import policy_inputs, settings_inputs
 
-CHOICES = ["recommended", *POLICIES]
+CHOICES = ["recommended", *POLICIES, SSRMerge.name]
 
 
 class KLLayerRouter(io.ComfyNode):
@@ -24,47 +28,58 @@ class KLLayerRouter(io.ComfyNode):
                 "Sets how the subject and the style LoRA on the model are fused, layer by layer and step by step. "
                 "May stand before or after the loaders. "
                 "recommended: what our benchmark favours. paper: the LoRA that moves a layer further takes it whole "
-                "(arXiv 2602.15539). sum: plain stacking. kl_soft: a soft choice, set by the knobs below."
+                "(arXiv 2602.15539). sum: plain stacking. kl_soft: a soft choice. The advanced settings concern the "
+                "policies that measure while sampling: paper, kl_soft, js, cosine, energy, balanced and recommended."
             ),
             search_aliases=["lora router", "lora fusion policy", "k-lora", "dynamic lora fusion"],
             inputs=[
                 io.Model.Input("model", tooltip="A model with, or on its way to, DualLoRADynamicLoader."),
-                io.Combo.Input(
-                    "policy",
-                    options=CHOICES,
-                    default="recommended",
-                    tooltip="Who gets a layer that both LoRAs touch. Only kl_soft reads the settings below.",
+                *policy_inputs(CHOICES),
+                *settings_inputs(),
+                RoutingPlan.Input(
+                    "plan",
+                    optional=True,
+                    tooltip="A routing plan of these LoRAs: its decisions are repeated and nothing is measured. Policy "
+                    "and settings are then those of the plan.",
                 ),
-                io.Float.Input(
-                    "temperature",
-                    default=KLSoft().temperature,
-                    min=0.01,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="kl_soft: how soft the choice is. Small is nearly all-or-nothing, large shares evenly.",
+                io.Conditioning.Input(
+                    "subject_prompt", optional=True, tooltip="ssr_merge: a prompt for the subject LoRA alone."
                 ),
-                io.Float.Input(
-                    "balance",
-                    default=0.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="kl_soft: leaning. Above 0 favours the subject, below 0 the style, 0 neither.",
+                io.Conditioning.Input(
+                    "style_prompt", optional=True, tooltip="ssr_merge: a prompt for the style LoRA alone."
+                ),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="ssr_merge: an empty latent of the size that will be sampled."
                 ),
             ],
             outputs=[io.Model.Output("MODEL", tooltip="The model with this policy set.")],
         )
 
     @classmethod
-    def execute(cls, model, policy: str, temperature: float, balance: float) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        policy: str,
+        temperature: float,
+        balance: float,
+        plan=None,
+        subject_prompt=None,
+        style_prompt=None,
+        latent=None,
+        **settings,
+    ) -> io.NodeOutput:
+        if plan is not None:
+            return io.NodeOutput(replaying(model, plan))
         chosen: Policy
-        if policy == "recommended":
+        if policy == SSRMerge.name:
+            chosen = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
+        elif policy == "recommended":
             chosen = RECOMMENDED
         elif policy == KLSoft.name:
-            chosen = KLSoft(temperature=temperature, balance=balance)
+            chosen = KLSoft(temperature=temperature)
         else:
             chosen = POLICIES[policy]()
-        return io.NodeOutput(set_policy(model, chosen))
+        return io.NodeOutput(set_policy(model, chosen, Refinement(lean=balance, **settings)))
 
 
 NODES = [KLLayerRouter]

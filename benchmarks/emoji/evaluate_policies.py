@@ -7,7 +7,8 @@
 A method on the command line is one of
 
     core:A/B            both LoRAs merged by core's stacked loaders at strengths A (subject) and B (style)
-    POLICY              a routing policy of this pack at strengths 1/1, with settings: kl_soft(temperature=1,share=both)
+    POLICY              a routing policy of this pack at strengths 1/1, with settings of its own and of the router:
+                        kl_soft(temperature=1,share=both,smoothing=.7), recommended(floor=.3)
     A/B:POLICY          the same at other strengths
     FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
 
@@ -58,8 +59,8 @@ def core_stacked(subject_strength: float, style_strength: float) -> Maker:
     return make
 
 
-def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1.0) -> Maker:
-    """This pack's loader and router with a policy object of ``lora_conductor.fusion.policies``."""
+def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1.0, refinement: Any = None) -> Maker:
+    """This pack's loader and router with a policy object of ``lora_conductor.fusion.policies``, and its settings."""
 
     def make(model: Any, subject: Path, style: Path) -> Any:
         from lora_conductor.host.fusion_patch import add_loras, set_policy
@@ -67,14 +68,15 @@ def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1
 
         patches = [model_patches(read_lora(path.name, str(path)), model) for path in (subject, style)]
         fused = add_loras(model, [(patches[0], "subject", subject_strength), (patches[1], "style", style_strength)])
-        return set_policy(fused, policy)
+        return set_policy(fused, policy, refinement)
 
     return make
 
 
-def parse_policy(text: str) -> Any:
-    """A policy from its name and settings, e.g. ``kl_soft(temperature=0.5, share=both)``, or ``recommended``."""
+def parse_policy(text: str) -> tuple[Any, Any]:
+    """A policy and the router's settings from one text, e.g. ``kl_soft(temperature=0.5, smoothing=.7)``."""
     from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
+    from lora_conductor.fusion.refinement import Refinement
 
     known = {"recommended": lambda: RECOMMENDED, **POLICIES}
     found = re.fullmatch(r"(\w+)(?:\((.*)\))?", text.strip())
@@ -87,7 +89,8 @@ def parse_policy(text: str) -> Any:
             settings[key.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):  # a bare word
             settings[key.strip()] = value.strip()
-    return known[found[1]](**settings)
+    refined = {name: settings.pop(name) for name in list(settings) if name in Refinement.__dataclass_fields__}
+    return known[found[1]](**settings), Refinement(**refined)
 
 
 def parse_method(text: str) -> Maker:
@@ -103,8 +106,10 @@ def parse_method(text: str) -> Maker:
     if found := re.fullmatch(rf"core:({number})/({number})", text):
         return core_stacked(float(found[1]), float(found[2]))
     if found := re.fullmatch(rf"({number})/({number}):(.+)", text):
-        return routed(parse_policy(found[3]), float(found[1]), float(found[2]))
-    return routed(parse_policy(text))
+        policy, refinement = parse_policy(found[3])
+        return routed(policy, float(found[1]), float(found[2]), refinement)
+    policy, refinement = parse_policy(text)
+    return routed(policy, refinement=refinement)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..scores import Score
 from ..segments import SegmentDeltas
 
 
@@ -36,6 +35,11 @@ class StepContext:
         """0 at the first step, approaching 1 at the last: ``step / steps`` (K-LoRA's ``t / T``)."""
         return self.step / max(1, self.steps)
 
+    @property
+    def along(self) -> float:
+        """0 at the first step, 1 at the last."""
+        return self.step / max(1, self.steps - 1)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -50,10 +54,17 @@ class Policy:
 
 @dataclass(frozen=True)
 class ScoredPolicy(Policy):
-    """Decides from the features each branch causes, per layer, step and sample."""
+    """Decides from the features each branch causes, per layer, step and sample.
+
+    Attributes:
+        hard: whether one branch takes all, so that a small change of the scores can turn the whole layer over.
+    """
+
+    hard: ClassVar[bool] = False
 
     @property
-    def score(self) -> Score:
+    def score(self) -> str:
+        """Name of the score it compares, one of ``SCORES``."""
         raise NotImplementedError
 
     @property
@@ -61,8 +72,14 @@ class ScoredPolicy(Policy):
         """How many tokens of a layer are scored at most, on a fixed stride; 0 scores all of them."""
         return 0
 
-    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-        """Weights ``[batch]`` of the two branches from their scores ``[batch]``."""
+    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+        """Weights of the two branches, shaped as ``log_ratio``.
+
+        Args:
+            log_ratio: ``log d_c - log d_s``: how much further the subject moves the features than the style.
+            lean: preference for the subject that was not measured, in the same unit; negative prefers the style.
+            context: where in the run.
+        """
         raise NotImplementedError
 
 

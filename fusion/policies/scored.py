@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..scores import SCORES, Score
+from ..scores import SCORES
 from .base import ScoredPolicy, StepContext
 
 
@@ -16,8 +16,10 @@ from .base import ScoredPolicy, StepContext
 class HardChoice(ScoredPolicy):
     """The branch with the larger score takes the whole layer, ties go to the subject (Eq. 13)."""
 
-    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-        wins = (subject >= style).to(subject.dtype)
+    hard: ClassVar[bool] = True
+
+    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+        wins = (log_ratio + lean >= 0).to(log_ratio.dtype)
         return wins, 1.0 - wins
 
 
@@ -33,8 +35,8 @@ class Paper(HardChoice):
     name: ClassVar[str] = "paper"
 
     @property
-    def score(self) -> Score:
-        return SCORES["kl"]
+    def score(self) -> str:
+        return "kl"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class JensenShannon(HardChoice):
     name: ClassVar[str] = "js"
 
     @property
-    def score(self) -> Score:
-        return SCORES["js"]
+    def score(self) -> str:
+        return "js"
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Cosine(HardChoice):
     name: ClassVar[str] = "cosine"
 
     @property
-    def score(self) -> Score:
-        return SCORES["cosine"]
+    def score(self) -> str:
+        return "cosine"
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,18 @@ class Energy(HardChoice):
     name: ClassVar[str] = "energy"
 
     @property
-    def score(self) -> Score:
-        return SCORES["energy"]
+    def score(self) -> str:
+        return "energy"
 
 
 @dataclass(frozen=True)
 class KLSoft(ScoredPolicy):
-    """A sigmoid of the log ratio of the two scores: ``w_subject = sigmoid((log d_c - log d_s + bias) / tau)``.
+    """A sigmoid of the log ratio of the two scores: ``w_subject = sigmoid((log d_c - log d_s + lean) / tau)``.
 
     Attributes:
         temperature: tau; towards 0 it becomes the paper's hard choice, large values share every layer equally.
-        balance: bias towards the subject, in factors of e of the score (negative favours the style).
         share: "one" gives weights that add to 1; "both" gives ``min(1, 2 w)``: equal LoRAs both stay whole and only
             the loser of a clear decision is turned down.
-        floor: least weight of either branch.
         score_name: one of ``SCORES``.
         tokens: how many tokens are scored at most.
     """
@@ -87,9 +87,7 @@ class KLSoft(ScoredPolicy):
     name: ClassVar[str] = "kl_soft"
 
     temperature: float = 0.5
-    balance: float = 0.0
     share: str = "one"
-    floor: float = 0.0
     score_name: str = "half_variance"
     tokens: int = 64
 
@@ -100,22 +98,17 @@ class KLSoft(ScoredPolicy):
             raise ValueError(f"share must be 'one' or 'both', got {self.share!r}")
         if self.score_name not in SCORES:
             raise ValueError(f"unknown score {self.score_name!r}; known: {', '.join(SCORES)}")
-        if not 0 <= self.floor <= 0.5:
-            raise ValueError(f"floor must lie between 0 and 0.5, got {self.floor}")
 
     @property
-    def score(self) -> Score:
-        return SCORES[self.score_name]
+    def score(self) -> str:
+        return self.score_name
 
     @property
     def max_tokens(self) -> int:
         return self.tokens
 
-    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-        # Scores are squares: the floor keeps an all-zero delta finite without touching any real one.
-        log_ratio = subject.clamp_min(1e-30).log() - style.clamp_min(1e-30).log()
-        w_subject = torch.sigmoid((log_ratio + self.balance) / self.temperature)
-        w_subject = w_subject.clamp(self.floor, 1.0 - self.floor)
+    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+        w_subject = torch.sigmoid((log_ratio + lean) / self.temperature)
         w_style = 1.0 - w_subject
         if self.share == "both":
             return (2 * w_subject).clamp_max(1.0), (2 * w_style).clamp_max(1.0)
@@ -127,7 +120,7 @@ class Balanced(ScoredPolicy):
     """Both LoRAs stay in every layer, evened out in loudness; the subject leads early, the style late.
 
     With ``e_k = ||h_k||^2 / ||F||^2`` measured in the features and the lead ``b(t)`` going from ``-subject_lead`` to
-    ``style_lead`` over the run,
+    ``style_lead`` over the run, less what the user leans towards the subject,
 
         r = evenness (log e_c - log e_s) + b(t),   w_s = 2 drive sigmoid(r / 2),   w_c = 2 drive sigmoid(-r / 2).
 
@@ -156,16 +149,14 @@ class Balanced(ScoredPolicy):
             raise ValueError(f"drive must be above 0, got {self.drive}")
 
     @property
-    def score(self) -> Score:
-        return SCORES["energy"]
+    def score(self) -> str:
+        return "energy"
 
     @property
     def max_tokens(self) -> int:
         return self.tokens
 
-    def weights(self, subject: Tensor, style: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-        along = context.step / max(1, context.steps - 1)
-        lead = -self.subject_lead + (self.subject_lead + self.style_lead) * along
-        log_ratio = subject.clamp_min(1e-30).log() - style.clamp_min(1e-30).log()
-        r = (self.evenness * log_ratio + lead) / 2
+    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+        lead = -self.subject_lead + (self.subject_lead + self.style_lead) * context.along
+        r = (self.evenness * log_ratio + lead - lean) / 2
         return 2 * self.drive * torch.sigmoid(-r), 2 * self.drive * torch.sigmoid(r)

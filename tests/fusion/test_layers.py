@@ -20,7 +20,7 @@ def fuse(layer, x, base, policy, decisions=None):
     router = Router(policy)
     out = layer.fuse(x, base, router.decide)
     if decisions is not None:
-        decisions += router.take()
+        decisions += router.close_call()
     return out
 
 
@@ -180,7 +180,7 @@ def test_several_loras_of_a_role_act_as_their_sum():
 @pytest.mark.parametrize(("tau", "balance"), list(itertools.product([0.1, 1.0], [-2.0, 0.0, 1.5])))
 def test_kl_soft_is_a_sigmoid_of_the_log_ratio(tau, balance):
     c, s = torch.tensor([0.2, 3.0, 1e-6]), torch.tensor([0.1, 4.0, 0.5])
-    w_c, w_s = KLSoft(temperature=tau, balance=balance).weights(c, s, FIRST_STEP)
+    w_c, w_s = KLSoft(temperature=tau).weights((c / s).log(), balance, FIRST_STEP)
     # sigmoid((log(c/s) + b) / tau), written as a ratio of powers
     expected = (c.double() * torch.e**balance) ** (1 / tau)
     expected = expected / (expected + s.double() ** (1 / tau))
@@ -189,8 +189,8 @@ def test_kl_soft_is_a_sigmoid_of_the_log_ratio(tau, balance):
 
 
 def test_kl_soft_becomes_the_papers_choice_as_temperature_falls():
-    scores = torch.rand(50), torch.rand(50)
-    hard, soft = (p.weights(*scores, FIRST_STEP) for p in (Paper(), KLSoft(temperature=1e-4)))
+    log_ratio = torch.randn(50)
+    hard, soft = (p.weights(log_ratio, 0.3, FIRST_STEP) for p in (Paper(), KLSoft(temperature=1e-4)))
     torch.testing.assert_close(hard[0], soft[0])
 
 

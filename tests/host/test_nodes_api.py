@@ -19,6 +19,9 @@ def policies(server: ComfyServer) -> list[str]:
     return server.get("/object_info/KLLayerRouter")["KLLayerRouter"]["input"]["required"]["policy"][1]["options"]
 
 
+SSR_INPUTS = {"subject_prompt": ["prompt", 0], "style_prompt": ["prompt", 0], "latent": ["empty", 0]}
+
+
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / (b.max() - b.min()))
 
@@ -44,6 +47,7 @@ def test_every_policy_the_router_offers_draws_a_picture_of_its_own(server: Comfy
     graph = world(dual=loader())
     for policy in policies:
         graph |= {policy: router(policy), **sampled(policy, policy, report=True)}
+    graph["ssr_merge"]["inputs"] |= SSR_INPUTS
     outputs = run(server, graph)
     latents = {policy: latent(server, outputs, policy) for policy in policies}
     assert all(torch.isfinite(value).all() for value in latents.values())

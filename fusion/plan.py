@@ -1,0 +1,211 @@
+"""Plans: a run's decisions, kept so that they can be made again without measuring anything.
+
+As JSON a plan is one object: ``format`` and ``version``; ``loras`` (name, role, strength, sha256 of the file);
+``policy`` and ``refinement`` with their settings; ``sigmas``; ``layers``, in the order they run; ``calls``, one a
+condition, step and evaluation, with ``weights``: per layer ``[subject, style]``, each a number for all samples or
+``[sample][token][head]``. Numbers have nine digits, which is what a float32 needs to be read back as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .memory import together
+from .policies.base import Policy, StepContext
+from .segment import Weight
+from .segments import ROLES
+
+FORMAT, VERSION = "lora-conductor-plan", 1
+Pair = tuple[Weight, Weight]
+
+
+class PlanError(ValueError):
+    """A plan cannot be read, or does not fit what it is used on."""
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """The weights ``(subject, style)`` of all layers for one condition, at one evaluation of one step."""
+
+    step: int
+    condition: str
+    evaluation: int
+    weights: tuple[Pair, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """See the module.
+
+    Attributes:
+        loras: name, role, strength and content hash of every LoRA.
+        policy, refinement: settings of what decided.
+        sigmas: noise levels of the run, ``steps + 1`` of them.
+        layers: decided segments in the order they run; one that runs n times a call is there n times.
+        calls: what was decided. Empty for policies that decide nothing while sampling.
+    """
+
+    loras: tuple[dict[str, Any], ...]
+    policy: dict[str, Any]
+    refinement: dict[str, Any]
+    sigmas: tuple[float, ...]
+    layers: tuple[str, ...]
+    calls: tuple[PlannedCall, ...] = field(repr=False)
+
+    @property
+    def steps(self) -> int:
+        return max(1, len(self.sigmas) - 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the whole content."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()
+
+    def dumps(self) -> str:
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "loras": list(self.loras),
+                "policy": self.policy,
+                "refinement": self.refinement,
+                "sigmas": list(self.sigmas),
+                "roles": list(ROLES),
+                "layers": list(self.layers),
+                "calls": [
+                    {
+                        "step": call.step,
+                        "condition": call.condition,
+                        "evaluation": call.evaluation,
+                        "weights": [[_plain(w) for w in pair] for pair in call.weights],
+                    }
+                    for call in self.calls
+                ],
+            },
+            separators=(",", ":"),
+        )
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[int, str], list[PlannedCall]]:
+        places: dict[tuple[int, str], list[PlannedCall]] = {}
+        for call in self.calls:
+            places.setdefault((call.step, call.condition), []).append(call)
+        return places
+
+    def planned(self, context: StepContext, condition: str, evaluation: int) -> PlannedCall:
+        """What was decided there, or at the nearest place: a plan also fits other steps, samplers and prompts."""
+        step = context.step
+        if context.steps != self.steps:
+            step = round(context.along * (self.steps - 1))
+        group, _, _ = condition.partition(".")
+        for place in ((step, condition), (step, f"{group}.0"), (step, "positive.0")):
+            if place in self._by_place:
+                calls = self._by_place[place]
+                return calls[min(evaluation, len(calls) - 1)]
+        return min(self.calls, key=lambda call: abs(call.step - step))
+
+
+def loads(text: str) -> Plan:
+    """A plan from its JSON.
+
+    Raises:
+        PlanError: the text is no plan, or one of a later version.
+    """
+    try:
+        plain = json.loads(text)
+        if plain["format"] != FORMAT:
+            raise PlanError("it is no routing plan")
+        if plain["version"] != VERSION:
+            raise PlanError(f"it has version {plain['version']}, and this release reads version {VERSION}")
+        layers = tuple(plain["layers"])
+        calls = tuple(
+            PlannedCall(
+                call["step"],
+                call["condition"],
+                call["evaluation"],
+                tuple((_weight(pair[0]), _weight(pair[1])) for pair in call["weights"]),
+            )
+            for call in plain["calls"]
+        )
+        if any(len(call.weights) != len(layers) for call in calls):
+            raise PlanError("its calls do not name every layer")
+        return Plan(tuple(plain["loras"]), plain["policy"], plain["refinement"], tuple(plain["sigmas"]), layers, calls)
+    except PlanError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise PlanError(f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Replay(Policy):
+    """Decides what a plan says."""
+
+    name: ClassVar[str] = "plan"
+
+    plan: Plan
+
+    def settings(self) -> dict[str, Any]:
+        return {"policy": self.name, "plan": self.plan.digest, "of": self.plan.policy}
+
+
+class ReplayedCall:
+    """One model call as planned: the planned calls of its conditions, side by side."""
+
+    def __init__(self, plan: Plan, planned: Sequence[PlannedCall]) -> None:
+        self._planned = planned
+        self._rows: dict[str, list[int]] = {}
+        for row, name in enumerate(plan.layers):
+            self._rows.setdefault(name, []).append(row)
+        self._called: dict[str, int] = {}
+
+    def weights(self, name: str, base: Tensor) -> Pair:
+        """Weights of a segment for features ``[batch, tokens, channels]``; 1 where the plan does not know it."""
+        rows = self._rows.get(name)
+        if rows is None:
+            return 1.0, 1.0
+        called = self._called.get(name, 0)
+        self._called[name] = called + 1
+        row = rows[min(called, len(rows) - 1)]
+        subject, style = (_side_by_side([call.weights[row][role] for call in self._planned], base) for role in range(2))
+        return subject, style
+
+
+def _side_by_side(weights: Sequence[Weight], base: Tensor) -> Weight:
+    """The weights of several conditions as one for their joined batch."""
+    first = weights[0]
+    if isinstance(first, float) and all(isinstance(w, float) and w == first for w in weights):
+        return first
+    batch, tokens = base.shape[0] // len(weights), base.shape[1]
+    return together([_sized(w, batch, tokens) for w in weights]).to(base.device)
+
+
+def _sized(weight: Weight, batch: int, tokens: int) -> Tensor:
+    """A weight for a batch of another size, or another number of tokens, than it was planned for."""
+    if not isinstance(weight, Tensor):
+        return torch.full((batch, 1, 1), weight)
+    if weight.shape[1] not in (1, tokens):
+        weight = weight.mean(1, keepdim=True)
+    return weight if weight.shape[0] == batch else weight[torch.arange(batch) % weight.shape[0]]
+
+
+def _plain(weight: Weight) -> Any:
+    if not isinstance(weight, Tensor):
+        return weight
+    return [[[float(f"{value:.9g}") for value in row] for row in rows] for rows in weight.tolist()]
+
+
+def _weight(plain: Any) -> Weight:
+    if isinstance(plain, list):
+        weight = torch.tensor(plain, dtype=torch.float32)
+        if weight.ndim != 3:
+            raise PlanError("a weight is neither a number nor [sample][token][head]")
+        return weight
+    return float(plain)

@@ -1,0 +1,111 @@
+"""From the decisions of a run's model calls to its record and its plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .memory import Batch
+from .plan import Plan, PlannedCall
+from .record import RoutingRecord
+from .router import Decision
+from .segment import Weight
+from .segments import ROLES
+
+
+@dataclass
+class CallDecisions:
+    """What was decided in one model call; tensors still on the device.
+
+    Attributes:
+        step: of the call.
+        batch: what it computed.
+        evaluations: of each condition, how often it had been computed in this step before.
+        decisions: in the order they were made.
+    """
+
+    step: int
+    batch: Batch
+    evaluations: tuple[int, ...]
+    decisions: list[Decision]
+
+
+def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
+    """The same on the host: one copy for all."""
+    tensors = [
+        value
+        for call in calls
+        for decision in call.decisions
+        for value in (*decision.scores.values(), *decision.weights.values())
+        if isinstance(value, Tensor)
+    ]
+    if not tensors:
+        return list(calls)
+    flat = torch.cat([t.detach().float().flatten() for t in tensors]).cpu()
+    parts = iter(
+        part.reshape(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)
+    )
+
+    def on_host(values: dict[str, Any]) -> dict[str, Any]:
+        return {role: next(parts) if isinstance(value, Tensor) else value for role, value in values.items()}
+
+    return [
+        CallDecisions(
+            call.step,
+            call.batch,
+            call.evaluations,
+            [Decision(d.layer, on_host(d.scores), on_host(d.weights)) for d in call.decisions],
+        )
+        for call in calls
+    ]
+
+
+def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any]) -> RoutingRecord:
+    """Means over the batch, over conditions and over the evaluations of a step."""
+    steps = max(1, len(sigmas) - 1)
+    layers = list(dict.fromkeys(d.layer for call in calls for d in call.decisions))
+    index = {name: i for i, name in enumerate(layers)}
+    total = torch.zeros(4, len(layers), steps, dtype=torch.float64)
+    count = torch.zeros(4, len(layers), steps, dtype=torch.float64)
+    for call in calls:
+        for d in call.decisions:
+            values = torch.tensor(
+                [_mean(d.scores.get(role, math.nan)) for role in ROLES] + [_mean(d.weights[role]) for role in ROLES],
+                dtype=torch.float64,
+            )
+            total[:, index[d.layer], call.step] += values.nan_to_num(0.0)
+            count[:, index[d.layer], call.step] += ~values.isnan()
+    mean = total / count
+    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(layers), scores=mean[:2], weights=mean[2:])
+
+
+def plan_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any]) -> Plan:
+    """What was decided, for every sample apart."""
+    planned: list[PlannedCall] = []
+    layers = tuple(d.layer for d in calls[0].decisions) if calls else ()
+    for call in calls:
+        if tuple(d.layer for d in call.decisions) != layers:
+            continue  # a call of another shape, as of a skipped block, has no place in a plan of this one
+        for i, (key, evaluation) in enumerate(zip(call.batch.keys, call.evaluations, strict=True)):
+            weights = tuple(
+                (_part(d.weights["subject"], i, call.batch), _part(d.weights["style"], i, call.batch))
+                for d in call.decisions
+            )
+            planned.append(PlannedCall(call.step, key, evaluation, weights))
+    return Plan(**header, sigmas=sigmas, layers=layers, calls=tuple(planned))
+
+
+def _part(weight: Weight, index: int, batch: Batch) -> Weight:
+    if not isinstance(weight, Tensor):
+        return weight
+    parts = batch.parts(weight)
+    return weight.mean(0, keepdim=True) if parts is None else parts[index].clone()
+
+
+def _mean(value: Weight) -> float:
+    return float(value.double().mean()) if isinstance(value, Tensor) else value
