@@ -52,9 +52,8 @@ def test_inputs_it_speaks_of_exist(node: type) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quoted_errors_exist(name: str) -> None:
-    said = "\n".join(
-        text for room in ("nodes", "host", "fusion", "guidance") for f in (REPO / room).glob("*.py") for text in texts(f)
-    )
+    files = [f for room in ("nodes", "host", "fusion", "guidance") for f in (REPO / room).glob("*.py")]
+    said = "\n".join(text for f in files for text in texts(f))
     first_columns = re.findall(r"^\| (\*[^|]+)\|", page(name).split("## Errors")[1], re.MULTILINE)
     assert first_columns
     quoted = re.findall(r"\*([^*]+)\*", "\n".join(first_columns))
