@@ -24,8 +24,10 @@ from ..fusion.layers import FusedLayer
 from ..fusion.policies import RECOMMENDED, Policy, StaticPolicy
 from ..fusion.router import prepare
 from .base_weights import weight_reader
+from .layer_geometry import geometry_of
 from .live import LiveFusion
-from .lora_files import LoraPatches, Target, geometry_of
+from .lora_patches import LoraPatches
+from .lora_resolving import Target
 from .merged import merged_patches
 
 ATTACHMENT = "lora_conductor"

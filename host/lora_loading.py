@@ -11,7 +11,9 @@ from comfy.sd import CLIP
 
 from .errors import ConductorError
 from .fusion_patch import add_loras
-from .lora_files import LoraFile, LoraPatches, model_patches, read_lora, refuse_unfit, resolve
+from .lora_patches import LoraPatches, model_patches
+from .lora_reading import LoraFile, read_lora
+from .lora_resolving import refuse_unfit, resolve
 from .report import loader_report
 
 NO_LORA = "None"

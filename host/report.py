@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..fusion.record import RoutingRecord
 from .fusion_patch import attachment_of
-from .lora_files import LoraPatches
+from .lora_patches import LoraPatches
 
 MAX_LISTED = 12
 
