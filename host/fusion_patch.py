@@ -29,6 +29,7 @@ from .live import LiveFusion
 from .lora_patches import LoraPatches
 from .lora_resolving import Target
 from .merged import merged_patches
+from .parents import remember
 
 ATTACHMENT = "lora_conductor"
 
@@ -120,6 +121,7 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
     for patches, role, strength in loras:
         if strength == 0:
             continue
+        remember(model, [patches.parent(role, strength)])
         if patches.merged:
             model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
         if patches.routed:

@@ -14,6 +14,7 @@ from .fusion_patch import add_loras
 from .lora_patches import LoraPatches, model_patches
 from .lora_reading import LoraFile, read_lora
 from .lora_resolving import refuse_unfit, resolve
+from .parents import Parent, remember
 from .report import loader_report
 
 NO_LORA = "None"
@@ -52,7 +53,7 @@ def load_loras(
         patches = model_patches(file, model)
         clip_weights = 0
         if clip is not None:
-            clip, clip_weights = _patch_clip(clip, file, patches, choice.clip_strength)
+            clip, clip_weights = _patch_clip(clip, file, patches, choice)
         if not (patches.routed or patches.merged or clip_weights):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
         loaded.append((patches, choice.role, choice.strength, clip_weights, choice.clip_strength))
@@ -69,18 +70,21 @@ def _path_of(choice: LoraChoice) -> str:
     return path
 
 
-def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, strength: float) -> tuple[CLIP, int]:
+def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraChoice) -> tuple[CLIP, int]:
     """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
     resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
     refuse_unfit(resolution, clip.cond_stage_model.state_dict())
     left = set(resolution.unmatched)
     patches.unmatched = [key for key in patches.unmatched if key in left]
     patches.refused.update(resolution.refused)
+    strength = choice.clip_strength
     if strength == 0 or not resolution.entries:
         return clip, 0
     clip = clip.clone()
     core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
     applied = clip.add_patches(core_patches, strength)
+    parent = Parent(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
+    remember(clip.patcher, [parent])
     return clip, len(applied)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.lora
@@ -15,7 +15,8 @@ from ..fusion.geometry import Geometry
 from .adapters import Unroutable, applicable, check_mergeable, delta_of
 from .layer_geometry import geometry_of
 from .lora_reading import LoraFile
-from .lora_resolving import Target, resolve, slice_shape
+from .lora_resolving import Entry, Target, resolve, slice_shape
+from .parents import Parent
 
 
 @dataclass
@@ -31,6 +32,7 @@ class LoraPatches:
         unmatched: keys no weight of the model answers to.
         applied: the file's keys that are routed or merged.
         refused_keys: the file's keys that ``refused`` is about.
+        entries: what the file says about each target that is routed or merged.
     """
 
     file: LoraFile
@@ -41,6 +43,19 @@ class LoraPatches:
     unmatched: list[str] = field(default_factory=list)
     applied: set[str] = field(default_factory=set)
     refused_keys: set[str] = field(default_factory=set)
+    entries: dict[Target, Entry] = field(default_factory=dict)
+
+    def parent(self, role: str, strength: float) -> Parent:
+        """What has to be remembered of the file once it is on the model."""
+        return Parent(
+            self.file.name,
+            self.file.path,
+            self.file.digest,
+            role,
+            strength,
+            {target: self.entries[target].prefix for target in self.routed},
+            {target: self.entries[target] for target in self.merged},
+        )
 
 
 def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
@@ -62,10 +77,12 @@ def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
             result.refused_keys |= entry.keys
             continue
         result.applied |= entry.keys
+        patch = applicable(entry.patch)
+        result.entries[target] = replace(entry, patch=patch)
         if isinstance(delta, str):
-            result.merged[target] = (applicable(entry.patch), delta)
+            result.merged[target] = (patch, delta)
         else:
-            result.routed[target], result.core_patches[target] = delta, applicable(entry.patch)
+            result.routed[target], result.core_patches[target] = delta, patch
     return result
 
 
