@@ -66,7 +66,7 @@ def bake(
             step.
     """
     spec = attachment_of(model).spec
-    if not parents_of(model):
+    if not (parents_of(model) or (clip is not None and parents_of(clip.patcher))):
         raise ConductorError(
             "model: it carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
         )
