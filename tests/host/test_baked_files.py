@@ -142,7 +142,7 @@ def test_text_encoder_parts_are_written_at_their_strengths(model, clip, folders,
     worst = 0.0
     assert loaded.patcher.patches.keys() == both.patcher.patches.keys() and len(both.patcher.patches) == 2
     for key, patches in both.patcher.patches.items():
-        weight = clip.cond_stage_model.state_dict()[key]
+        weight = clip.cond_stage_model.state_dict()[key].float()
         ours, theirs = (
             comfy.lora.calculate_weight(p, weight.clone(), key) for p in (loaded.patcher.patches[key], patches)
         )
@@ -187,9 +187,8 @@ def test_header_says_what_it_is(model, folders, monkeypatch):
 def test_notes(model, folders):
     for seed, role in enumerate(("subject", "style")):
         folders(f"{role}.safetensors", parent(model, seed))
-    fused = set_policy(
-        load(tiny.core_stacked(model, (folder_paths.get_full_path("loras", "style.safetensors"), 0.3)))[0], Composite()
-    )
+    beside = tiny.core_stacked(model, (path_of("style"), 0.3))
+    fused = set_policy(load(beside)[0], Composite())
     file, report = bake_to_file(fused, None, tiny.sample(fused), BakeSettings(), "elsewhere/note")
     assert file.name is None and "begin filename_prefix with loras/" in report
     assert "'composite' runs the model once per LoRA" in report and "LoRAs from other loaders" in report
@@ -229,7 +228,7 @@ def test_bad_wishes_say_why_and_leave_no_file(model, folders, tmp_path):
         with pytest.raises(ConductorError, match=said):
             bake_to_file(*arguments)
     assert [path.name for path in (tmp_path / "output").rglob("*") if path.is_file()] == ["taken"]
-    huge = load(model, strengths=(1e7, 1e7))[0]
+    huge = load(model, strengths=(1e14, 1e14))[0]
     with pytest.raises(ConductorError, match="too large for torch.float16. Choose bf16"):
         bake_to_file(set_policy(huge, Sum()), None, None, BakeSettings(), "loras/x")
 
