@@ -22,12 +22,16 @@ NO_LORA = "None"
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone."""
+    """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone.
+
+    ``where`` says which entry of which stack it is, where it comes from one.
+    """
 
     name: str
     role: str
     strength: float
     clip_strength: float
+    where: str | None = None
 
     @property
     def used(self) -> bool:
@@ -64,8 +68,10 @@ def load_loras(
 def _path_of(choice: LoraChoice) -> str:
     path = folder_paths.get_full_path("loras", choice.name)
     if path is None:
+        place = f"{choice.where}: " if choice.where else ""
         raise ConductorError(
-            f"{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick another one."
+            f"{place}{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick "
+            "another one."
         )
     return path
 
