@@ -95,7 +95,8 @@ def variants(model, folder: Path):
 
     from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
     from lora_conductor.host.fusion_patch import add_loras, set_policy
-    from lora_conductor.host.lora_files import model_patches, read_lora
+    from lora_conductor.host.lora_patches import model_patches
+    from lora_conductor.host.lora_reading import read_lora
 
     files = [lora_file(folder / f"{i}.safetensors", model, i) for i in (1, 2)]
     merged = model

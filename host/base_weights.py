@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor
 
-from .lora_files import geometry_of
+from .layer_geometry import geometry_of
 
 
 def weight_reader(model: ModelPatcher, key: str) -> Callable[[], Tensor | None]:

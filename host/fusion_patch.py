@@ -26,9 +26,12 @@ from ..fusion.refinement import Refinement
 from ..fusion.router import Prepared, prepare
 from .base_weights import weight_reader
 from .heads import head_width
+from .layer_geometry import geometry_of
 from .live import LiveFusion
-from .lora_files import LoraPatches, Target, geometry_of
+from .lora_patches import LoraPatches
+from .lora_resolving import Target
 from .merged import merged_patches
+from .parents import remember
 
 ATTACHMENT = "lora_conductor"
 
@@ -126,6 +129,7 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
     for patches, role, strength in loras:
         if strength == 0:
             continue
+        remember(model, [patches.parent(role, strength)])
         if patches.merged:
             model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
         if patches.routed:

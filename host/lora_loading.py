@@ -11,7 +11,10 @@ from comfy.sd import CLIP
 
 from .errors import ConductorError
 from .fusion_patch import add_loras
-from .lora_files import LoraFile, LoraPatches, model_patches, read_lora, refuse_unfit, resolve
+from .lora_patches import LoraPatches, model_patches
+from .lora_reading import LoraFile, read_lora
+from .lora_resolving import refuse_unfit, resolve
+from .parents import Parent, remember
 from .report import loader_report
 
 NO_LORA = "None"
@@ -19,12 +22,16 @@ NO_LORA = "None"
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone."""
+    """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone.
+
+    ``where`` says which entry of which stack it is, where it comes from one.
+    """
 
     name: str
     role: str
     strength: float
     clip_strength: float
+    where: str | None = None
 
     @property
     def used(self) -> bool:
@@ -50,7 +57,7 @@ def load_loras(
         patches = model_patches(file, model)
         clip_weights = 0
         if clip is not None:
-            clip, clip_weights = _patch_clip(clip, file, patches, choice.clip_strength)
+            clip, clip_weights = _patch_clip(clip, file, patches, choice)
         if not (patches.routed or patches.merged or clip_weights):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
         loaded.append((patches, choice.role, choice.strength, clip_weights, choice.clip_strength))
@@ -61,24 +68,29 @@ def load_loras(
 def _path_of(choice: LoraChoice) -> str:
     path = folder_paths.get_full_path("loras", choice.name)
     if path is None:
+        place = f"{choice.where}: " if choice.where else ""
         raise ConductorError(
-            f"{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick another one."
+            f"{place}{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick "
+            "another one."
         )
     return path
 
 
-def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, strength: float) -> tuple[CLIP, int]:
+def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraChoice) -> tuple[CLIP, int]:
     """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
     resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
     refuse_unfit(resolution, clip.cond_stage_model.state_dict())
     left = set(resolution.unmatched)
     patches.unmatched = [key for key in patches.unmatched if key in left]
     patches.refused.update(resolution.refused)
+    strength = choice.clip_strength
     if strength == 0 or not resolution.entries:
         return clip, 0
     clip = clip.clone()
     core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
     applied = clip.add_patches(core_patches, strength)
+    parent = Parent(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
+    remember(clip.patcher, [parent])
     return clip, len(applied)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from comfy.model_patcher import ModelPatcher
 
 from ..fusion.record import RoutingRecord
+from .baked_file import BakedFile
+from .baked_tensors import BakedTensors
 from .fusion_patch import attachment_of
-from .lora_files import LoraPatches
+from .lora_patches import LoraPatches
 
 MAX_LISTED = 12
 
@@ -72,4 +74,34 @@ def record_report(record: RoutingRecord) -> str:
     for title, indices in (("most style", order[:5]), ("most subject", order[::-1][:5])):
         lines.append(f"{title}:")
         lines += [f"  {record.layers[i].removeprefix('diffusion_model.')}  {per_layer[i]:.0%} subject" for i in indices]
+    return "\n".join(lines)
+
+
+def bake_report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[str]) -> str:
+    """What was written where, how much of it the rank could hold, and what is missing.
+
+    Args:
+        baked: the tensors.
+        file: where they are.
+        weights: which weights were taken, in words.
+        notes: what a user should know besides.
+    """
+    dtype = str(baked.dtype).removeprefix("torch.")
+    lines = [f"written: {file.path}  ({file.path.stat().st_size / 1e6:.1f} MB, {dtype})"]
+    if file.name is None:
+        lines.append("  LoRA loaders do not look there: move it, or begin filename_prefix with loras/")
+    else:
+        lines.append(f"  LoRA loaders list it as {file.name}; load it at strength 1")
+    lines.append(f"weights: {weights}")
+    if baked.ranks:
+        lines.append(f"{len(baked.ranks)} weights, of rank {max(baked.ranks.values())} at most")
+        lost = baked.lost.values()
+        worst = max(baked.lost, key=baked.lost.__getitem__)
+        lines.append(
+            f"energy kept: {1 - sum(lost) / len(lost):.3%} on average, {1 - baked.lost[worst]:.3%} at worst ({worst})"
+        )
+    lines += notes
+    if baked.left_out:
+        lines.append(f"{len(baked.left_out)} things are not in the file:")
+        lines += _listed(f"{name}: {why}" for name, why in baked.left_out.items())
     return "\n".join(lines)

@@ -6,7 +6,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..host.lora_loading import NO_LORA, LoraChoice, load_loras
+from ..host.lora_stacks import choices_of_stack, stack_of
 from .common import CATEGORY
+
+LoraStackType = io.Custom("LORA_STACK")
 
 
 class DualLoRADynamicLoader(io.ComfyNode):
@@ -47,12 +50,19 @@ class DualLoRADynamicLoader(io.ComfyNode):
                 _strength("style_strength", "How strongly the style LoRA changes the model before routing."),
                 _strength("subject_clip_strength", "Strength of the subject LoRA's text-encoder part.", advanced=True),
                 _strength("style_clip_strength", "Strength of the style LoRA's text-encoder part.", advanced=True),
+                _stack("subject_stack", "subject"),
+                _stack("style_stack", "style"),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="The model with both LoRAs, fused while sampling."),
                 io.Clip.Output("CLIP", tooltip="The text encoder with both LoRAs' text parts."),
                 io.String.Output(
                     "report", tooltip="What was applied to which layers, what could not be, and where the two meet."
+                ),
+                LoraStackType.Output(
+                    "lora_stack",
+                    tooltip="All LoRAs applied here with their strengths, subjects first, for nodes of other packs. "
+                    "Those stack them plainly, without routing.",
                 ),
             ],
         )
@@ -68,12 +78,24 @@ class DualLoRADynamicLoader(io.ComfyNode):
         subject_clip_strength: float = 1.0,
         style_clip_strength: float = 1.0,
         clip=None,
+        subject_stack=None,
+        style_stack=None,
     ) -> io.NodeOutput:
         choices = [
             LoraChoice(subject_lora, "subject", subject_strength, subject_clip_strength),
+            *choices_of_stack(subject_stack, "subject", "subject_stack"),
             LoraChoice(style_lora, "style", style_strength, style_clip_strength),
+            *choices_of_stack(style_stack, "style", "style_stack"),
         ]
-        return io.NodeOutput(*load_loras(model, clip, choices))
+        return io.NodeOutput(*load_loras(model, clip, choices), stack_of(choices))
+
+
+def _stack(name: str, role: str) -> io.Input:
+    return LoraStackType.Input(
+        name,
+        optional=True,
+        tooltip=f"More {role} LoRAs, from a node of another pack that makes a LORA_STACK, at the stack's strengths.",
+    )
 
 
 def _strength(name: str, tooltip: str, *, advanced: bool | None = None) -> io.Float.Input:

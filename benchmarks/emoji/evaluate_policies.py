@@ -64,7 +64,8 @@ def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1
 
     def make(model: Any, subject: Path, style: Path) -> Any:
         from lora_conductor.host.fusion_patch import add_loras, set_policy
-        from lora_conductor.host.lora_files import model_patches, read_lora
+        from lora_conductor.host.lora_patches import model_patches
+        from lora_conductor.host.lora_reading import read_lora
 
         patches = [model_patches(read_lora(path.name, str(path)), model) for path in (subject, style)]
         fused = add_loras(model, [(patches[0], "subject", subject_strength), (patches[1], "style", style_strength)])

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 
 from . import tiny
 

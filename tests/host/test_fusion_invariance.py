@@ -11,7 +11,8 @@ import torch
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import LoraFile, LoraPatches, model_patches, read_lora
+from lora_conductor.host.lora_patches import LoraPatches, model_patches
+from lora_conductor.host.lora_reading import LoraFile, read_lora
 
 from . import tiny
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lora_conductor.fusion.base_layer import BaseLayer
 from lora_conductor.host.fusion_patch import add_loras, attachment_of
-from lora_conductor.host.lora_files import LoraFile, model_patches
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import LoraFile
 
 from . import tiny
 from .adapter_files import KINDS, TUCKER_KINDS, Maker

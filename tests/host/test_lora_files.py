@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import attachment_of
-from lora_conductor.host.lora_files import model_patches, read_lora
 from lora_conductor.host.lora_loading import LoraChoice, load_loras
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 
 from . import tiny
 

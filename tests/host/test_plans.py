@@ -8,7 +8,8 @@ from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSof
 from lora_conductor.fusion.refinement import Refinement
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 from lora_conductor.host.plans import plan_of_latent, read_plan, replaying, write_plan
 from lora_conductor.host.routing import record_of_latent
 

@@ -5,7 +5,8 @@ import torch
 
 from lora_conductor.fusion.policies import Chance, Composite, ESTLoRA, KLoRA, Switch
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 
 from ..fusion.dense_policies import STYLE, SUBJECT, est_lora, k_lora
 from . import tiny

@@ -10,7 +10,8 @@ from lora_conductor.fusion.policies import Paper, SSRMerge
 from lora_conductor.host.calibration import calibrated
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 from repo_paths import WORLD
 
 from ..fusion.dense_policies import ssr_merge

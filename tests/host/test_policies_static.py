@@ -20,7 +20,8 @@ from lora_conductor.fusion.policies import (
 )
 from lora_conductor.fusion.policies.static import uniform
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 
 from ..fusion.dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated
 from . import tiny

@@ -1,0 +1,137 @@
+"""Fused deltas as one low-rank update: the mathematics of writing a fusion down as an ordinary LoRA.
+
+Thin factors are never multiplied out: two QRs leave a core as small as the rank, and its SVD is that of the product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .segments import SegmentDeltas
+
+Factors = tuple[Tensor, Tensor]
+
+# Up to this side a dense delta gets a full SVD; beyond it the leading directions come from a random subspace.
+FULL_SVD_SIDE = 1024
+# Singular values below this share of the largest are rounding noise of float32 factors.
+NOISE = 1e-7
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The best approximation of a delta at its rank.
+
+    Attributes:
+        up: ``[out, rank]``.
+        down: ``[rank, in, *kernel]``.
+        energy: ``||dW||_F^2`` of the delta.
+        lost: ``||dW - up down||_F^2``.
+    """
+
+    up: Tensor
+    down: Tensor
+    energy: float
+    lost: float
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[1]
+
+
+def weighted(deltas: SegmentDeltas, weights: Mapping[str, float]) -> Factors:
+    """Factors of ``sum_role w_role dW_role``; roles of weight 0 leave no rank behind."""
+    roles = [role for role in deltas.up if weights[role] != 0]
+    if not roles:
+        role = next(iter(deltas.up))
+        return deltas.up[role][:, :0], deltas.down[role][:0]
+    up = torch.cat([weights[role] * deltas.up[role] for role in roles], dim=1)
+    return up, torch.cat([deltas.down[role] for role in roles])
+
+
+def assembled(parts: Sequence[tuple[int, Factors | Tensor]], shape: tuple[int, ...]) -> Factors | Tensor:
+    """A weight's delta from the deltas of runs of its output channels.
+
+    Args:
+        parts: per run its first channel, and either factors ``(up, down)`` or the dense delta.
+        shape: of the weight, ``[out, in, *kernel]``.
+
+    Returns:
+        Factors whose rank is the sum of the parts' ranks; dense where that is no less than the weight's own sides.
+    """
+    out, width = shape[0], math.prod(shape[1:])
+    factors = [(start, part) for start, part in parts if isinstance(part, tuple)]
+    if len(factors) == len(parts) and sum(down.shape[0] for _, (_, down) in factors) < min(out, width):
+        ups = []
+        for start, (up, _) in factors:
+            whole = up.new_zeros(out, up.shape[1])
+            whole[start : start + up.shape[0]] = up
+            ups.append(whole)
+        return torch.cat(ups, dim=1), torch.cat([down for _, (_, down) in factors]).reshape(-1, *shape[1:])
+    first = parts[0][1]
+    dense = (first[0] if isinstance(first, tuple) else first).new_zeros(out, width)
+    for start, part in parts:
+        rows = part[0] @ part[1].flatten(1) if isinstance(part, tuple) else part.flatten(1)
+        dense[start : start + rows.shape[0]] += rows
+    return dense.reshape(shape)
+
+
+def low_rank(delta: Factors | Tensor, rank: int = 0) -> LowRank:
+    """The best approximation of a delta of at most that rank (Eckart-Young); 0 keeps all of it.
+
+    Args:
+        delta: factors ``(up [out, r], down [r, in, *kernel])``, computed with in float64, or dense
+            ``[out, in, *kernel]``, computed with as it is.
+        rank: the most to keep.
+    """
+    if rank < 0:
+        raise ValueError(f"rank must not be negative, got {rank}")
+    if isinstance(delta, Tensor):
+        return _of_dense(delta, rank)
+    up, down = delta
+    q_up, r_up = torch.linalg.qr(up.double())
+    q_down, r_down = torch.linalg.qr(down.double().flatten(1).T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    return _cut(q_up @ u, s, vh @ q_down.T, down.shape[1:], rank)
+
+
+def _of_dense(dense: Tensor, rank: int) -> LowRank:
+    rows = dense.flatten(1)
+    side = min(rows.shape)
+    if side <= FULL_SVD_SIDE:
+        u, s, vh = torch.linalg.svd(rows, full_matrices=False)
+        return _cut(u, s, vh, dense.shape[1:], rank)
+    energy = float(rows.square().sum(dtype=torch.float64))
+    if rank == 0 or rank >= side:
+        # As it is, with the identity on the shorter side: nothing is lost, nor saved.
+        eye = torch.eye(side, dtype=rows.dtype, device=rows.device)
+        up, down = (eye, rows) if rows.shape[0] == side else (rows, eye)
+        return LowRank(up, down.reshape(side, *dense.shape[1:]), energy, 0.0)
+    # The draw must not depend on what ran before, nor change what runs after.
+    with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(rows, q=min(side, rank + 16), niter=4)
+    found = float(s.square().sum(dtype=torch.float64))
+    return _cut(u, s, v.T, dense.shape[1:], rank, beyond=max(0.0, energy - found))
+
+
+def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, beyond: float = 0.0) -> LowRank:
+    """Keep the leading directions of an SVD that leaves the energy ``beyond`` out.
+
+    Both sides share the singular values, so that neither leaves the range of float16.
+    """
+    keep = int((s > s[:1] * NOISE).sum())
+    if rank:
+        keep = min(keep, rank)
+    energies = s.square().double()
+    root = s[:keep].sqrt()
+    return LowRank(
+        u[:, :keep] * root,
+        (root[:, None] * vh[:keep]).reshape(keep, *inner),
+        float(energies.sum()) + beyond,
+        float(energies[keep:].sum()) + beyond,
+    )

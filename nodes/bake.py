@@ -1,0 +1,99 @@
+"""BakeFusedLoRA: what the routing made of several LoRAs, as one ordinary LoRA file."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..host.bake_to_file import bake_to_file
+from ..host.baking import BakeSettings
+from .common import CATEGORY
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+AVERAGE, ONE_STEP = "average", "one step"
+
+
+class BakeFusedLoRA(io.ComfyNode):
+    """Writes the fused LoRAs on a model as an ordinary LoRA file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BakeFusedLoRA",
+            display_name="Bake Fused LoRA",
+            category=CATEGORY,
+            description=(
+                "Writes what the routing made of the LoRAs as one ordinary LoRA file that any program loads, at "
+                "strength 1. A file cannot change from step to step: it holds the mean over the steps, or one step."
+            ),
+            search_aliases=["save lora", "merge loras", "export lora", "extract lora", "combine loras"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Model.Input("model", tooltip="The model with the LoRAs, the same that the sampler used."),
+                io.Combo.Input(
+                    "steps",
+                    options=[AVERAGE, ONE_STEP],
+                    default=AVERAGE,
+                    tooltip="Which weights are written: their mean over all steps, or those of one step. Fixed merges "
+                    "(sum, ties ...) have no steps.",
+                ),
+                io.Int.Input(
+                    "step",
+                    default=1,
+                    min=1,
+                    max=10000,
+                    tooltip="The step of 'one step', counted from 1 as the progress bar does. 'average' ignores it.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="The most a layer may have. 0 keeps everything: at most the ranks of the LoRAs added up, "
+                    "but full rank for merges like ties or dare. The report says what a lower rank loses.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="fp16",
+                    tooltip="Number format of the file. fp16 is the custom; fp32 doubles the size and is exact.",
+                    advanced=True,
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/fused",
+                    tooltip="Below ComfyUI's output folder. LoRA loaders find what lies in its folder loras.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The latent that the sampler made with this model: says what was decided. Only fixed "
+                    "merges (sum, ties ...) do without it.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The loader's CLIP, if the LoRAs trained a text encoder: its parts are written too.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("file", tooltip="The file, as LoRA loaders list it."),
+                io.String.Output("report", tooltip="What was written, what the rank lost, and what is left out."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
+    ) -> io.NodeOutput:
+        settings = BakeSettings(step - 1 if steps == ONE_STEP else None, rank, DTYPES[dtype])
+        samples = latent["samples"] if latent is not None else None
+        hidden = cls.hidden
+        file, report = bake_to_file(
+            model, clip, samples, settings, filename_prefix, hidden.prompt, hidden.extra_pnginfo
+        )
+        return io.NodeOutput(file.name or str(file.path), report, ui={"text": [report]})
+
+
+NODES = [BakeFusedLoRA]
