@@ -3,7 +3,8 @@
 As JSON a plan is one object: ``format`` and ``version``; ``loras`` (name, role, strength, sha256 of the file);
 ``policy`` and ``refinement`` with their settings; ``sigmas``; ``layers``, in the order they run; ``calls``, one a
 condition, step and evaluation, with ``weights``: per layer ``[subject, style]``, each a number for all samples or
-``[sample][token][head]``. Numbers have nine digits, which is what a float32 needs to be read back as it was.
+``[sample][token][head]``; and ``frozen``, where the run was: per layer the weights of its rest. Numbers have nine
+digits, which is what a float32 needs to be read back as it was.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Plan:
         sigmas: noise levels of the run, ``steps + 1`` of them.
         layers: decided segments in the order they run; one that runs n times a call is there n times.
         calls: what was decided. Empty for policies that decide nothing while sampling.
+        frozen: of a run that was frozen, the weights of its rest by layer.
     """
 
     loras: tuple[dict[str, Any], ...]
@@ -59,6 +61,7 @@ class Plan:
     sigmas: tuple[float, ...]
     layers: tuple[str, ...]
     calls: tuple[PlannedCall, ...] = field(repr=False)
+    frozen: tuple[tuple[float, float], ...] | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
@@ -89,6 +92,7 @@ class Plan:
                     }
                     for call in self.calls
                 ],
+                "frozen": None if self.frozen is None else [list(pair) for pair in self.frozen],
             },
             separators=(",", ":"),
         )
@@ -135,9 +139,13 @@ def loads(text: str) -> Plan:
             )
             for call in plain["calls"]
         )
-        if any(len(call.weights) != len(layers) for call in calls):
+        frozen = plain["frozen"]
+        if frozen is not None:
+            frozen = tuple((float(pair[0]), float(pair[1])) for pair in frozen)
+        if any(len(weights) != len(layers) for weights in (*(call.weights for call in calls), frozen or layers)):
             raise PlanError("its calls do not name every layer")
-        return Plan(tuple(plain["loras"]), plain["policy"], plain["refinement"], tuple(plain["sigmas"]), layers, calls)
+        settings = plain["policy"], plain["refinement"]
+        return Plan(tuple(plain["loras"]), *settings, tuple(plain["sigmas"]), layers, calls, frozen)
     except PlanError:
         raise
     except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
         value
         for call in calls
         for decision in call.decisions
-        for value in (*decision.scores.values(), *decision.weights.values())
+        for value in (*decision.scores.values(), *decision.weights.values(), decision.log_ratio)
         if isinstance(value, Tensor)
     ]
     if not tensors:
@@ -59,7 +59,10 @@ def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
             call.step,
             call.batch,
             call.evaluations,
-            [Decision(d.layer, on_host(d.scores), on_host(d.weights)) for d in call.decisions],
+            [
+                Decision(d.layer, on_host(d.scores), on_host(d.weights), on_host({"": d.log_ratio})[""])
+                for d in call.decisions
+            ],
         )
         for call in calls
     ]
@@ -84,8 +87,24 @@ def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header:
     return RoutingRecord(**header, sigmas=sigmas, layers=tuple(layers), scores=mean[:2], weights=mean[2:])
 
 
-def plan_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any]) -> Plan:
-    """What was decided, for every sample apart."""
+def log_ratios_of(calls: Sequence[CallDecisions]) -> dict[str, float | None]:
+    """By segment, the mean of what was measured so far; None where nothing was."""
+    found: dict[str, list[float]] = {}
+    for call in calls:
+        for d in call.decisions:
+            values = found.setdefault(d.layer, [])
+            if d.log_ratio is not None:
+                values.append(_mean(d.log_ratio))
+    return {name: sum(values) / len(values) if values else None for name, values in found.items()}
+
+
+def plan_of(
+    calls: Sequence[CallDecisions],
+    sigmas: tuple[float, ...],
+    header: dict[str, Any],
+    frozen: Mapping[str, tuple[float, float]] | None = None,
+) -> Plan:
+    """What was decided, for every sample apart; and, if it was frozen, at what weights."""
     planned: list[PlannedCall] = []
     layers = tuple(d.layer for d in calls[0].decisions) if calls else ()
     for call in calls:
@@ -97,7 +116,8 @@ def plan_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: d
                 for d in call.decisions
             )
             planned.append(PlannedCall(call.step, key, evaluation, weights))
-    return Plan(**header, sigmas=sigmas, layers=layers, calls=tuple(planned))
+    still = None if frozen is None else tuple(frozen[name] for name in layers)
+    return Plan(**header, sigmas=sigmas, layers=layers, calls=tuple(planned), frozen=still)
 
 
 def _part(weight: Weight, index: int, batch: Batch) -> Weight:

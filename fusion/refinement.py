@@ -44,8 +44,8 @@ class Refinement:
         blur: radius, in tokens, of the Gaussian that smooths scores over the picture at granularity "token".
         follow_cond: the negative prompt takes the positive one's decisions of the step before.
         start, end: part of the steps (0 to 1) that is routed; outside it both LoRAs are on, whole.
-        freeze_after: number of steps after which the mean of the decisions so far is kept for the rest of the run, as
-            ordinary weight patches; 0 for never.
+        freeze_after: number of steps after which nothing is measured any more: what the policy makes of the mean so
+            far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
         cap: largest norm of what both add to a layer, in multiples of the louder one alone; 0 for no limit.
     """
 

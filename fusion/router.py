@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .attention import attention_group
@@ -26,11 +27,27 @@ CAP_TOKENS = 64  # how many tokens the norm cap looks at
 
 @dataclass
 class Decision:
-    """What was decided in one call of one segment; tensors ``[batch, tokens, heads]`` stay on the device."""
+    """What was decided in one call of one segment; tensors ``[batch, 1, heads]`` stay on the device.
+
+    Attributes:
+        layer: the segment's name.
+        scores: of both roles; empty where nothing was measured.
+        log_ratio: what the policy was given of them, steadied.
+        weights: of both roles.
+    """
 
     layer: str
     scores: dict[str, Tensor]
     weights: dict[str, Weight]
+    log_ratio: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Scores of both roles, and their steadied log ratio."""
+
+    scores: dict[str, Tensor]
+    log_ratio: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class Router:
     _batch: Batch = Batch()
     _memory: Memory = field(default_factory=Memory)
     _times_called: dict[str, int] = field(default_factory=dict)
-    _of_group: dict[str, Tensor] = field(default_factory=dict)
+    _of_group: dict[str, _Measured] = field(default_factory=dict)
     _evaluations: dict[tuple[int, str], int] = field(default_factory=dict)
     _replayed: ReplayedCall | None = None
 
@@ -120,7 +137,7 @@ class Router:
             return {other: float(other == self.role) for other in ROLES}
         if not segment.shared:
             return {}
-        scores: dict[str, Tensor] = {}
+        measured: _Measured | None = None
         subject: Weight
         style: Weight
         if self._replayed is not None:
@@ -133,11 +150,9 @@ class Router:
             subject, style = 1.0, 1.0
         else:
             if isinstance(self.policy, ScoredPolicy):
-                (subject, style), scores = self._scored(self.policy, segment, probe)
+                measured, (subject, style) = self._scored(self.policy, segment, probe)
             else:
-                assert isinstance(self.policy, ScheduledPolicy)
-                index = self.prepared.index[segment.name]
-                subject, style = self.policy.weights_at(self.prepared.statistics, index, self.context)
+                subject, style = self._scheduled(segment.name, self.context)
             subject, style = self.refinement.bounded((subject, style))
             if self.refinement.cap:
                 stride = max(1, probe.base.shape[1] // CAP_TOKENS) if _per_sample(subject) else 1
@@ -145,14 +160,31 @@ class Router:
                 subject, style = self.refinement.capped((subject, style), *features)
         weights: dict[str, Weight] = {"subject": subject, "style": style}
         # A weight for every token of every layer and step would fill the memory: their mean is kept.
-        self.decisions.append(
-            Decision(
-                segment.name,
-                {role: _over_tokens(score) for role, score in scores.items()},
-                {role: _over_tokens(w) if isinstance(w, Tensor) else w for role, w in weights.items()},
-            )
-        )
+        kept: dict[str, Weight] = {r: _over_tokens(w) if isinstance(w, Tensor) else w for r, w in weights.items()}
+        if measured is None:
+            self.decisions.append(Decision(segment.name, {}, kept))
+        else:
+            scores = {role: _over_tokens(score) for role, score in measured.scores.items()}
+            self.decisions.append(Decision(segment.name, scores, kept, _over_tokens(measured.log_ratio)))
         return weights
+
+    def settled(self, name: str, log_ratio: float | None, context: StepContext) -> tuple[float, float]:
+        """Weights of a segment at another step, were it to measure that log ratio there; the cap is left out."""
+        if not self.refinement.routes(context):
+            return 1.0, 1.0
+        weights: tuple[Weight, Weight]
+        if isinstance(self.policy, ScoredPolicy):
+            assert log_ratio is not None
+            lean = self.refinement.preference(name, context)
+            weights = self.policy.weights(torch.tensor(log_ratio), lean, context)
+        else:
+            weights = self._scheduled(name, context)
+        subject, style = self.refinement.bounded(weights)
+        return float(subject), float(style)
+
+    def _scheduled(self, name: str, context: StepContext) -> tuple[float, float]:
+        assert isinstance(self.policy, ScheduledPolicy)
+        return self.policy.weights_at(self.prepared.statistics, self.prepared.index[name], context)
 
     def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
         """Keep that a pass of the whole model ran with one role's LoRAs alone."""
@@ -161,30 +193,27 @@ class Router:
             Decision(segment.name, {}, weights) for layer in layers for segment in layer.segments if segment.shared
         ]
 
-    def _scored(
-        self, policy: ScoredPolicy, segment: Segment, probe: Probe
-    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    def _scored(self, policy: ScoredPolicy, segment: Segment, probe: Probe) -> tuple[_Measured, tuple[Tensor, Tensor]]:
         called = self._times_called.get(segment.name, 0)
         self._times_called[segment.name] = called + 1
         name = f"{segment.name}#{called}" if called else segment.name
         group = attention_group(segment.name) if self.refinement.group_attention else None
-        log_ratio = self._of_group.get(f"{group}#{called}")
-        scores: dict[str, Tensor] = {}
-        if log_ratio is None or not _fits(log_ratio, segment, probe):
+        measured = self._of_group.get(f"{group}#{called}")
+        if measured is None or not _fits(measured.log_ratio, segment, probe):
             scores = self._scores(policy, segment, probe)
             # Scores are squares: the bound keeps an all-zero delta finite without touching any real one.
             log_ratio = (scores["subject"].clamp_min(1e-30) / scores["style"].clamp_min(1e-30)).log()
-            log_ratio = self._steadied(name, log_ratio)
+            measured = _Measured(scores, self._steadied(name, log_ratio))
             if group is not None:
-                self._of_group[f"{group}#{called}"] = log_ratio
+                self._of_group[f"{group}#{called}"] = measured
         lean: Tensor | float = self.refinement.preference(segment.name, self.context)
         if policy.hard and self.refinement.hysteresis:
-            lean = lean + self._stickiness(name, log_ratio)
-        weights = policy.weights(log_ratio, lean, self.context)
+            lean = lean + self._stickiness(name, measured.log_ratio)
+        weights = policy.weights(measured.log_ratio, lean, self.context)
         if policy.hard and self.refinement.hysteresis:
             for key, part in zip(self._batch.keys, self._batch.parts(weights[0]) or (), strict=False):
                 self._memory.keep(f"{name}:won", key, part)
-        return weights, scores
+        return measured, weights
 
     def _scores(self, policy: ScoredPolicy, segment: Segment, probe: Probe) -> dict[str, Tensor]:
         """Scores of both roles, ``[batch, 1, 1]``, ``[batch, 1, heads]`` or ``[batch, tokens, 1]``."""

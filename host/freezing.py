@@ -18,15 +18,16 @@ from .merged import low_rank_patch, own_patch
 if TYPE_CHECKING:
     from .fusion_patch import FusionSpec
 
-Means = Mapping[str, tuple[float, float]]
+Weights = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A clone of the run's model that carries the decisions as weight patches, loaded; and since which step."""
+    """A clone of the run's model that carries weights of the LoRAs as weight patches, loaded; and since which step."""
 
     model: ModelPatcher
     step: int
+    weights: Weights
 
     def thaw(self, model: ModelPatcher) -> None:
         """Load the run's own patcher again: its weights are as they were."""
@@ -34,7 +35,12 @@ class Frozen:
 
 
 def freeze(
-    model: ModelPatcher, beside: Iterable[ModelPatcher], spec: FusionSpec, weights: Means, step: int, shape: torch.Size
+    model: ModelPatcher,
+    beside: Iterable[ModelPatcher],
+    spec: FusionSpec,
+    weights: Weights,
+    step: int,
+    shape: torch.Size,
 ) -> Frozen:
     """Load a clone of the model with every layer's LoRAs merged at the given weights.
 
@@ -51,10 +57,10 @@ def freeze(
         clone.add_patches(patches, strength)
     memory = clone.model.memory_required(list(shape))
     comfy.model_management.load_models_gpu([clone, *beside], memory_required=memory, minimum_memory_required=memory)
-    return Frozen(clone, step)
+    return Frozen(clone, step, weights)
 
 
-def frozen_patches(spec: FusionSpec, weights: Means) -> list[tuple[dict[Any, Any], float]]:
+def frozen_patches(spec: FusionSpec, weights: Weights) -> list[tuple[dict[Any, Any], float]]:
     """Core patches with their strengths: each LoRA's own where its target is one segment, factors where it is cut."""
     found: list[tuple[dict[Any, Any], float]] = []
     cut: dict[Any, Any] = {}
@@ -73,7 +79,7 @@ def frozen_patches(spec: FusionSpec, weights: Means) -> list[tuple[dict[Any, Any
     return [(patches, strength) for patches, strength in found if patches and strength]
 
 
-def _low_rank(layer: FusedLayer, segment: Segment, weights: Means) -> Any:
+def _low_rank(layer: FusedLayer, segment: Segment, weights: Weights) -> Any:
     deltas = layer.segment_deltas(segment)
     gains = dict(zip(ROLES, weights.get(segment.name, (1.0, 1.0)), strict=True))
     up = torch.cat([deltas.up[role] * gains[role] for role in segment.roles], dim=1)
@@ -87,7 +93,7 @@ def _target(layer: FusedLayer, segment: Segment) -> Any:
     return (key, (0, segment.start, segment.stop - segment.start))
 
 
-def _weight_of(layer: FusedLayer, target: Any, weights: Means) -> tuple[float, float]:
+def _weight_of(layer: FusedLayer, target: Any, weights: Weights) -> tuple[float, float]:
     """Weights for a patch that is no plain LoRA: of its segment, or the mean of those it covers, by width."""
     start, length = target.offset[1:] if target.offset and target.offset[0] == 0 else (0, layer.geometry.out_features)
     covered = [s for s in layer.segments if start <= s.start and s.stop <= start + length]

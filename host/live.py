@@ -102,7 +102,7 @@ class LiveFusion:
         if run.frozen is None:
             assert self._guider is not None
             patcher, beside = self._guider.model_patcher, self._guider.loaded_models
-            run.frozen = freeze(patcher, beside, self.spec, run.mean_weights(), run.step, x.shape)
+            run.frozen = freeze(patcher, beside, self.spec, run.settle(), run.step, x.shape)
         return True
 
     def _in_passes(self, policy: PassPolicy, router: Router, executor: Any, *args: Any, **kwargs: Any) -> Tensor:

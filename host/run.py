@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..fusion.memory import Batch
 from ..fusion.plan import Plan, Replay
 from ..fusion.policies import ScoredPolicy, StepContext
 from ..fusion.record import RoutingRecord
-from ..fusion.recording import CallDecisions, plan_of, read_back, record_of
+from ..fusion.recording import CallDecisions, log_ratios_of, plan_of, read_back, record_of
 from ..fusion.router import Router
 from .freezing import Frozen
 
@@ -106,20 +106,24 @@ class Run:
             plan = policy.plan
         else:
             planned = calls if isinstance(policy, ScoredPolicy) else []
-            plan = plan_of(planned, self.sigmas, header)
+            plan = plan_of(planned, self.sigmas, header, None if self.frozen is None else self.frozen.weights)
         record = record_of(calls, self.sigmas, header)
         if self.frozen is not None:
-            record.weights[:, :, self.frozen.step :] = record.weights[:, :, : self.frozen.step].nanmean(
-                -1, keepdim=True
-            )
+            pairs = [self.frozen.weights[name] for name in record.layers]
+            record.weights[:, :, self.frozen.step :] = torch.tensor(pairs, dtype=torch.float64).T[:, :, None]
         return record, plan
 
-    def mean_weights(self) -> dict[str, tuple[float, float]]:
-        """By segment, the weights (subject, style) so far, over samples, conditions and steps alike."""
-        record = record_of(read_back(self.calls), self.sigmas, {"policy": {}, "loras": (), "refinement": {}})
-        means = record.weights.nanmean(-1)
-        return {
-            name: (float(means[0, i]), float(means[1, i]))
-            for i, name in enumerate(record.layers)
-            if not math.isnan(float(means[0, i]))
-        }
+    def settle(self) -> dict[str, tuple[float, float]]:
+        """By segment, the weights (subject, style) for the rest of the run.
+
+        What was measured so far, on average over samples and conditions, is put to the policy for the middle of what is
+        left: a policy that hands over in time would otherwise stay where it was.
+        """
+        policy = self.router.policy
+        if isinstance(policy, Replay):
+            assert policy.plan.frozen is not None
+            return dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
+        middle = round((self.step + self.steps - 1) / 2)
+        at = StepContext(middle, self.steps, self.sigmas[middle])
+        ratios = log_ratios_of(read_back(self.calls))
+        return {name: self.router.settled(name, ratio, at) for name, ratio in ratios.items()}

@@ -108,9 +108,9 @@ def settings_inputs() -> list[io.Input]:
             max=10000,
             optional=True,
             advanced=True,
-            tooltip="Decide in this many steps, then keep the mean of the decisions as ordinary weight patches: the "
-            "rest of the run costs nothing. 0 decides in every step. Does not concern switch, composite and the "
-            "policies that merge before sampling.",
+            tooltip="Measure in this many steps, then settle the rest of the run at once as ordinary weight patches: it "
+            "costs nothing any more. 0 measures in every step. Does not concern switch, composite and the policies "
+            "that merge before sampling.",
         ),
     ]
 

@@ -92,6 +92,10 @@ class SmallWorld:
         subject_token = f"<sks_subject{self._names['sks_subject_index'][subject]}>"
         return self.conditioning(["<bos>", style_token, subject_token, f"class:{self._names['class_of'][subject]}"])
 
+    def style_prompt(self, style: str) -> list[list[Any]]:
+        """Positive conditioning of a held-out style with no subject."""
+        return self.conditioning(["<bos>", f"<sks_style{self._names['sks_style_index'][style]}>", "<null>", "<null>"])
+
     def sample(
         self, model: Any, subject: str, style: str | None, seeds: Sequence[int], steps: int = STEPS, cfg: float = CFG
     ) -> Tensor:

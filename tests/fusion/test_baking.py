@@ -116,7 +116,7 @@ def test_weighted_branches():
 
 
 def record_of(weights, layers):
-    return RoutingRecord({}, (), (), layers, torch.full_like(weights, torch.nan), weights)
+    return RoutingRecord({}, (), {}, (), layers, torch.full_like(weights, torch.nan), weights)
 
 
 def test_weights_of_a_step_and_their_mean():

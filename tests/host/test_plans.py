@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_conductor.fusion.plan import loads
-from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSoft, Paper, Sum
+from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSoft, Paper, StepContext, Sum
 from lora_conductor.fusion.refinement import Refinement
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
@@ -110,7 +110,7 @@ def frozen(model, policy, after=2, **settings):
 
 
 @pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED, Chance()], ids=lambda p: p.name)
-def test_a_frozen_run_goes_on_with_the_mean_of_its_decisions(setting, policy, record_property):
+def test_the_rest_of_a_frozen_run_is_core_with_its_weights(setting, policy, record_property):
     """Against core's own patches at those weights: each layer's LoRAs scaled by what was decided."""
     model, fused = setting
     record_property(f"frozen {policy.name}", frozen_error(model, fused, policy))
@@ -124,14 +124,23 @@ def test_any_kind_of_adapter_freezes(kinds, tmp_path, record_property):
     )
 
 
+@pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED], ids=lambda p: p.name)
+def test_what_is_frozen_is_what_the_policy_says_of_the_middle_of_the_rest(setting, policy):
+    routed = frozen(setting[1], policy, after=1)
+    record = record_of_latent(routed, tiny.sample(routed, steps=6, cfg=1.0))
+    log_ratio = (record.scores[0, :, 0] / record.scores[1, :, 0]).log()
+    wanted = torch.stack(policy.weights(log_ratio, 0.0, StepContext(3, 6)))
+    torch.testing.assert_close(record.weights[:, :, 5], wanted, rtol=1e-4, atol=1e-5)
+
+
 def frozen_error(model, fused, policy):
     before = snapshot(model)
     plain = tiny.sample(model, **KW)
     routed = frozen(fused, policy)
     made = tiny.sample(routed, **KW)
     record = record_of_latent(routed, made)
-    means = record.weights[:, :, :2].mean(-1)
-    assert torch.equal(record.weights[:, :, 2:], means[:, :, None].expand(-1, -1, 2))
+    means = record.weights[:, :, 2]
+    assert torch.equal(record.weights[:, :, 3], means)
 
     states: list[torch.Tensor] = []
     live = set_policy(fused, policy)
