@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Score = Callable[[Tensor, Tensor], Tensor]
+EXP_LIMIT = 60.0  # its exponential, and sums of many, are still finite in float32
 
 
 def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
@@ -21,10 +22,14 @@ def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
     Eq. 11-12 of arXiv 2602.15539 with the adapted distribution first. The paper feeds raw features to KL; where it is
     silent we take the softmax over channels (torch's own idiom for ``kl_div``) and the mean over tokens.
     """
-    base, delta = base.float(), delta.float()
-    log_p = torch.log_softmax(base, dim=-1)
-    log_q = torch.log_softmax(base + delta, dim=-1)
-    return (log_q.exp() * (log_q - log_p)).sum(-1).mean(-1)
+    # With p = softmax(F), d = h - sum(p h) and s = sum(p expm1(d)):  KL = sum(p d expm1(d)) / (1 + s) - log1p(s). The
+    # difference of two log-softmaxes would leave nothing but rounding of a faint delta, whose KL is of second order.
+    p, delta = torch.softmax(base.float(), dim=-1), delta.float()
+    centred = delta - (p * delta).sum(-1, keepdim=True)
+    shift = (centred.amax(-1, keepdim=True) - EXP_LIMIT).clamp_min(0)
+    growth = p * torch.expm1(centred - shift)
+    total = growth.sum(-1)
+    return ((growth * centred).sum(-1) / (1 + total) - shift[..., 0] - torch.log1p(total)).mean(-1)
 
 
 def half_variance(base: Tensor, delta: Tensor) -> Tensor:

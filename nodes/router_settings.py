@@ -108,8 +108,8 @@ def settings_inputs() -> list[io.Input]:
             max=10000,
             optional=True,
             advanced=True,
-            tooltip="Measure in this many steps, then settle the rest of the run at once as ordinary weight patches: it "
-            "costs nothing any more. 0 measures in every step. Does not concern switch, composite and the policies "
+            tooltip="Measure in this many steps, then settle the rest of the run at once as ordinary weight patches: "
+            "it costs nothing any more. 0 measures in every step. Does not concern switch, composite and the policies "
             "that merge before sampling.",
         ),
     ]

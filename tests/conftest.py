@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 REPO = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPO / "tools"))
+sys.path.insert(0, str(REPO / "tools"))
 
 import torchvision_shim  # noqa: E402
 from bootstrap_host import HostError, find_host, host_version  # noqa: E402

@@ -25,6 +25,23 @@ def naive_kl(base: np.ndarray, delta: np.ndarray) -> float:
     return sum(qi * math.log(qi / pi) for qi, pi in zip(q, p, strict=True))
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
+def test_kl_of_a_faint_delta_is_not_lost_in_rounding(size):
+    base, delta = features(3, size)
+    exact = torch.distributions.kl.kl_divergence(
+        torch.distributions.Categorical(logits=base.double() + delta.double()),
+        torch.distributions.Categorical(logits=base.double()),
+    ).mean(-1)
+    torch.testing.assert_close(kl_softmax(base, delta).double(), exact, rtol=1e-3, atol=0)
+
+
+def test_kl_of_an_overwhelming_delta_is_finite():
+    """One channel takes the whole softmax: KL is then -log of its share before."""
+    base, delta = torch.zeros(1, 1, 10), torch.zeros(1, 1, 10)
+    delta[..., 3] = 500.0
+    assert kl_softmax(base, delta).item() == pytest.approx(math.log(10), rel=1e-4)
+
+
 def per_token(base, delta, function) -> list[float]:
     base, delta = base.double().numpy(), delta.double().numpy()
     return [
