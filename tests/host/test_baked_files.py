@@ -5,6 +5,7 @@ import os
 import resource
 
 import comfy.lora
+import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.flux  # noqa: F401  (core's package layout on both ends of the supported range)
@@ -247,3 +248,13 @@ def test_a_full_disk_leaves_nothing_behind(model, folders, tmp_path):
     assert os.listdir(tmp_path / "output" / "loras") == []
     bake_to_file(fused, None, None, EXACT, "loras/full")
     assert os.listdir(tmp_path / "output" / "loras") == ["full_00001_.safetensors"]
+
+
+def test_it_can_be_interrupted(model, folders, tmp_path):
+    for seed, role in enumerate(("subject", "style")):
+        folders(f"{role}.safetensors", parent(model, seed))
+    fused = set_policy(load(model)[0], Sum())
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        bake_to_file(fused, None, None, EXACT, "loras/stopped")
+    assert not list((tmp_path / "output").rglob("*"))
