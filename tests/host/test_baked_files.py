@@ -206,6 +206,24 @@ def test_one_lora_needs_no_latent_and_keeps_its_rank(model, folders):
     assert "every LoRA whole" in report and "of rank 3 at most" in report
 
 
+def test_loras_of_norms_or_of_the_text_encoder_alone(model, clip, folders):
+    """Nothing is routed then; the file still says whose it is."""
+    norm = "text_encoders.clip_l.transformer.text_model.final_layer_norm"
+    folders("subject.safetensors", {"diffusion_model.out.0.diff": torch.ones(64)})
+    folders("style.safetensors", {f"{norm}.diff": torch.ones(768)})
+    fused, both = load(model, clip)
+    file, report = bake_to_file(fused, both, None, EXACT, "loras/alone")
+    tensors, metadata = read(file)
+    assert set(tensors) == {"diffusion_model.out.0.diff", f"{norm}.diff"} and "energy" not in report
+    assert torch.equal(tensors[f"{norm}.diff"], torch.full((768,), 0.3))
+    assert metadata["modelspec.merged_from"] == "subject.safetensors, style.safetensors"
+    only_text = load(model, clip, strengths=(0.0, 0.6))
+    with pytest.raises(ConductorError, match="its LoRAs add nothing that could be written"):
+        bake_to_file(only_text[0], None, None, EXACT, "loras/alone")
+    file, _ = bake_to_file(*only_text, None, EXACT, "loras/alone")
+    assert set(read(file)[0]) == {f"{norm}.diff"}
+
+
 def path_of(role):
     return folder_paths.get_full_path_or_raise("loras", f"{role}.safetensors")
 
