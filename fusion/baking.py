@@ -16,8 +16,10 @@ from .segments import SegmentDeltas
 
 Factors = tuple[Tensor, Tensor]
 
-# Up to this side a dense delta gets a full SVD; beyond it the leading directions come from a random subspace.
+# Up to this side a dense delta gets a full SVD: to find its rank, or to cut it where the leading directions alone,
+# found from a random subspace, are not much cheaper.
 FULL_SVD_SIDE = 1024
+CUT_SVD_SIDE = 256
 # Singular values below this share of the largest are rounding noise of float32 factors.
 NOISE = 1e-7
 
@@ -102,21 +104,32 @@ def low_rank(delta: Factors | Tensor, rank: int = 0) -> LowRank:
 def _of_dense(dense: Tensor, rank: int) -> LowRank:
     rows = dense.flatten(1)
     side = min(rows.shape)
-    if side <= FULL_SVD_SIDE:
+    rank = rank if rank < side else 0
+    if side <= (CUT_SVD_SIDE if rank else FULL_SVD_SIDE):
         u, s, vh = torch.linalg.svd(rows, full_matrices=False)
         return _cut(u, s, vh, dense.shape[1:], rank)
     energy = float(rows.square().sum(dtype=torch.float64))
-    if rank == 0 or rank >= side:
+    if rank == 0:
         # As it is, with the identity on the shorter side: nothing is lost, nor saved.
         eye = torch.eye(side, dtype=rows.dtype, device=rows.device)
         up, down = (eye, rows) if rows.shape[0] == side else (rows, eye)
         return LowRank(up, down.reshape(side, *dense.shape[1:]), energy, 0.0)
-    # The draw must not depend on what ran before, nor change what runs after.
-    with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
-        torch.manual_seed(0)
-        u, s, v = torch.svd_lowrank(rows, q=min(side, rank + 16), niter=4)
+    u, s, vh = _leading(rows, min(side, rank + 16))
     found = float(s.square().sum(dtype=torch.float64))
-    return _cut(u, s, v.T, dense.shape[1:], rank, beyond=max(0.0, energy - found))
+    return _cut(u, s, vh, dense.shape[1:], rank, beyond=max(0.0, energy - found))
+
+
+def _leading(rows: Tensor, count: int, rounds: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """An SVD within the subspace of the leading right directions (Halko et al. 2011, subspace iteration).
+
+    As ``torch.svd_lowrank``, but with a draw of its own: the same file on every run, and no other draw disturbed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(rows.shape[1], count, generator=generator).to(rows)
+    for _ in range(rounds + 1):
+        basis = torch.linalg.qr(rows.T @ torch.linalg.qr(rows @ basis).Q).Q
+    u, s, vh = torch.linalg.svd(rows @ basis, full_matrices=False)
+    return u, s, vh @ basis.T
 
 
 def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, beyond: float = 0.0) -> LowRank:

@@ -34,17 +34,16 @@ def bake_to_file(
     baked, record = bake(model, clip, samples, settings)
     spec = attachment_of(model).spec
     policy = spec.policy if spec is not None else None
-    text_parents = parents_of(clip.patcher) if clip is not None else ()
+    texts = parents_of(clip.patcher) if clip is not None else ()
     fusion = {
         "policy": policy.settings() if policy is not None else None,
         "step": None if record is None or settings.step is None else settings.step + 1,
         "steps": None if record is None else record.steps,
-        "text_encoder": [parent.header() for parent in text_parents],
     }
     parents = parents_of(model)
-    file = write_baked(baked, metadata_of(baked, parents, fusion, prompt, extra), filename_prefix)
+    file = write_baked(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
     notes = []
-    if not text_parents:
+    if not texts:
         notes.append("text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP")
     if isinstance(policy, PassPolicy):
         notes.append(f"'{policy.name}' runs the model once per LoRA; a file can only hold the mean of its LoRAs")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,23 +46,29 @@ def pack_version() -> str:
 
 
 def metadata_of(
-    baked: BakedTensors, parents: Iterable[Parent], fusion: dict[str, Any], prompt: Any = None, extra: Any = None
+    baked: BakedTensors,
+    parents: Sequence[Parent],
+    texts: Sequence[Parent],
+    fusion: dict[str, Any],
+    prompt: Any = None,
+    extra: Any = None,
 ) -> dict[str, str]:
     """The header of a baked file: what it was made of, for people, for us, and for other programs.
 
     Args:
         baked: the tensors.
-        parents: the LoRA files that went into it, text-encoder parts apart.
+        parents: the LoRA files that went into its part for the diffusion model.
+        texts: those that went into its part for the text encoder.
         fusion: policy and step, as JSON.
         prompt, extra: the workflow, as ComfyUI's saving nodes get it. Left out under ``--disable-metadata``.
     """
-    parents = list(parents)
-    names = list(dict.fromkeys(parent.name for parent in parents))
+    names = list(dict.fromkeys(parent.name for parent in (*parents, *texts)))
     rank = max(baked.ranks.values(), default=0)
     lost = list(baked.lost.values())
     own = {
         "version": pack_version(),
         "parents": [parent.header() for parent in parents],
+        "text_encoder": [parent.header() for parent in texts],
         **fusion,
         "rank": rank,
         "energy_lost_mean": sum(lost) / max(1, len(lost)),
@@ -77,7 +83,7 @@ def metadata_of(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
-        **_agreed(parents),
+        **_agreed((*parents, *texts)),
     }
     if not args.disable_metadata:
         metadata |= {} if prompt is None else {"prompt": json.dumps(prompt)}
@@ -85,7 +91,7 @@ def metadata_of(
     return metadata
 
 
-def _agreed(parents: Iterable[Parent]) -> dict[str, str]:
+def _agreed(parents: Sequence[Parent]) -> dict[str, str]:
     headers = [_file_metadata(path) for path in dict.fromkeys(parent.path for parent in parents)]
     said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
     return {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}

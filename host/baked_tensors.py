@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..fusion.baking import Factors, LowRank, low_rank
+from ..fusion.baking import Factors, low_rank
 from .errors import ConductorError
 
 
@@ -41,9 +40,7 @@ class BakedTensors:
         Raises:
             ConductorError: the dtype cannot hold it.
         """
-        cut: LowRank = low_rank(delta, self.rank)
-        if not math.isfinite(cut.energy):
-            raise ConductorError(f"{prefix}: the fused delta is not finite. Lower the strengths of the LoRAs.")
+        cut = low_rank(delta, self.rank)
         if cut.rank == 0:
             return
         kernel = cut.down.ndim - 2

@@ -131,12 +131,10 @@ def _routed(deltas: SegmentDeltas, weights: BakedWeights) -> Factors | None:
 
 
 def _merged(deltas: SegmentDeltas, policy: StaticPolicy, device: torch.device) -> Factors | Tensor:
-    if set(deltas.up) != set(ROLES):
-        return summed(deltas)
-    if policy.exact_factors:
-        return policy.merge(deltas)
-    up, down = ({role: t.to(device) for role, t in factors.items()} for factors in (deltas.up, deltas.down))
-    return policy.merge(SegmentDeltas(deltas.name, down, up))
+    if not policy.exact_factors:
+        up, down = ({role: t.to(device) for role, t in factors.items()} for factors in (deltas.up, deltas.down))
+        deltas = SegmentDeltas(deltas.name, down, up)
+    return policy.merge(deltas) if set(deltas.up) == set(ROLES) else summed(deltas)
 
 
 def _device(model: ModelPatcher) -> torch.device:
@@ -150,8 +148,8 @@ def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
     for segment in layer.segments:
         try:
             delta = source.fuse(layer.segment_deltas(segment))
-        except DeltaError as error:
-            baked.left_out[segment.name] = str(error)
+        except DeltaError:
+            baked.left_out[segment.name] = "it depends on the base weight, which cannot be read in this model"
             continue
         if delta is None:
             baked.left_out[segment.name] = "it did not run while the picture was sampled"

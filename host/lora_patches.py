@@ -53,8 +53,8 @@ class LoraPatches:
             self.file.digest,
             role,
             strength,
-            {target: self.entries[target].prefix for target in self.routed},
-            {target: self.entries[target] for target in self.merged},
+            {target: entry.prefix for target, entry in self.entries.items() if target in self.routed},
+            {target: entry for target, entry in self.entries.items() if target in self.merged},
         )
 
 

@@ -84,6 +84,7 @@ def test_dense_parts_among_factors():
 def test_large_dense_deltas(monkeypatch, shape):
     """Beyond the full SVD's reach: all of it exactly, or the leading directions, and the loss that is really there."""
     monkeypatch.setattr(baking, "FULL_SVD_SIDE", 16)
+    monkeypatch.setattr(baking, "CUT_SVD_SIDE", 16)
     torch.manual_seed(0)
     decay = torch.tensor([0.7**i for i in range(40)])
     u, v = (torch.linalg.qr(torch.randn(side, 40))[0] for side in (shape[0], math.prod(shape[1:])))

@@ -5,6 +5,7 @@ import os
 import resource
 
 import comfy.lora
+import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.flux  # noqa: F401  (core's package layout on both ends of the supported range)
@@ -205,6 +206,24 @@ def test_one_lora_needs_no_latent_and_keeps_its_rank(model, folders):
     assert "every LoRA whole" in report and "of rank 3 at most" in report
 
 
+def test_loras_of_norms_or_of_the_text_encoder_alone(model, clip, folders):
+    """Nothing is routed then; the file still says whose it is."""
+    norm = "text_encoders.clip_l.transformer.text_model.final_layer_norm"
+    folders("subject.safetensors", {"diffusion_model.out.0.diff": torch.ones(64)})
+    folders("style.safetensors", {f"{norm}.diff": torch.ones(768)})
+    fused, both = load(model, clip)
+    file, report = bake_to_file(fused, both, None, EXACT, "loras/alone")
+    tensors, metadata = read(file)
+    assert set(tensors) == {"diffusion_model.out.0.diff", f"{norm}.diff"} and "energy" not in report
+    assert torch.equal(tensors[f"{norm}.diff"], torch.full((768,), 0.3))
+    assert metadata["modelspec.merged_from"] == "subject.safetensors, style.safetensors"
+    only_text = load(model, clip, strengths=(0.0, 0.6))
+    with pytest.raises(ConductorError, match="its LoRAs add nothing that could be written"):
+        bake_to_file(only_text[0], None, None, EXACT, "loras/alone")
+    file, _ = bake_to_file(*only_text, None, EXACT, "loras/alone")
+    assert set(read(file)[0]) == {f"{norm}.diff"}
+
+
 def path_of(role):
     return folder_paths.get_full_path_or_raise("loras", f"{role}.safetensors")
 
@@ -247,3 +266,13 @@ def test_a_full_disk_leaves_nothing_behind(model, folders, tmp_path):
     assert os.listdir(tmp_path / "output" / "loras") == []
     bake_to_file(fused, None, None, EXACT, "loras/full")
     assert os.listdir(tmp_path / "output" / "loras") == ["full_00001_.safetensors"]
+
+
+def test_it_can_be_interrupted(model, folders, tmp_path):
+    for seed, role in enumerate(("subject", "style")):
+        folders(f"{role}.safetensors", parent(model, seed))
+    fused = set_policy(load(model)[0], Sum())
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        bake_to_file(fused, None, None, EXACT, "loras/stopped")
+    assert not list((tmp_path / "output").rglob("*"))

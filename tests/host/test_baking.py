@@ -1,5 +1,7 @@
 """A baked LoRA against the live fusion: core loads the file, one forward pass, the same result."""
 
+from dataclasses import replace
+
 import comfy.sd
 import comfy.utils
 import pytest
@@ -224,3 +226,30 @@ def test_other_adapters_beside_a_lora(tmp_path, record_property, kind):
     error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), made)
     record_property(f"{kind} beside a LoRA", error)
     assert tiny.relative(tiny.sample(model), made) > 1e-3 and error < 1e-4
+
+
+def test_what_needs_a_base_weight_that_cannot_be_read_is_named(tmp_path):
+    model = tiny.tiny_flux()
+    shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
+    dora = make_file(tmp_path / "dora.safetensors", "dora_out_lora", dict(list(shapes.items())[:1]))
+    lora = tiny.make_lora(tmp_path / "lora.safetensors", shapes, size=0.3)
+    fused = set_policy(loaded(model, ("subject", lora, 0.9), ("style", dora, 0.8)), KLSoft())
+    made = tiny.sample(fused)
+    layers = attachment_of(fused).spec.layers
+    for layer in layers:
+        layer.read_weight = None
+    baked, _ = bake(fused, None, made, EXACT)
+    (shared,) = (layer.name for layer in layers if any(segment.shared for segment in layer.segments))
+    assert list(baked.left_out) == [shared] and "cannot be read" in baked.left_out[shared]
+    assert len(baked.ranks) == len(layers) - 1
+
+
+def test_a_layer_that_never_ran_is_named(setting):
+    """Its weights are not known: the file goes without it."""
+    _, fused = setting
+    made, _ = steps_of(fused)
+    live = attachment_of(fused).live
+    samples, record = live._records[-1]
+    live._records[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]))
+    baked, _ = bake(fused, None, made, EXACT)
+    assert baked.left_out == {record.layers[0]: "it did not run while the picture was sampled"}

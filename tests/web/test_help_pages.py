@@ -43,11 +43,12 @@ def test_the_server_has_the_page(server: ComfyServer, name: str) -> None:
 
 
 @pytest.mark.parametrize("node", NODES, ids=NAMES)
-def test_inputs_it_speaks_of_exist(node: type) -> None:
-    names = {i.id for other in NODES for i in other.define_schema().inputs}
+def test_what_it_speaks_of_exists(node: type) -> None:
+    schemas = [other.define_schema() for other in NODES]
+    names = {part.id for schema in schemas for part in (*schema.inputs, *schema.outputs)}
     spoken_of = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page(node.define_schema().node_id))
-    policies = {p for i in node.define_schema().inputs for p in getattr(i, "options", None) or []}
-    assert set(spoken_of) <= names | policies
+    choices = {p for schema in schemas for i in schema.inputs for p in getattr(i, "options", None) or []}
+    assert set(spoken_of) <= names | choices
 
 
 @pytest.mark.parametrize("name", NAMES)
