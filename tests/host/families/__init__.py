@@ -11,4 +11,19 @@ from .wans import WANS
 
 FAMILIES: dict[str, Family] = {family.model: family for family in (*UNETS, *IMAGES, *VIDEOS, *WANS, *OTHERS)}
 
-__all__ = ["FAMILIES", "Family", "build", "sample"]
+# What else the host's `supported_models` lists, and why it has no model here.
+ELSEWHERE: dict[str, str] = {
+    "SD21UnclipH": "SD21UnclipL with a wider label",
+    "SSD1B": "SDXL with fewer layers",
+    "Segmind_Vega": "SDXL with fewer layers",
+    "KOALA_700M": "SDXL with fewer layers",
+    "KOALA_1B": "SDXL with fewer layers",
+    "SV3D_u": "SV3D_p with a narrower label",
+    "Hunyuan3Dv2mini": "Hunyuan3Dv2 with fewer layers",
+    "RT_DETR_v4": "finds objects, samples nothing",
+    "SAM3": "cuts objects out, samples nothing",
+    "SAM31": "cuts objects out, samples nothing",
+    "DepthAnything3": "estimates depth, samples nothing",
+}
+
+__all__ = ["ELSEWHERE", "FAMILIES", "Family", "build", "sample"]

@@ -90,6 +90,8 @@ def sample(family: Family, model: comfy.model_patcher.ModelPatcher, seed: int = 
     noises = [normal(family.batch, *shape) for shape in shapes]
     noise = noises[0] if len(noises) == 1 else comfy.nested_tensor.NestedTensor(noises)
     positive = [[normal(1, *family.context), family.conditioning(normal)]]
+    # HiDream-O1 keeps keys and values of a prompt from run to run, whatever has become of its weights.
+    getattr(model.model.diffusion_model, "clear_kv_cache", lambda: None)()
     with torch.inference_mode():
         samples = comfy.sample.sample(
             model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.ldm.ace.lyric_encoder
 import comfy.ldm.anima.model
 import comfy.ldm.audio.embedders
 import comfy.ops
@@ -40,6 +41,19 @@ def seconds(*names, features="learned"):
     return state
 
 
+def small_lyrics(model, dtype):
+    model.diffusion_model.lyric_encoder = comfy.ldm.ace.lyric_encoder.ConformerEncoder(
+        input_size=32,
+        output_size=32,
+        attention_heads=2,
+        linear_units=48,
+        num_blocks=1,
+        static_chunk_size=0,
+        dtype=dtype,
+        operations=comfy.ops.manual_cast,
+    )
+
+
 def small_adapter(model, dtype):
     model.diffusion_model.llm_adapter = comfy.ldm.anima.model.LLMAdapter(
         source_dim=48, target_dim=48, model_dim=48, num_layers=1, num_heads=2, dtype=dtype, operations=comfy.ops.manual_cast
@@ -59,12 +73,19 @@ OTHERS = [
             "num_layers": 2,
             "mlp_ratio": 2.0,
             "text_embedding_dim": 48,
+            "lyric_hidden_size": 32,
             "lyric_encoder_vocab_size": 64,
             "patch_size": [16, 1],
         },
         (8, 16, 16),
         (4, 48),
         lambda normal: {"conditioning_lyrics": torch.tensor([[3, 7, 11, 2]])},
+        shrink=small_lyrics,
+        idle={
+            ".cross_attn.add_": "of a joint attention that the host's blocks do not have",
+            ".cross_attn.to_add_out": "of a joint attention that the host's blocks do not have",
+            "projectors.": "for training",
+        },
     ),
     Family("Hunyuan3Dv2", {**HUNYUAN_3D, "guidance_embed": True}, (64, 16), (4, 48)),
     Family(
