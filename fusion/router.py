@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .layers import FusedLayer, Segment, Weight
 from .policies.base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
+from .policies.passes import PassPolicy
 from .segments import ROLES
 
 
@@ -62,7 +63,8 @@ class Router:
             subject, style = policy.weights_at(self.prepared, self.index[segment.name], self.context)  # type: ignore[assignment]
         else:
             # Static merges are not decided at run time; only the plain sum can be run live, to be checked against core.
-            assert isinstance(policy, StaticPolicy) and policy.is_sum
+            # What is computed once for passes of either role, as some models' text is, gets both.
+            assert isinstance(policy, PassPolicy) or (isinstance(policy, StaticPolicy) and policy.is_sum)
             return {}
         weights: dict[str, Weight] = {"subject": subject, "style": style}
         self.decisions.append(Decision(segment.name, scores, weights))
