@@ -6,7 +6,7 @@ import torch
 
 from .families import ELSEWHERE, FAMILIES
 from .family_bench import IN_TURN, Bench
-from .family_grid import BREAKS, EXACT, measure
+from .family_grid import BREAKS, EXACT, measure, zero_is_none
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -34,6 +34,10 @@ def test_sum_equals_stacked_loaders(bench, kind, record_property):
     cell = measure(bench, kind)
     record_property(f"{kind}, of the range", cell.error)
     assert cell.passed, cell
+
+
+def test_zero_strengths_equal_no_lora(bench):
+    assert zero_is_none(bench)
 
 
 def test_low_precision_is_no_worse_than_cores_merge(bench, record_property):

@@ -33,6 +33,7 @@ class Family:
         buffers: names of buffers that are filled by the checkpoint.
         shrink: makes parts smaller whose size the host does not let a configuration choose.
         batch: latents in a batch; frames, in models that take those for a batch.
+        seed: of the noise of a sample.
         idle: parts of names of layers that one step does not call, with the reason.
     """
 
@@ -45,6 +46,7 @@ class Family:
     buffers: tuple[str, ...] = ()
     shrink: Callable[[Any, torch.dtype], None] = lambda model, dtype: None
     batch: int = 1
+    seed: int = 0
     idle: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -83,9 +85,9 @@ def build(
     return tiny.patcher(model.eval())
 
 
-def sample(family: Family, model: comfy.model_patcher.ModelPatcher, seed: int = 0) -> Tensor:
+def sample(family: Family, model: comfy.model_patcher.ModelPatcher) -> Tensor:
     """One step at CFG 1 through the host's own sampling; a latent of several parts is joined to one row."""
-    normal = noise_source(seed)
+    normal = noise_source(family.seed)
     shapes = family.latent if isinstance(family.latent[0], tuple) else (family.latent,)
     noises = [normal(family.batch, *shape) for shape in shapes]
     noise = noises[0] if len(noises) == 1 else comfy.nested_tensor.NestedTensor(noises)
@@ -94,6 +96,6 @@ def sample(family: Family, model: comfy.model_patcher.ModelPatcher, seed: int = 
     getattr(model.model.diffusion_model, "clear_kv_cache", lambda: None)()
     with torch.inference_mode():
         samples = comfy.sample.sample(
-            model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=seed
+            model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=family.seed
         )
     return samples if isinstance(samples, Tensor) else torch.cat([part.flatten(1) for part in samples.unbind()], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.ldm.wan.model
+import comfy.ldm.wan.model_animate
 import comfy.ops
 import torch
 
@@ -20,11 +21,15 @@ class Motion(torch.nn.Module):
     """Stands for the encoder of faces, which takes pictures of 512 pixels and has 37 million parameters."""
 
     def get_motion(self, faces):
-        return faces.flatten(1)[:, :512]
+        return faces.flatten(1)[:, :32]
 
 
-def no_motion_encoder(model, dtype):
-    model.diffusion_model.motion_encoder = Motion()
+def small_faces(model, dtype):
+    network = model.diffusion_model
+    network.motion_encoder = Motion()
+    network.face_encoder = comfy.ldm.wan.model_animate.FaceEncoder(
+        in_dim=32, hidden_dim=64, num_heads=1, dtype=dtype, operations=comfy.ops.manual_cast
+    )
 
 
 def camera(normal):
@@ -67,7 +72,7 @@ WANS = [
         (16, 2, 8, 8),
         (4, 48),
         lambda normal: {**pose(normal), "face_video_pixels": normal(1, 3, 4, 16, 16)},
-        shrink=no_motion_encoder,
+        shrink=small_faces,
     ),
     Family("WAN21_SCAIL", {**WAN, "in_dim": 20}, (16, 2, 8, 8), (4, 48), pose),
     Family("WAN21_SCAIL2", {**WAN, "in_dim": 20}, (16, 2, 8, 8), (4, 48), pose_and_masks),
