@@ -135,6 +135,8 @@ def suits(kind: str, shape: Shape) -> bool:
         return len(shape) == 4
     if kind.endswith("boft"):
         return shape[0] % 16 == 0
+    if kind.endswith("glora_old"):
+        return len(shape) == 2  # the host cannot apply them to convolutions
     return not kind.endswith("oft") or shape[0] % 4 == 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lora_conductor.host.lora_files import LoraPatches, Target
 
 from . import tiny
 from .adapter_files import KINDS, TUCKER_KINDS
+from .families import FAMILIES
 from .family_bench import ADAPTERS, Bench, Tamper
 
 # Other kinds than these depend on the weight, and the host merges reordered rows before they see it: orders differ.
@@ -83,6 +85,15 @@ def measure(bench: Bench, kind: str, dtype: torch.dtype = torch.float32, tamper:
         sum(len(p.merged) for p in patches),
         sum(len(set(p.file.tensors) - p.applied) for p in patches),
     )
+
+
+def measure_row(name: str, folder: Path, tamper: Tamper | None = None) -> list[Cell]:
+    """All cells of a family: the kinds of adapter, plain LoRA in bfloat16, and for some families every kind there is."""
+    bench = Bench(FAMILIES[name], folder)
+    kinds = [*ADAPTERS, *(OTHER_ADAPTERS if name in THOROUGH else [])]
+    cells = [measure(bench, kind, tamper=tamper) for kind in kinds]
+    cells.append(measure(bench, "lora", torch.bfloat16, tamper))
+    return [cell for cell in cells if cell is not None]
 
 
 def zero_is_none(bench: Bench) -> bool:
