@@ -40,7 +40,9 @@ def fused(bench, files, policy, **kw):
     return set_policy(add_loras(model, patches), policy, **kw)
 
 
-@pytest.mark.parametrize("policy", [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "policy", [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()], ids=lambda p: p.name
+)
 def test_one_lora_equals_one_loader_whatever_the_policy(bench, files, policy):
     one = {"subject": files["subject"]}
     core = bench.sample(tiny.core_stacked(bench.model(), (files["subject"], STRENGTHS["subject"])))
@@ -48,7 +50,9 @@ def test_one_lora_equals_one_loader_whatever_the_policy(bench, files, policy):
     assert tiny.relative(bench.sample(fused(bench, one, policy)), core) < 1e-5
 
 
-@pytest.mark.parametrize("policy", [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "policy", [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()], ids=lambda p: p.name
+)
 def test_every_policy_decides_them_and_leaves_no_trace(bench, files, policy):
     out = bench.sample(fused(bench, files, policy))
     assert torch.isfinite(out).all() and tiny.relative(bench.base(torch.float32), out) > MOVED

@@ -71,7 +71,14 @@ LUMINA = {
     "rope_theta": 10000.0,
     "ffn_dim_multiplier": 1.0,
 }
-Z_IMAGE = {"dim": 256, "axes_dims": [16, 24, 24], "n_kv_heads": 4, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}
+Z_IMAGE = {
+    "dim": 256,
+    "axes_dims": [16, 24, 24],
+    "n_kv_heads": 4,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
 QWEN = {
     "in_channels": 64,
     "num_layers": 2,
@@ -149,7 +156,10 @@ IMAGES = [
             "depth": 2,
             "input_size": None,
             "adm_in_channels": 24,
-            "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 48, "out_features": 128},
+            },
             "num_patches": 64,
             "pos_embed_max_size": 8,
             "qk_norm": "rms",

@@ -56,7 +56,13 @@ def small_lyrics(model, dtype):
 
 def small_adapter(model, dtype):
     model.diffusion_model.llm_adapter = comfy.ldm.anima.model.LLMAdapter(
-        source_dim=48, target_dim=48, model_dim=48, num_layers=1, num_heads=2, dtype=dtype, operations=comfy.ops.manual_cast
+        source_dim=48,
+        target_dim=48,
+        model_dim=48,
+        num_layers=1,
+        num_heads=2,
+        dtype=dtype,
+        operations=comfy.ops.manual_cast,
     )
 
 
