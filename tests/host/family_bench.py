@@ -137,7 +137,9 @@ def suits(kind: str, shape: Shape) -> bool:
         return shape[0] % 16 == 0
     if kind.endswith("glora_old"):
         return len(shape) == 2  # the host cannot apply them to convolutions
-    return not kind.endswith("oft") or shape[0] % 4 == 0
+    if kind.endswith("oft"):
+        return shape[0] % 4 == 0 and shape[0] <= 2048  # four blocks, each of which is inverted
+    return True
 
 
 def _apart(slices: dict[tuple[int, int, int], str]) -> Iterator[tuple[tuple[int, int, int], str]]:

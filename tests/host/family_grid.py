@@ -88,7 +88,7 @@ def measure(bench: Bench, kind: str, dtype: torch.dtype = torch.float32, tamper:
 
 
 def measure_row(name: str, folder: Path, tamper: Tamper | None = None) -> list[Cell]:
-    """All cells of a family: the kinds of adapter, plain LoRA in bfloat16, and for some families every kind there is."""
+    """All cells of a family: the kinds of adapter, plain LoRA in bfloat16; for some families every kind there is."""
     bench = Bench(FAMILIES[name], folder)
     kinds = [*ADAPTERS, *(OTHER_ADAPTERS if name in THOROUGH else [])]
     cells = [measure(bench, kind, tamper=tamper) for kind in kinds]

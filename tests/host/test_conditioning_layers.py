@@ -14,6 +14,8 @@ from .family_bench import Bench
 from .family_grid import MOVED
 
 TEXT = "llm_adapter"
+STRENGTHS = {"subject": 0.8, "style": 0.6}
+POLICIES = [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()]
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +33,13 @@ def files(bench):
     return {role: tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=i) for i, role in enumerate(STRENGTHS)}
 
 
-STRENGTHS = {"subject": 0.8, "style": 0.6}
-
-
 def fused(bench, files, policy, **kw):
     model = bench.model()
     patches = [(model_patches(read_lora(f.name, str(f)), model), role, STRENGTHS[role]) for role, f in files.items()]
     return set_policy(add_loras(model, patches), policy, **kw)
 
 
-@pytest.mark.parametrize(
-    "policy", [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
 def test_one_lora_equals_one_loader_whatever_the_policy(bench, files, policy):
     one = {"subject": files["subject"]}
     core = bench.sample(tiny.core_stacked(bench.model(), (files["subject"], STRENGTHS["subject"])))
@@ -50,9 +47,7 @@ def test_one_lora_equals_one_loader_whatever_the_policy(bench, files, policy):
     assert tiny.relative(bench.sample(fused(bench, one, policy)), core) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "policy", [RECOMMENDED, Paper(), KLSoft(), Solo(), Switch(), Composite()], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
 def test_every_policy_decides_them_and_leaves_no_trace(bench, files, policy):
     out = bench.sample(fused(bench, files, policy))
     assert torch.isfinite(out).all() and tiny.relative(bench.base(torch.float32), out) > MOVED

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from .family import Family, build, sample
 from .images import IMAGES
+from .more_images import MORE_IMAGES
 from .others import OTHERS
 from .unets import UNETS
 from .videos import VIDEOS
 from .wans import WANS
 
-FAMILIES: dict[str, Family] = {family.model: family for family in (*UNETS, *IMAGES, *VIDEOS, *WANS, *OTHERS)}
+FAMILIES: dict[str, Family] = {
+    family.model: family for family in (*UNETS, *IMAGES, *MORE_IMAGES, *VIDEOS, *WANS, *OTHERS)
+}
 
 # What else the host's `supported_models` lists, and why it has no model here.
 ELSEWHERE: dict[str, str] = {

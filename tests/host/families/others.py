@@ -11,7 +11,6 @@ import torch
 from .family import Family
 from .videos import COSMOS_2
 
-
 AUDIO = {
     "io_channels": 64,
     "embed_dim": 128,
