@@ -86,7 +86,7 @@ class LiveFusion:
         return output
 
     @contextmanager
-    def _conditioning(self, model: nn.Module, run: Run) -> Iterator[None]:
+    def _conditioning(self, model: Any, run: Run) -> Iterator[None]:
         """Fuse, too, where core makes a model's conditioning (``BaseModel.extra_conds``).
 
         Some models (Anima, LTX with sound, MiniMax) put the text through layers of their own there, once a run, which
