@@ -24,12 +24,12 @@ AUDIO = {
 HUNYUAN_3D = {"context_in_dim": 48, "hidden_size": 64, "num_heads": 2, "depth": 1, "depth_single_blocks": 1}
 
 
-def seconds(*names, features="learned"):
+def seconds(*names, **kind):
     """The number embedders of Stable Audio, which its checkpoints hold beside the diffusion model."""
 
     def state(normal):
         shapes = comfy.ldm.audio.embedders.NumberConditioner(
-            768, min_val=0, max_val=512, fourier_features_type=features
+            768, min_val=0, max_val=512, **kind
         ).state_dict()
         return {
             f"conditioner.conditioners.{name}.{key}": normal(*value.shape)
@@ -132,7 +132,7 @@ OTHERS = [
         },
         (256, 16),
         (4, 768),
-        state=seconds("seconds_total", features="expo"),
+        state=seconds("seconds_total", fourier_features_type="expo"),
     ),
     Family(
         "ACEStep15",
