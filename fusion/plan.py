@@ -3,8 +3,8 @@
 As JSON a plan is one object: ``format`` and ``version``; ``loras`` (name, role, strength, sha256 of the file);
 ``policy`` and ``refinement`` with their settings; ``sigmas``; ``layers``, in the order they run; ``calls``, one a
 condition, step and evaluation, with ``weights``: per layer ``[subject, style]``, each a number for all samples or
-``[sample][token][head]``; and ``frozen``, where the run was: per layer the weights of its rest. Numbers have nine
-digits, which is what a float32 needs to be read back as it was.
+``[sample][token][head]``, or null where it did not run; and ``frozen``, where the run was: per layer the weights of its
+rest. Numbers have nine digits, which is what a float32 needs to be read back as it was.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class PlannedCall:
-    """The weights ``(subject, style)`` of all layers for one condition, at one evaluation of one step."""
+    """The weights ``(subject, style)`` of all layers for one condition, at one evaluation of one step.
+
+    None stands for a layer that did not run in that call.
+    """
 
     step: int
     condition: str
     evaluation: int
-    weights: tuple[Pair, ...] = field(repr=False)
+    weights: tuple[Pair | None, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Plan:
                         "step": call.step,
                         "condition": call.condition,
                         "evaluation": call.evaluation,
-                        "weights": [[_plain(w) for w in pair] for pair in call.weights],
+                        "weights": [pair and [_plain(w) for w in pair] for pair in call.weights],
                     }
                     for call in self.calls
                 ],
@@ -135,7 +138,7 @@ def loads(text: str) -> Plan:
                 call["step"],
                 call["condition"],
                 call["evaluation"],
-                tuple((_weight(pair[0]), _weight(pair[1])) for pair in call["weights"]),
+                tuple(pair and (_weight(pair[0]), _weight(pair[1])) for pair in call["weights"]),
             )
             for call in plain["calls"]
         )
@@ -176,13 +179,15 @@ class ReplayedCall:
 
     def weights(self, name: str, base: Tensor) -> Pair:
         """Weights of a segment for features ``[batch, tokens, channels]``; 1 where the plan does not know it."""
-        rows = self._rows.get(name)
-        if rows is None:
-            return 1.0, 1.0
         called = self._called.get(name, 0)
         self._called[name] = called + 1
-        row = rows[min(called, len(rows) - 1)]
-        subject, style = (_side_by_side([call.weights[row][role] for call in self._planned], base) for role in range(2))
+        rows = self._rows.get(name, [])[: called + 1]
+        pairs = [
+            next((p for row in reversed(rows) if (p := call.weights[row]) is not None), None) for call in self._planned
+        ]
+        if any(pair is None for pair in pairs):
+            return 1.0, 1.0
+        subject, style = (_side_by_side([pair[role] for pair in pairs if pair is not None], base) for role in range(2))
         return subject, style
 
 

@@ -106,18 +106,33 @@ def plan_of(
 ) -> Plan:
     """What was decided, for every sample apart; and, if it was frozen, at what weights."""
     planned: list[PlannedCall] = []
-    layers = tuple(d.layer for d in calls[0].decisions) if calls else ()
+    layers = _layers(calls)
+    rows = {place: row for row, place in enumerate(layers)}
     for call in calls:
-        if tuple(d.layer for d in call.decisions) != layers:
-            continue  # a call of another shape, as of a skipped block, has no place in a plan of this one
+        places = _places(call)
         for i, (key, evaluation) in enumerate(zip(call.batch.keys, call.evaluations, strict=True)):
-            weights = tuple(
-                (_part(d.weights["subject"], i, call.batch), _part(d.weights["style"], i, call.batch))
-                for d in call.decisions
-            )
-            planned.append(PlannedCall(call.step, key, evaluation, weights))
-    still = None if frozen is None else tuple(frozen[name] for name in layers)
-    return Plan(**header, sigmas=sigmas, layers=layers, calls=tuple(planned), frozen=still)
+            weights: list[Any] = [None] * len(layers)
+            for place, d in zip(places, call.decisions, strict=True):
+                weights[rows[place]] = tuple(_part(d.weights[role], i, call.batch) for role in ROLES)
+            planned.append(PlannedCall(call.step, key, evaluation, tuple(weights)))
+    names = tuple(name for name, _ in layers)
+    still = None if frozen is None else tuple(frozen[name] for name in names)
+    return Plan(**header, sigmas=sigmas, layers=names, calls=tuple(planned), frozen=still)
+
+
+def _places(call: CallDecisions) -> list[tuple[str, int]]:
+    """Name of each decision's segment, and how often it had run in the call before."""
+    seen: dict[str, int] = {}
+    places = []
+    for d in call.decisions:
+        places.append((d.layer, seen.get(d.layer, 0)))
+        seen[d.layer] = places[-1][1] + 1
+    return places
+
+
+def _layers(calls: Sequence[CallDecisions]) -> list[tuple[str, int]]:
+    """All places of all calls, in the order they first ran."""
+    return list(dict.fromkeys(place for call in calls for place in _places(call)))
 
 
 def _part(weight: Weight, index: int, batch: Batch) -> Weight:

@@ -17,6 +17,7 @@ from .layers import FusedLayer, Probe
 from .memory import Batch, Memory, together
 from .plan import Replay, ReplayedCall
 from .policies.base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
+from .policies.passes import PassPolicy
 from .refinement import OWN, Refinement
 from .scores import SCORES
 from .segment import Segment, Weight
@@ -142,9 +143,9 @@ class Router:
         style: Weight
         if self._replayed is not None:
             subject, style = self._replayed.weights(segment.name, probe.base)
-        elif isinstance(self.policy, StaticPolicy):
+        elif isinstance(self.policy, StaticPolicy | PassPolicy):
             # Static merges are not decided at run time; only the plain sum can run live, to be checked against core.
-            assert self.policy.is_sum
+            # What is computed once for passes of either role, as some models' text is, gets both.
             return {}
         elif not self.refinement.routes(self.context):
             subject, style = 1.0, 1.0

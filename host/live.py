@@ -67,7 +67,8 @@ class LiveFusion:
         self._open.append(run)
         self._guider = guider
         try:
-            samples = executor(noise, latent_image, *arguments, **kwargs)
+            with self._conditioning(executor.class_obj.model_patcher.model, run):
+                samples = executor(noise, latent_image, *arguments, **kwargs)
         finally:
             self._open.remove(run)
             if run.frozen is not None:
@@ -104,6 +105,35 @@ class LiveFusion:
             patcher, beside = self._guider.model_patcher, self._guider.loaded_models
             run.frozen = freeze(patcher, beside, self.spec, run.settle(), run.step, x.shape)
         return True
+
+    @contextmanager
+    def _conditioning(self, model: Any, run: Run) -> Iterator[None]:
+        """Fuse, too, where core makes a model's conditioning (``BaseModel.extra_conds``).
+
+        Some models (Anima, LTX with sound, MiniMax) put the text through layers of their own there, once a run, which
+        a LoRA may be for.
+        """
+        before = model.__dict__.get("extra_conds")
+        # A sampling inside another one finds the outer one's function; its LoRAs are not for the inner one.
+        base = getattr(before, "without_loras", before) or model.extra_conds
+
+        def extra_conds(**kwargs: Any) -> Any:
+            self._running = run
+            run.open_text()
+            with self._installed(model):
+                conds = base(**kwargs)
+            run.end_call()
+            return conds
+
+        extra_conds.without_loras = base  # type: ignore[attr-defined]
+        model.__dict__["extra_conds"] = extra_conds
+        try:
+            yield
+        finally:
+            if before is None:
+                del model.__dict__["extra_conds"]
+            else:
+                model.__dict__["extra_conds"] = before
 
     def _in_passes(self, policy: PassPolicy, router: Router, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One model call for each role the policy asks for; the mean of their outputs."""

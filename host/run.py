@@ -17,7 +17,7 @@ from ..fusion.recording import CallDecisions, log_ratios_of, plan_of, read_back,
 from ..fusion.router import Router
 from .freezing import Frozen
 
-FOLLOWED = "positive.0"
+FOLLOWED, TEXT = "positive.0", "text"
 
 
 @dataclass(eq=False)
@@ -77,6 +77,11 @@ class Run:
         """A model call begins, with latents ``[batch, channels, ...]``."""
         batch = Batch(self._keys(transformer_options), FOLLOWED)
         self.router.latent = tuple(x.shape[2:])
+        self._call = batch, self.router.open_call(batch)
+
+    def open_text(self) -> None:
+        """Layers are about to run on a prompt, before the first step; which condition's, core does not say."""
+        batch = Batch((TEXT,), TEXT)
         self._call = batch, self.router.open_call(batch)
 
     def end_call(self) -> None:

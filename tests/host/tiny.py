@@ -107,7 +107,8 @@ def layer_shapes(model: comfy.model_patcher.ModelPatcher, conv: bool = True) -> 
     """Weight keys of all linear and convolution layers of the diffusion model, with shapes."""
     shapes = {}
     for name, module in model.model.diffusion_model.named_modules():
-        if hasattr(module, "in_features") or (conv and hasattr(module, "kernel_size")):
+        is_layer = hasattr(module, "in_features") or (conv and hasattr(module, "kernel_size"))
+        if is_layer and hasattr(module, "weight"):
             shapes[f"diffusion_model.{name}.weight"] = tuple(module.weight.shape)
     return shapes
 
