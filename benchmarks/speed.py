@@ -1,8 +1,8 @@
 """What routing costs: time of a sampling step relative to LoRAs merged by ComfyUI.
 
-A full-size SD1.5 UNet (860M parameters, random weights), 256 px, CFG (batch 2), two rank-16 LoRAs on all attention
-projections. Variants are timed in turn, round after round, and compared by the median of their per-round ratios, so
-that a noisy machine disturbs all of them alike. Run it with ``make bench-speed``; the last line is JSON.
+A full-size SD1.5 UNet (860M parameters, random weights), 256 px, CFG (batch 2), two rank-16 LoRAs on the 192 layers of
+its transformer blocks. Variants are timed in turn, round after round, and compared by the median of their per-round
+ratios, so that a noisy machine disturbs all of them alike. Run it with ``make bench-speed``; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -74,16 +74,19 @@ def sd15_unet(dtype):
 
 
 def lora_file(path: Path, model, seed: int) -> Path:
-    """A rank-16 LoRA on every attention projection."""
+    """A rank-16 LoRA on every projection of the transformer blocks: attention, feed-forward, in and out."""
     import torch
     from safetensors.torch import save_file
 
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, module in model.model.diffusion_model.named_modules():
-        if hasattr(module, "in_features") and any(f".to_{p}" in f".{name}" for p in "qkvo"):
-            prefix = f"diffusion_model.{name}"
-            tensors[f"{prefix}.lora_down.weight"] = torch.randn(RANK, module.in_features, generator=generator) * 0.05
-            tensors[f"{prefix}.lora_up.weight"] = torch.randn(module.out_features, RANK, generator=generator) * 0.05
+        if name.rpartition(".")[2] in ("proj_in", "proj_out") or (
+            hasattr(module, "in_features") and ".transformer_blocks." in name
+        ):
+            out, *inner = module.weight.shape
+            prefix, ones = f"diffusion_model.{name}", [1] * (len(inner) - 1)
+            tensors[f"{prefix}.lora_down.weight"] = torch.randn(RANK, *inner, generator=generator) * 0.05
+            tensors[f"{prefix}.lora_up.weight"] = torch.randn(out, RANK, *ones, generator=generator) * 0.05
     save_file(tensors, path)
     return path
 
@@ -94,6 +97,7 @@ def variants(model, folder: Path):
     import comfy.utils
 
     from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
+    from lora_conductor.fusion.refinement import Refinement
     from lora_conductor.host.fusion_patch import add_loras, set_policy
     from lora_conductor.host.lora_patches import model_patches
     from lora_conductor.host.lora_reading import read_lora
@@ -103,14 +107,19 @@ def variants(model, folder: Path):
     for file in files:
         merged, _ = comfy.sd.load_lora_for_models(merged, None, comfy.utils.load_torch_file(str(file)), 0.5, 0)
     patches = [model_patches(read_lora(f.name, str(f)), model) for f in files]
-    print(f"{len(patches[0].routed)} layers with two LoRAs of rank {RANK}")
+    print(f"{len(patches[0].routed)} layers with two LoRAs of rank {RANK}", flush=True)
     fused = add_loras(model, [(patches[0], "subject", 0.5), (patches[1], "style", 0.5)])
     policies = {"sum": Sum(), "paper": Paper(), "kl_soft": KLSoft(), "recommended": RECOMMENDED}
-    return {"merged (core)": merged} | {name: set_policy(fused, policy) for name, policy in policies.items()}
+    routed = {name: set_policy(fused, policy) for name, policy in policies.items()}
+    return {
+        "merged (core)": merged,
+        **routed,
+        "recommended, frozen": set_policy(fused, RECOMMENDED, Refinement(freeze_after=1)),
+    }
 
 
 def time_steps(model, steps: int, size: int) -> float:
-    """Seconds a step. Only the steps are timed: loading and patching come before the first callback."""
+    """Seconds a step. Loading and patching come before the first callback, and freezing before the second."""
     import comfy.model_management
     import comfy.sample
     import torch
@@ -128,7 +137,7 @@ def time_steps(model, steps: int, size: int) -> float:
         comfy.sample.sample(
             model,
             comfy.sample.prepare_noise(latent, 0),
-            steps + 1,
+            steps + 2,
             7.0,
             "euler",
             "normal",
@@ -139,7 +148,7 @@ def time_steps(model, steps: int, size: int) -> float:
             disable_pbar=True,
             seed=0,
         )
-    return (stamps[-1] - stamps[0]) / steps
+    return (stamps[-1] - stamps[1]) / steps
 
 
 def main() -> None:
@@ -165,9 +174,9 @@ def main() -> None:
                 print(f"round {round_}/{options.rounds}: " + ", ".join(f"{n} {t[-1]:.3f} s" for n, t in times.items()))
     base = times["merged (core)"]
     ratios = {n: statistics.median(a / b for a, b in zip(t, base, strict=True)) for n, t in times.items()}
-    print(f"\n{'variant':<16}{'step time / merged':>20}")
+    print(f"\n{'variant':<22}{'step time / merged':>20}")
     for name, ratio in ratios.items():
-        print(f"{name:<16}{ratio:>20.3f}")
+        print(f"{name:<22}{ratio:>20.3f}")
     print(json.dumps({"step_time_over_merged": {n: round(r, 3) for n, r in ratios.items()}}))
 
 

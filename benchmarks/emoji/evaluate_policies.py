@@ -43,6 +43,17 @@ STANDARD = (
 )  # fmt: skip
 
 
+# One setting of the router at a time, on the policy that we recommend and on the paper's evened out.
+SETTINGS = (
+    "recommended", "recommended(smoothing=.7)", "recommended(follow_cond=True)", "recommended(granularity=token)",
+    "recommended(granularity=head)", "recommended(cap=1.5)", "recommended(floor=.7)", "recommended(layer_prior=1)",
+    "recommended(even_out=.5)", "recommended(start=.1)", "recommended(end=.8)", "recommended(freeze_after=5)",
+    "recommended(score=standardised_kl)", "paper", "paper(even_out=1)", "paper(even_out=1,smoothing=.7)",
+    "paper(even_out=1,hysteresis=.3)", "paper(even_out=1,time_lead=1)", "paper(even_out=1,floor=.5)",
+    "paper(score=standardised_kl)", "kl_soft", "kl_soft(share=both)", "kl_soft(share=both,even_out=1,time_lead=1)",
+)  # fmt: skip
+
+
 def core_stacked(subject_strength: float, style_strength: float) -> Maker:
     """Core's two LoRA loaders in a row."""
 
@@ -170,6 +181,31 @@ def table_row(label: str, result: Result, styles: int) -> str:
     )
 
 
+def markdown(title: str, arguments: argparse.Namespace, results: dict[str, Result]) -> str:
+    """The table for the docs, with the command that made it."""
+    flags = f"--subjects {arguments.subjects} --seeds {arguments.seeds} --first-seed {arguments.first_seed}"
+    count = len(next(iter(results.values())).pictures)
+    lines = [
+        f"# Small world: {title}",
+        "",
+        "```",
+        f'make bench-quality ARGS="{"--settings " if arguments.settings else ""}{flags} --table {arguments.table}"',
+        "```",
+        "",
+        f"Shares of {count} pictures in which the judge recognises the subject, the style, and both; `p` is the mean "
+        "probability that it gives to both. A share of one half has a standard error of "
+        f"{0.5 / count**0.5:.2f}: smaller differences are noise.",
+        "",
+        "| method | subject | style | both | p |",
+        "|---|---|---|---|---|",
+    ]
+    for label, result in results.items():
+        m = result.means()
+        values = " | ".join(f"{m[name]:.2f}" for name in ("subject_ok", "style_ok", "both"))
+        lines.append(f"| `{label}` | {values} | {m['both_p']:.3f} |")
+    return "\n".join([*lines, ""])
+
+
 def truth(
     small: world.SmallWorld, judge: Judge, pictures: Any, subjects: Sequence[str], styles: Sequence[str]
 ) -> Result:
@@ -185,6 +221,8 @@ def truth(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(STANDARD))
+    parser.add_argument("--settings", action="store_true", help="the router's settings, one at a time")
+    parser.add_argument("--table", type=Path, help="write the table there too, as Markdown")
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
     parser.add_argument("--subjects", default="tune", help="tune, test, or names with commas")
     parser.add_argument("--styles", default=",".join(world.STYLES))
@@ -198,7 +236,7 @@ def main() -> None:
     subjects = named.get(arguments.subjects) or tuple(arguments.subjects.split(","))
     styles = arguments.styles.split(",")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    methods = {text: parse_method(text) for text in arguments.methods}
+    methods = {text: parse_method(text) for text in (SETTINGS if arguments.settings else arguments.methods)}
 
     print(f"{len(subjects)} subjects x {len(styles)} styles x {len(seeds)} seeds\n{HEADER}", flush=True)
     results = evaluate(
@@ -217,6 +255,10 @@ def main() -> None:
         ceiling = truth(small, judge, load_pictures(arguments.world), subjects, styles)
         print(table_row("truth through the autoencoder", ceiling, len(styles)))
         columns["truth"] = ceiling.pictures
+    if arguments.table is not None:
+        title = "one setting at a time" if arguments.settings else "policies"
+        arguments.table.parent.mkdir(parents=True, exist_ok=True)
+        arguments.table.write_text(markdown(title, arguments, results), encoding="utf-8")
     if arguments.out is not None:
         world.contact_sheet(columns, arguments.out / "sheet.png")
         figures = {label: result.means() for label, result in results.items()}
