@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Delta
+from .additions import add_product, by_head, weighted
 from .base_layer import BaseLayer
 from .bypasses import Bypass, frozen, like
 from .deltas import DeltaError, LowRankDelta
 from .geometry import Geometry
+from .probe import Probe
 from .segment import Segment, Weight
 from .segments import ROLES, SegmentDeltas
 
 # Asked once per segment; gives the weights of its branches by role, 1 where a role is missing.
-Decide = Callable[[Segment, "Probe"], dict[str, Weight]]
+Decide = Callable[[Segment, Probe], dict[str, Weight]]
 
 
 class FusedLayer(nn.Module):
@@ -185,22 +186,22 @@ class FusedLayer(nn.Module):
         """Add both branches to a part of the output, in place, rounding once."""
         segment, hidden = probe.segment, probe.hidden
         off = {role for role, weight in weights.items() if isinstance(weight, float) and weight == 0.0}
-        by_head = {role for role, w in weights.items() if isinstance(w, Tensor) and w.shape[-1] > 1}
-        joined = [role for role in ROLES if role in segment.rows and role not in off | by_head]
+        heads = {role for role, w in weights.items() if isinstance(w, Tensor) and w.shape[-1] > 1}
+        joined = [role for role in ROLES if role in segment.rows and role not in off | heads]
         if joined and hidden is not None:
             up = like(self.up(segment), part)
             if len(joined) < len(segment.rows):
                 hidden, up = hidden[..., segment.columns(joined[0])], up[:, segment.columns(joined[0])]
-            hidden = _weighted(hidden, [(weights.get(role, 1.0), segment.rank(role)) for role in joined])
-            _add_product(part, hidden.to(part.dtype), up)
+            hidden = weighted(hidden, [(weights.get(role, 1.0), segment.rank(role)) for role in joined])
+            add_product(part, hidden.to(part.dtype), up)
         for role in segment.roles:
             if role in off:
                 continue
-            if role in by_head:
-                part.add_(_by_head(probe.delta(role), weights[role]))
+            if role in heads:
+                part.add_(by_head(probe.delta(role), weights[role]))
                 continue
             for i in segment.bypasses.get(role, ()):
-                part.add_(_weighted(probe.beside(i), [(weights.get(role, 1.0), part.shape[-1])]))
+                part.add_(weighted(probe.beside(i), [(weights.get(role, 1.0), part.shape[-1])]))
 
     def _beside(self, x: Tensor, tokens: Tensor, layer: BaseLayer | None) -> dict[int, Tensor]:
         """What each bypass adds, all before the base output is overwritten."""
@@ -217,93 +218,9 @@ class FusedLayer(nn.Module):
         return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
 
 
-class Probe:
-    """What a decision may look at in one call of one segment.
-
-    Attributes:
-        segment: the segment.
-        base: its output without LoRAs, ``[batch, tokens, channels]``.
-        hidden: the joined hidden features ``[batch, tokens, rank]``, the subject's first; None without low-rank deltas.
-        space: size of the output of a convolution, None for a linear.
-    """
-
-    def __init__(
-        self,
-        layer: FusedLayer,
-        segment: Segment,
-        base: Tensor,
-        hidden: Tensor | None,
-        beside: dict[int, Tensor],
-        space: tuple[int, ...] | None,
-    ) -> None:
-        self.segment, self.base, self.hidden, self.space = segment, base, hidden, space
-        self._layer, self._beside = layer, beside
-
-    def beside(self, index: int) -> Tensor:
-        """The segment's part of what a bypass adds."""
-        start = self._layer._bypass(index).start
-        return self._beside[index][..., self.segment.start - start : self.segment.stop - start]
-
-    def delta(self, role: str, stride: int = 1) -> Tensor:
-        """What a role's LoRAs add to every ``stride``-th token, ``[batch, tokens / stride, channels]``."""
-        parts = [self.beside(i)[:, ::stride] for i in self.segment.bypasses.get(role, ())]
-        if role in self.segment.rows:
-            assert self.hidden is not None
-            columns = self.segment.columns(role)
-            thin = self.hidden[:, ::stride, columns]
-            parts.insert(0, F.linear(thin, like(self._layer.up(self.segment)[:, columns], thin)))
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
-
-    def energies(self, stride: int = 1) -> dict[str, Tensor]:
-        """``||h||^2`` of both roles over every ``stride``-th token, ``[batch]`` float32.
-
-        Low-rank deltas are not unfolded for it: ``||B z||^2 = z^T (B^T B) z``.
-        """
-        if self.segment.bypasses or self.hidden is None:
-            return {role: self.delta(role, stride).float().square().sum((-2, -1)) for role in ROLES}
-        thin = self.hidden[:, ::stride].float()
-        gram = self._layer.get_parameter(f"gram_{self.segment.start}").to(thin.device)
-        products = (thin @ gram).mul_(thin).sum(1)
-        return {role: products[:, self.segment.columns(role)].sum(-1) for role in ROLES}
-
-
 def _blocks(gram: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     stops = [sum(ranks[: i + 1]) for i in range(len(ranks))]
     return [gram[stop - rank : stop, stop - rank : stop] for rank, stop in zip(ranks, stops, strict=True) if rank]
-
-
-def _weighted(features: Tensor, weights: Sequence[tuple[Weight, int]]) -> Tensor:
-    """Runs of columns, each times its weight; float32 where a weight is a tensor."""
-    if all(isinstance(weight, float) and weight == 1.0 for weight, _ in weights):
-        return features
-    if len(weights) == 1:
-        weight = weights[0][0]
-        return features * weight
-    tensors = [w for w, _ in weights if isinstance(w, Tensor)]
-    shape = torch.broadcast_shapes(*(w.shape[:2] for w in tensors)) if tensors else (1, 1)
-    gains = [
-        (w if isinstance(w, Tensor) else features.new_full((1, 1, 1), w, dtype=torch.float32)).expand(*shape, width)
-        for w, width in weights
-    ]
-    return features * torch.cat(gains, dim=-1)
-
-
-def _by_head(delta: Tensor, weight: Weight) -> Tensor:
-    assert isinstance(weight, Tensor)
-    heads = delta.unflatten(-1, (weight.shape[-1], -1))
-    return (heads * weight[..., None]).flatten(-2)
-
-
-def _add_product(part: Tensor, hidden: Tensor, up: Tensor) -> None:
-    """``part += hidden up^T``, accumulated in the matrix product's own precision and rounded once."""
-    batch, tokens, channels = part.shape
-    if part.stride(-1) == 1 and (batch == 1 or part.stride(0) == tokens * part.stride(1)):
-        part.view(batch * tokens, channels).addmm_(hidden.reshape(batch * tokens, -1), up.T)
-    else:
-        part.baddbmm_(hidden, up.T.expand(batch, -1, -1))
 
 
 def _whole_input(delta: LowRankDelta, width: int) -> Tensor:

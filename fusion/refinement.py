@@ -44,8 +44,8 @@ class Refinement:
         blur: radius, in tokens, of the Gaussian that smooths scores over the picture at granularity "token".
         follow_cond: the negative prompt takes the positive one's decisions of the step before.
         start, end: part of the steps (0 to 1) that is routed; outside it both LoRAs are on, whole.
-        freeze_after: number of steps after which nothing is measured any more: what the policy makes of the mean so
-            far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
+        freeze_after: number of routed steps after which nothing is measured any more: what the policy makes of the
+            mean so far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
         cap: largest norm of what both add to a layer, in multiples of the louder one alone; 0 for no limit.
     """
 
@@ -84,6 +84,12 @@ class Refinement:
     def routes(self, context: StepContext) -> bool:
         """Whether the step lies in the routed part of the run."""
         return self.start <= context.along <= self.end
+
+    def freeze_step(self, steps: int) -> int | None:
+        """Index of the first step in which nothing is measured any more; None if there is none."""
+        if not self.freeze_after:
+            return None
+        return math.ceil(self.start * max(1, steps - 1)) + self.freeze_after
 
     def preference(self, name: str, context: StepContext) -> float:
         """What is preferred before anything is measured; above 0 the subject."""

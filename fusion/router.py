@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from .attention import attention_group
-from .grid import blurred, grid_of
-from .layers import FusedLayer, Probe
-from .memory import Batch, Memory, together
+from .layers import FusedLayer
+from .measuring import Measured, measure
+from .memory import Batch
 from .plan import Replay, ReplayedCall
 from .policies.base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
 from .policies.passes import PassPolicy
-from .refinement import OWN, Refinement
-from .scores import SCORES
+from .probe import Probe
+from .refinement import Refinement
 from .segment import Segment, Weight
 from .segments import ROLES
+from .steadying import Steady
 
 CAP_TOKENS = 64  # how many tokens the norm cap looks at
 
@@ -41,14 +42,6 @@ class Decision:
     scores: dict[str, Tensor]
     weights: dict[str, Weight]
     log_ratio: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Scores of both roles, and their steadied log ratio."""
-
-    scores: dict[str, Tensor]
-    log_ratio: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,11 +95,13 @@ class Router:
     role: str | None = None
     decisions: list[Decision] = field(default_factory=list)
     _batch: Batch = Batch()
-    _memory: Memory = field(default_factory=Memory)
     _times_called: dict[str, int] = field(default_factory=dict)
-    _of_group: dict[str, _Measured] = field(default_factory=dict)
+    _of_group: dict[str, Measured] = field(default_factory=dict)
     _evaluations: dict[tuple[int, str], int] = field(default_factory=dict)
     _replayed: ReplayedCall | None = None
+
+    def __post_init__(self) -> None:
+        self._steady = Steady(self.refinement)
 
     def open_call(self, batch: Batch) -> tuple[int, ...]:
         """A model call begins; ``batch`` says what it computes.
@@ -117,7 +112,7 @@ class Router:
         self._batch = batch
         self._times_called, self._of_group = {}, {}
         self.decisions = []
-        self._memory.go_to(self.context.step)
+        self._steady.memory.go_to(self.context.step)
         evaluations = tuple(self._evaluations.get((self.context.step, key), 0) for key in batch.keys)
         for key, evaluation in zip(batch.keys, evaluations, strict=True):
             self._evaluations[self.context.step, key] = evaluation + 1
@@ -138,7 +133,7 @@ class Router:
             return {other: float(other == self.role) for other in ROLES}
         if not segment.shared:
             return {}
-        measured: _Measured | None = None
+        measured: Measured | None = None
         subject: Weight
         style: Weight
         if self._replayed is not None:
@@ -170,12 +165,16 @@ class Router:
         return weights
 
     def settled(self, name: str, log_ratio: float | None, context: StepContext) -> tuple[float, float]:
-        """Weights of a segment at another step, were it to measure that log ratio there; the cap is left out."""
+        """Weights of a segment at another step, were it to measure that log ratio there; the cap is left out.
+
+        A segment that measured nothing is added whole.
+        """
         if not self.refinement.routes(context):
             return 1.0, 1.0
         weights: tuple[Weight, Weight]
         if isinstance(self.policy, ScoredPolicy):
-            assert log_ratio is not None
+            if log_ratio is None:
+                return 1.0, 1.0
             lean = self.refinement.preference(name, context)
             weights = self.policy.weights(torch.tensor(log_ratio), lean, context)
         else:
@@ -194,93 +193,25 @@ class Router:
             Decision(segment.name, {}, weights) for layer in layers for segment in layer.segments if segment.shared
         ]
 
-    def _scored(self, policy: ScoredPolicy, segment: Segment, probe: Probe) -> tuple[_Measured, tuple[Tensor, Tensor]]:
+    def _scored(self, policy: ScoredPolicy, segment: Segment, probe: Probe) -> tuple[Measured, tuple[Tensor, Tensor]]:
         called = self._times_called.get(segment.name, 0)
         self._times_called[segment.name] = called + 1
         name = f"{segment.name}#{called}" if called else segment.name
         group = attention_group(segment.name) if self.refinement.group_attention else None
         measured = self._of_group.get(f"{group}#{called}")
-        if measured is None or not _fits(measured.log_ratio, segment, probe):
-            scores = self._scores(policy, segment, probe)
-            # Scores are squares: the bound keeps an all-zero delta finite without touching any real one.
-            log_ratio = (scores["subject"].clamp_min(1e-30) / scores["style"].clamp_min(1e-30)).log()
-            measured = _Measured(scores, self._steadied(name, log_ratio))
+        if measured is None or not measured.fits(segment, probe):
+            measured = measure(policy, self.refinement, segment, probe, self.latent)
+            steadied = self._steady.log_ratio(name, measured.log_ratio, self._batch, self.prepared.loudness)
+            measured = Measured(measured.scores, steadied)
             if group is not None:
                 self._of_group[f"{group}#{called}"] = measured
         lean: Tensor | float = self.refinement.preference(segment.name, self.context)
         if policy.hard and self.refinement.hysteresis:
-            lean = lean + self._stickiness(name, measured.log_ratio)
+            lean = lean + self._steady.bonus(name, measured.log_ratio, self._batch)
         weights = policy.weights(measured.log_ratio, lean, self.context)
         if policy.hard and self.refinement.hysteresis:
-            for key, part in zip(self._batch.keys, self._batch.parts(weights[0]) or (), strict=False):
-                self._memory.keep(f"{name}:won", key, part)
+            self._steady.keep_winners(name, weights[0], self._batch)
         return measured, weights
-
-    def _scores(self, policy: ScoredPolicy, segment: Segment, probe: Probe) -> dict[str, Tensor]:
-        """Scores of both roles, ``[batch, 1, 1]``, ``[batch, 1, heads]`` or ``[batch, tokens, 1]``."""
-        chosen = policy.score if self.refinement.score == OWN else self.refinement.score
-        score, granularity = SCORES[chosen], self.refinement.granularity
-        tokens = probe.base.shape[1]
-        stride = max(1, tokens // policy.max_tokens) if policy.max_tokens else 1
-        if granularity == "token" and tokens > 1:
-            base = probe.base[:, :, None]
-            grid = grid_of(tokens, probe.space or self.latent)
-            each = {role: score(base, probe.delta(role)[:, :, None]) for role in ROLES}
-            return {role: blurred(values, self.refinement.blur, grid)[..., None] for role, values in each.items()}
-        base = probe.base[:, ::stride]
-        if granularity == "head" and segment.head_width:
-            heads = (-1, segment.head_width)
-            base = base.unflatten(-1, heads).transpose(1, 2)
-            deltas = {role: probe.delta(role, stride).unflatten(-1, heads).transpose(1, 2) for role in ROLES}
-            return {role: score(base, delta)[:, None] for role, delta in deltas.items()}
-        if chosen == "energy":
-            loudness = base.float().square().sum((-2, -1)).clamp_min(1e-12)
-            return {role: (e / loudness)[:, None, None] for role, e in probe.energies(stride).items()}
-        return {role: score(base, probe.delta(role, stride))[:, None, None] for role in ROLES}
-
-    def _steadied(self, name: str, log_ratio: Tensor) -> Tensor:
-        """The log ratio evened out over layers, smoothed over steps, and taken from the followed condition."""
-        settings, memory = self.refinement, self._memory
-        if not (settings.even_out or settings.smoothing or settings.follow_cond):
-            return log_ratio
-        parts = self._batch.parts(log_ratio)
-        if parts is None:
-            return log_ratio
-        steadied = []
-        for key, part in zip(self._batch.keys, parts, strict=True):
-            if settings.even_out:
-                memory.add_to_mean(key, part)
-                mean = memory.mean(key)
-                if mean is None or mean.shape != part.shape[:1]:
-                    part = part - settings.even_out * self.prepared.loudness
-                else:
-                    part = part - settings.even_out * mean[:, None, None]
-            if settings.smoothing:
-                before = memory.before(name, key, part)
-                if before is not None:
-                    part = settings.smoothing * before + (1 - settings.smoothing) * part
-            memory.keep(name, key, part)
-            if settings.follow_cond and key != self._batch.followed:
-                before = memory.before(name, self._batch.followed, part)
-                part = part if before is None else before
-            steadied.append(part)
-        return together(steadied)
-
-    def _stickiness(self, name: str, log_ratio: Tensor) -> Tensor | float:
-        """A bonus for whoever won the step before."""
-        parts = self._batch.parts(log_ratio)
-        if parts is None:
-            return 0.0
-        before = [
-            self._memory.before(f"{name}:won", key, part) for key, part in zip(self._batch.keys, parts, strict=True)
-        ]
-        bonus = self.refinement.hysteresis
-        return together(
-            [
-                part.new_zeros(part.shape) if won is None else bonus * (2 * won - 1)
-                for won, part in zip(before, parts, strict=True)
-            ]
-        )
 
 
 def _over_tokens(values: Tensor) -> Tensor:
@@ -290,10 +221,3 @@ def _over_tokens(values: Tensor) -> Tensor:
 def _per_sample(weight: Weight) -> bool:
     """Whether all tokens of a sample share it."""
     return not isinstance(weight, Tensor) or weight.shape[1] == 1
-
-
-def _fits(log_ratio: Tensor, segment: Segment, probe: Probe) -> bool:
-    """Whether a decision made for another layer can be taken over by this one."""
-    batch, tokens, heads = log_ratio.shape
-    own_heads = (segment.stop - segment.start) // segment.head_width if segment.head_width else 1
-    return batch == probe.base.shape[0] and tokens in (1, probe.base.shape[1]) and heads in (1, own_heads)

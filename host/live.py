@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..fusion.base_layer import BaseLayer
-from ..fusion.layers import FusedLayer, Probe
+from ..fusion.layers import FusedLayer
 from ..fusion.plan import Plan, Replay
 from ..fusion.policies import PassPolicy, StaticPolicy
+from ..fusion.probe import Probe
 from ..fusion.record import RoutingRecord
 from ..fusion.router import Router
 from ..fusion.segment import Segment, Weight
@@ -97,8 +98,8 @@ class LiveFusion:
 
     def _frozen(self, run: Run, x: Tensor) -> bool:
         """Whether the decisions are weight patches by now; makes them so when it is time."""
-        after = self.spec.refinement.freeze_after
-        if not after or run.step < after or not run.calls or isinstance(self.spec.policy, PassPolicy | StaticPolicy):
+        after = self.spec.refinement.freeze_step(run.steps)
+        if after is None or run.step < after or isinstance(self.spec.policy, PassPolicy | StaticPolicy):
             return False
         if run.frozen is None:
             assert self._guider is not None

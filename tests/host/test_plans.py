@@ -133,6 +133,14 @@ def test_what_is_frozen_is_what_the_policy_says_of_the_middle_of_the_rest(settin
     torch.testing.assert_close(record.weights[:, :, 5], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_freezing_waits_for_the_window_to_open(setting):
+    routed = set_policy(setting[1], KLSoft(), Refinement(freeze_after=1, start=0.4))
+    record = record_of_latent(routed, tiny.sample(routed, steps=6, cfg=1.0))
+    assert (record.weights[:, :, :2] == 1).all() and not record.scores[:, :, 2].isnan().any()
+    assert record.scores[:, :, 3:].isnan().all()
+    torch.testing.assert_close(record.weights[:, :, 3:].sum(0), torch.ones(len(record.layers), 3, dtype=torch.float64))
+
+
 def frozen_error(model, fused, policy):
     before = snapshot(model)
     plain = tiny.sample(model, **KW)
