@@ -28,9 +28,7 @@ def seconds(*names, **kind):
     """The number embedders of Stable Audio, which its checkpoints hold beside the diffusion model."""
 
     def state(normal):
-        shapes = comfy.ldm.audio.embedders.NumberConditioner(
-            768, min_val=0, max_val=512, **kind
-        ).state_dict()
+        shapes = comfy.ldm.audio.embedders.NumberConditioner(768, min_val=0, max_val=512, **kind).state_dict()
         return {
             f"conditioner.conditioners.{name}.{key}": normal(*value.shape)
             for name in names
@@ -66,7 +64,14 @@ def small_adapter(model, dtype):
 
 
 OTHERS = [
-    Family("StableAudio", AUDIO, (64, 16), (4, 768), state=seconds("seconds_start", "seconds_total")),
+    Family(
+        "StableAudio",
+        AUDIO,
+        (64, 16),
+        (4, 768),
+        state=seconds("seconds_start", "seconds_total"),
+        since=(0, 24),
+    ),
     Family(
         "ACEStep",
         {
@@ -108,6 +113,7 @@ OTHERS = [
         },
         (64, 16),
         (4, 48),
+        since=(0, 24),
     ),
     Family(
         "Anima",
@@ -158,6 +164,7 @@ OTHERS = [
             "conditioning_lyrics": normal(1, 4, 48),
             "reference_audio_timbre_latents": [normal(1, 64, 10)],
         },
+        since=(0, 24),
         seed=1,  # its tokenizer rounds: one where bfloat16 does not make another code of the reference
     ),
     Family(
