@@ -90,9 +90,14 @@ def build(
     return tiny.patcher(model.eval().requires_grad_(False))
 
 
-def sample(family: Family, model: comfy.model_patcher.ModelPatcher) -> Tensor:
-    """One step at CFG 1 through the host's own sampling; a latent of several parts is joined to one row."""
-    normal = noise_source(family.seed)
+def sample(family: Family, model: comfy.model_patcher.ModelPatcher, turn: int = 0) -> Tensor:
+    """One step at CFG 1 through the host's own sampling; a latent of several parts is joined to one row.
+
+    Args:
+        turn: for other noise and conditioning.
+    """
+    seed = family.seed + turn
+    normal = noise_source(seed)
     shapes = family.latent if isinstance(family.latent[0], tuple) else (family.latent,)
     noises = [normal(family.batch, *shape) for shape in shapes]
     noise = noises[0] if len(noises) == 1 else comfy.nested_tensor.NestedTensor(noises)
@@ -101,6 +106,6 @@ def sample(family: Family, model: comfy.model_patcher.ModelPatcher) -> Tensor:
     getattr(model.model.diffusion_model, "clear_kv_cache", lambda: None)()
     with torch.inference_mode():
         samples = comfy.sample.sample(
-            model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=family.seed
+            model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=seed
         )
     return samples if isinstance(samples, Tensor) else torch.cat([part.flatten(1) for part in samples.unbind()], 1)

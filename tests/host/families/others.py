@@ -165,7 +165,7 @@ OTHERS = [
             "reference_audio_timbre_latents": [normal(1, 64, 10)],
         },
         since=(0, 24),
-        seed=1,  # its tokenizer rounds: one where bfloat16 does not make another code of the reference
+        seed=3,  # its tokenizer rounds: noise where bfloat16 does not make other codes of the reference
     ),
     Family(
         "MiniMaxH3",
