@@ -70,6 +70,7 @@ OTHERS = [
         (64, 16),
         (4, 768),
         state=seconds("seconds_start", "seconds_total"),
+        buffers=("transformer.rotary_pos_emb.inv_freq",),
         since=(0, 24),
     ),
     Family(
@@ -139,6 +140,7 @@ OTHERS = [
         (256, 16),
         (4, 768),
         state=seconds("seconds_total", fourier_features_type="expo"),
+        buffers=("transformer.rotary_pos_emb.inv_freq",),
     ),
     Family(
         "ACEStep15",
