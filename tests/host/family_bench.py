@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, family: Family, folder: Path) -> None:
         self.family, self.folder = family, folder
-        self._bases: dict[torch.dtype, Tensor] = {}
+        self._bases: dict[tuple[torch.dtype, int], Tensor] = {}
         self._models: dict[tuple[torch.dtype, torch.dtype | None], ModelPatcher] = {}
         self._files = 0
 
@@ -44,28 +44,35 @@ class Bench:
             self._models[dtype, rounded_to] = build(self.family, dtype, rounded_to)
         return self._models[dtype, rounded_to]
 
-    def base(self, dtype: torch.dtype) -> Tensor:
+    def base(self, dtype: torch.dtype, turns: int = 1) -> Tensor:
         """The output without LoRAs."""
-        if dtype not in self._bases:
-            self._bases[dtype] = self.sample(self.model(dtype))
-        return self._bases[dtype]
+        if (dtype, turns) not in self._bases:
+            self._bases[dtype, turns] = self.sample(self.model(dtype), turns)
+        return self._bases[dtype, turns]
 
-    def sample(self, model: ModelPatcher) -> Tensor:
-        return sample(self.family, model)
+    def sample(self, model: ModelPatcher, turns: int = 1) -> Tensor:
+        """The output, for so many noises."""
+        return torch.cat([sample(self.family, model, turn) for turn in range(turns)])
 
-    def core(self, model: ModelPatcher, files: dict[str, Path]) -> Tensor:
+    def core(self, model: ModelPatcher, files: dict[str, Path], turns: int = 1) -> Tensor:
         """The output with the files stacked by the host's own loaders."""
-        return self.sample(tiny.core_stacked(model, *((path, STRENGTHS[role]) for role, path in files.items())))
+        stacked = tiny.core_stacked(model, *((path, STRENGTHS[role]) for role, path in files.items()))
+        return self.sample(stacked, turns)
 
     def ours(
-        self, model: ModelPatcher, files: dict[str, Path], scale: float = 1.0, tamper: Tamper | None = None
+        self,
+        model: ModelPatcher,
+        files: dict[str, Path],
+        scale: float = 1.0,
+        tamper: Tamper | None = None,
+        turns: int = 1,
     ) -> tuple[Tensor, list[LoraPatches]]:
         """The output with the files fused at run time by the plain sum, and what became of the files."""
         patches = {role: model_patches(read_lora(path.name, str(path)), model) for role, path in files.items()}
         if tamper is not None:
             tamper(patches["style"], self)
         fused = add_loras(model, [(patches[role], role, STRENGTHS[role] * scale) for role in files])
-        return self.sample(set_policy(fused, Sum(), always_live=True)), list(patches.values())
+        return self.sample(set_policy(fused, Sum(), always_live=True), turns), list(patches.values())
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:

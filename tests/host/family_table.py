@@ -54,6 +54,7 @@ def table(rows: list[list[Cell]], version: str, command: str) -> str:
             "## Not measured",
             "",
             *(f"- `{name}`: {why}" for name, why in ELSEWHERE.items()),
+            "- LoKr with a Tucker core: ComfyUI's merge leaves it out on some versions of torch; ours is tested alone.",
             "",
         ]
     )

@@ -10,6 +10,7 @@ import comfy.model_patcher
 import comfy.nested_tensor
 import comfy.sample
 import comfy.supported_models
+import comfyui_version
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Family:
         buffers: names of buffers that are filled by the checkpoint.
         shrink: makes parts smaller whose size the host does not let a configuration choose.
         batch: latents in a batch; frames, in models that take those for a batch.
+        since: version of the host whose class takes this configuration.
         seed: of the noise of a sample.
         idle: parts of names of layers that one step does not call, with the reason.
     """
@@ -46,12 +48,14 @@ class Family:
     buffers: tuple[str, ...] = ()
     shrink: Callable[[Any, torch.dtype], None] = lambda model, dtype: None
     batch: int = 1
+    since: tuple[int, ...] = ()
     seed: int = 0
     idle: dict[str, str] = field(default_factory=dict)
 
     @property
     def in_host(self) -> bool:
-        return hasattr(comfy.supported_models, self.model)
+        version = tuple(int(part) for part in comfyui_version.__version__.split("."))
+        return hasattr(comfy.supported_models, self.model) and version >= self.since
 
 
 def noise_source(seed: int) -> Normal:
@@ -71,7 +75,8 @@ def build(
     config = cls({**cls.unet_config, **family.unet})
     config.unet_config |= family.unet
     config.set_inference_dtype(dtype, None)
-    model = config.get_model(family.state(noise_source(3)), device="cpu")
+    with torch.no_grad():
+        model = config.get_model(family.state(noise_source(3)), device="cpu")
     family.shrink(model, dtype)
     tiny.randomise(model)
     normal = noise_source(4)
@@ -82,12 +87,17 @@ def build(
         if rounded_to is not None:
             for parameter in model.parameters():
                 parameter.copy_(parameter.to(rounded_to))
-    return tiny.patcher(model.eval())
+    return tiny.patcher(model.eval().requires_grad_(False))
 
 
-def sample(family: Family, model: comfy.model_patcher.ModelPatcher) -> Tensor:
-    """One step at CFG 1 through the host's own sampling; a latent of several parts is joined to one row."""
-    normal = noise_source(family.seed)
+def sample(family: Family, model: comfy.model_patcher.ModelPatcher, turn: int = 0) -> Tensor:
+    """One step at CFG 1 through the host's own sampling; a latent of several parts is joined to one row.
+
+    Args:
+        turn: for other noise and conditioning.
+    """
+    seed = family.seed + turn
+    normal = noise_source(seed)
     shapes = family.latent if isinstance(family.latent[0], tuple) else (family.latent,)
     noises = [normal(family.batch, *shape) for shape in shapes]
     noise = noises[0] if len(noises) == 1 else comfy.nested_tensor.NestedTensor(noises)
@@ -96,6 +106,6 @@ def sample(family: Family, model: comfy.model_patcher.ModelPatcher) -> Tensor:
     getattr(model.model.diffusion_model, "clear_kv_cache", lambda: None)()
     with torch.inference_mode():
         samples = comfy.sample.sample(
-            model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=family.seed
+            model, noise, 1, 1.0, "lcm", "simple", positive, positive, noise * 0, disable_pbar=True, seed=seed
         )
     return samples if isinstance(samples, Tensor) else torch.cat([part.flatten(1) for part in samples.unbind()], 1)

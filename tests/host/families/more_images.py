@@ -52,7 +52,13 @@ def reference(normal):
 
 
 MORE_IMAGES = [
-    Family("ChromaRadiance", {**FLUX, **CHROMA, **RADIANCE, "vec_in_dim": None}, (3, 16, 16), (4, 48)),
+    Family(
+        "ChromaRadiance",
+        {**FLUX, **CHROMA, **RADIANCE, "vec_in_dim": None},
+        (3, 16, 16),
+        (4, 48),
+        since=(0, 24),
+    ),
     Family(
         "ZImagePixelSpace",
         {
