@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     world.enter_host()
     small, judge = world.SmallWorld(options.world), Judge.load()
-    policy, middle = parse_policy(options.policy), world.STEPS // 2
+    (policy, refinement), middle = parse_policy(options.policy), world.STEPS // 2
     kinds: dict[str, tuple[int | None, int]] = {
         "baked average": (None, 0),
         f"baked rank {options.rank}": (None, options.rank),
@@ -75,7 +75,7 @@ def main() -> None:
         subject, style = pair.split("/")
         files = small.lora("subject", subject), small.lora("style", style)
         add("stacked 1/1", small.sample(core_stacked(1, 1)(small.model, *files), subject, style, seeds), subject, style)
-        live = routed(policy)(small.model, *files)
+        live = routed(policy, refinement=refinement)(small.model, *files)
         samples = small.sample(live, subject, style, seeds)
         add(f"live {options.policy}", samples, subject, style)
         for label, (step, rank) in kinds.items():
