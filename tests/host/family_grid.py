@@ -24,7 +24,7 @@ from .family_bench import ADAPTERS, Bench, Tamper
 
 # Other kinds than these depend on the weight, and the host merges reordered rows before they see it: orders differ.
 ADDED = {"lora", "tucker", "loha", "loha_dense", "loha_tucker", "lokr", "lokr_factored", "lokr_tucker", "diff"}
-# On some versions of torch the host leaves LoKr with a Tucker core out, with a line in its log: nothing to compare with.
+# On some versions of torch the host leaves LoKr with a Tucker core out, with a line in its log: nothing to compare.
 OTHER_ADAPTERS = [kind for kind in (*KINDS, *TUCKER_KINDS) if kind not in (*ADAPTERS, "lokr_tucker")]
 THOROUGH = ["SD15", "SDXL", "Flux", "ZImage", "WAN21_T2V"]
 EXACT = 1e-5  # of the output's range, in float32
