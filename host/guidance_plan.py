@@ -37,10 +37,11 @@ class GuidanceOptions:
     mode: one of MODES. inner_steps, crops, anchor, adam, max_displacement: of x0 mode; max_displacement as a fraction
     of RMS(x0). paper_step: the paper's m. time_travel: how often a guided step is repeated from renoised. decoder: one
     of DECODERS. guard: stop when the held-out similarity falls two guided steps in a row.
+    final_scores: decode and score the finished pictures as well.
     """
 
     mode: str = "x0"
-    max_displacement: float = 0.3
+    max_displacement: float = 0.5
     inner_steps: int = 1
     crops: int = 0
     anchor: float = 0.0
@@ -49,6 +50,7 @@ class GuidanceOptions:
     paper_step: float = 10.0
     decoder: str = "auto"
     guard: bool = True
+    final_scores: bool = False
 
     @property
     def is_paper(self) -> bool:

@@ -120,7 +120,7 @@ class GuidedRun:
 
     def score(self, samples: torch.Tensor) -> None:
         """Take the similarities of the finished latents, given in the VAE's space, with the run's own decoder."""
-        if self._objective is None or self._fallbacks.gave_up:
+        if self._objective is None or self._fallbacks.gave_up or not self._plan.options.final_scores:
             return
         decoder = self._decoders.current
         patchers = [encoder.patcher for encoder in self._encoders.values()]
@@ -143,7 +143,8 @@ class GuidedRun:
 
         "evaluations": each guided evaluation's step, sigma, similarities before its correction, RMS of gradient and
         displacement (latent units), whether it was skipped (zero or non-finite gradient; no memory; stopped by the
-        guard) and its seconds. "final": the similarities of the finished pictures, None if the run did not finish.
+        guard) and its seconds. "final": the similarities of the finished pictures, None unless
+        asked for, or if the run did not finish.
         "fallbacks": what was given up for lack of memory. "stopped": samples at which the held-out guard ended it.
         """
         plan, window = self._plan, self._plan.window

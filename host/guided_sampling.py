@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from typing import Any
 
 import comfy.model_patcher
@@ -53,7 +53,7 @@ def sample(
     return latent, json.dumps(report, allow_nan=False)
 
 
-def guide(model: Any, plan: GuidancePlan, reports: list[dict[str, Any]]) -> Any:
+def guide(model: Any, plan: GuidancePlan, reports: MutableSequence[dict[str, Any]]) -> Any:
     """A clone of the MODEL whose sampling runs are guided; each run that ends appends its report to `reports`."""
 
     def run_guided(executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: Any, *args, **kwargs):
@@ -65,7 +65,7 @@ def guide(model: Any, plan: GuidancePlan, reports: list[dict[str, Any]]) -> Any:
         # one model never share it.
         options = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(options)
-        _wrap(guider, WrappersMP.PREDICT_NOISE, run.predict)
+        wrap_prediction(guider, run)
         _wrap(guider, WrappersMP.PREPARE_SAMPLING, announcing(memory))
         try:
             run.encode_references()
@@ -80,9 +80,19 @@ def guide(model: Any, plan: GuidancePlan, reports: list[dict[str, Any]]) -> Any:
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, run_guided)
     # Loaded and accounted for together with the model, so that core does not offload it under the sampler's feet.
-    sources = (plan.vae, plan.clip_encoder, plan.dino_encoder, plan.held_out_encoder)
-    patched.set_additional_models(_KEY, [source.patcher for source in sources if source is not None])
+    patched.set_additional_models(_KEY, networks_of(plan))
     return patched
+
+
+def networks_of(plan: GuidancePlan) -> list[Any]:
+    """The patchers of all networks a plan brings along."""
+    sources = (plan.vae, plan.clip_encoder, plan.dino_encoder, plan.held_out_encoder)
+    return [source.patcher for source in sources if source is not None]
+
+
+def wrap_prediction(guider: Any, run: GuidedRun) -> None:
+    """Have the guider's predictions go through the run; the guider's options must be a copy made for it."""
+    _wrap(guider, WrappersMP.PREDICT_NOISE, run.predict)
 
 
 def _wrap(guider: Any, kind: str, wrapper: Callable[..., Any]) -> None:

@@ -1,5 +1,14 @@
 """The contract with users: one file a node, its schema and a few lines that call the library."""
 
-from . import encoder_loader, loader, report, router, sampler
+from . import encoder_loader, guidance, loader, references, report, router, sampler, score
 
-NODES = [*loader.NODES, *router.NODES, *sampler.NODES, *encoder_loader.NODES, *report.NODES]
+NODES = [
+    *loader.NODES,
+    *router.NODES,
+    *sampler.NODES,
+    *encoder_loader.NODES,
+    *report.NODES,
+    *guidance.NODES,
+    *references.NODES,
+    *score.NODES,
+]

@@ -50,7 +50,7 @@ def plan(vae, encoders, mode=MODES[1], **options):
         style_image=tiny_encoders.smooth_picture(2),
         clip_encoder=encoders[0],
         dino_encoder=encoders[1],
-        options=GuidanceOptions(mode=mode, **options),
+        options=GuidanceOptions(mode=mode, final_scores=True, **options),
     )
 
 

@@ -14,7 +14,7 @@ from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host import guided_sampling
 from lora_conductor.host.encoders import load_metric_encoder
 from lora_conductor.host.errors import ConductorError
-from lora_conductor.host.guidance_plan import GuidancePlan
+from lora_conductor.host.guidance_plan import GuidanceOptions, GuidancePlan
 from lora_conductor.host.guided_run import GuidedRun
 
 from . import tiny_encoders
@@ -41,6 +41,7 @@ def parts(tmp_path_factory):
 def plan(parts, **changes) -> GuidancePlan:
     settings = {"subject_strength": 1.0, "style_strength": 1.0, "guidance_strength": 0.1}
     settings |= {key: value for key, value in parts.items() if key != "model"}
+    settings |= {"options": GuidanceOptions(final_scores=True)}
     return GuidancePlan(**{**settings, **changes})
 
 
