@@ -12,10 +12,10 @@ from ..guidance.preprocess import clamp_with_gradient
 from .autograd import DifferentiableCall, normal_copy
 from .errors import ConductorError
 
-# What autograd keeps of a decoder, in units of core's estimate for its forward pass; measured on the KL decoder, where
-# it is 4.0 (see tests/host/test_guidance_memory.py), and the images on the way.
-GRADIENT_MEMORY = 4.5
-CHECKPOINTED_MEMORY = 2.0
+# What autograd keeps of a decoder and the backward pass works in, in units of core's estimate for the forward pass. Of
+# the KL decoder it keeps 2.6, with checkpoints 0.4 and then one block (measured in tests/host/test_guidance_memory.py).
+GRADIENT_MEMORY = 3.6
+CHECKPOINTED_MEMORY = 1.4
 
 
 class Decoder(Protocol):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import ctypes
 import re
 import statistics
 import sys
@@ -193,7 +194,8 @@ def costs(
 
 
 def reset_peak() -> None:
-    """Forget this process's peak of resident memory (Linux)."""
+    """Forget this process's peak of resident memory (Linux), after giving back what is free."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -225,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each pair")
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 leaves it out")
-    parser.add_argument("--out", type=Path, help="folder for guidance.jpg and guidance.md")
+    parser.add_argument("--out", type=Path, help="folder for guidance.png and guidance_table.md")
     arguments = parser.parse_args()
     world.enter_host()
     small, judge, pictures = world.SmallWorld(arguments.world), Judge.load(), load_pictures(arguments.world)
@@ -249,7 +251,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     sheet["truth"] = torch.stack([pictures.picture(subject, style) for style in styles for subject in subjects])
     if arguments.out is not None:
-        world.contact_sheet(sheet, arguments.out / "guidance.jpg")
+        world.contact_sheet(sheet, arguments.out / "guidance.png")
         (arguments.out / "guidance_table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
