@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.guided_sampling import SAMPLER_NAMES, SCHEDULER_NAMES, sample
+from ..host.solo_references import SOURCES, SamplerCall, with_drawn_references
 from .common import CATEGORY
 from .guidance_inputs import advanced_inputs, guidance_inputs, plan_from, reference_inputs
 
@@ -36,6 +37,7 @@ class MetricGuidedSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Decode the finished picture once more and add its similarities to the scores.",
                 ),
+                *_drawing_inputs(),
             ],
             outputs=[
                 io.Latent.Output("LATENT", tooltip="The denoised latent."),
@@ -60,13 +62,40 @@ class MetricGuidedSampler(io.ComfyNode):
         negative,
         latent_image: dict,
         denoise: float,
+        references_from: str = SOURCES[0],
+        subject_positive=None,
+        style_positive=None,
         **guidance,
     ) -> io.NodeOutput:
         plan = plan_from(**guidance)
+        if references_from != SOURCES[0] and not plan.is_off:
+            call = SamplerCall(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image)
+            positives = {"subject": subject_positive, "style": style_positive}
+            plan = with_drawn_references(plan, model, call, positives)
         latent, scores = sample(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, plan
         )
         return io.NodeOutput(latent, scores)
+
+
+def _drawing_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "references_from",
+            options=list(SOURCES),
+            default=SOURCES[0],
+            optional=True,
+            advanced=True,
+            tooltip="each LoRA alone: a role without a picture gets one, drawn by its LoRA alone with these settings, "
+            "once for the same settings. Needs a model from Dual LoRA Dynamic Loader.",
+        ),
+        io.Conditioning.Input(
+            "subject_positive", optional=True, tooltip="The prompt for the reference that the subject LoRA draws."
+        ),
+        io.Conditioning.Input(
+            "style_positive", optional=True, tooltip="The prompt for the reference that the style LoRA draws."
+        ),
+    ]
 
 
 def _ksampler_inputs() -> list[io.Input]:

@@ -187,3 +187,42 @@ def test_masks_that_cannot_be_used_are_named(comfy, nodes, message):  # noqa: F8
 def test_nothing_to_compare_with_is_named(comfy):  # noqa: F811
     with pytest.raises(WorkflowError, match="subject_image, style_image: there is nothing to compare with"):
         comfy.queue(graph(score=node("FusionScore", images=["style", 0], encoder=["dino", 0])), timeout=300)
+
+
+def test_each_lora_alone_draws_the_reference_that_is_missing(comfy):  # noqa: F811
+    """Drawn as core would with that LoRA alone, and used like the same picture connected."""
+    alone = {
+        f"{role} alone": workflows.stock("model", file)
+        for role, file in (("subject", workflows.SUBJECT), ("style", workflows.STYLE))
+    }
+    pictures = {}
+    for role in ("subject", "style"):
+        alone |= workflows.sampled(role, f"{role} alone", seed=3, steps=6)
+        pictures[f"{role} drawn"] = node("VAEDecode", samples=[f"{role}.sample", 0], vae=["vae", 0])
+    common = {"model": ["dual", 0], "clip_encoder": ["clip", 0]}
+    connected = guided_sampler(**common, subject_image=["subject drawn", 0], style_image=["style drawn", 0])
+    drawn = guided_sampler(**common, references_from="each LoRA alone")
+    for role in ("subject_image", "style_image"):
+        drawn["guided.sample"]["inputs"].pop(role)
+    renamed = {
+        name.replace("guided", "drawn"): {
+            **item,
+            "inputs": {
+                key: [value[0].replace("guided", "drawn"), value[1]] if isinstance(value, list) else value
+                for key, value in item["inputs"].items()
+            },
+        }
+        for name, item in drawn.items()
+    }
+    outputs = workflows.run(comfy, graph(dual=workflows.loader(), **alone, **pictures, **connected, **renamed))
+    by_picture, by_lora = (json.loads(outputs[f"{name}.scores"]["text"][0]) for name in ("guided", "drawn"))
+    for one, other in zip(by_picture["evaluations"], by_lora["evaluations"], strict=True):
+        for name, values in one["similarities"].items():
+            assert values[0] == pytest.approx(other["similarities"][name][0], abs=2e-3)
+
+
+def test_drawing_needs_the_loras(comfy):  # noqa: F811
+    sampler = guided_sampler(references_from="each LoRA alone")
+    sampler["guided.sample"]["inputs"].pop("style_image")
+    with pytest.raises(WorkflowError, match="style_image: the model has no style LoRA to draw a reference with"):
+        comfy.queue(graph(**sampler), timeout=300)
