@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -20,9 +21,8 @@ class StepEvents:
         now = time.monotonic()
         if now - self._last < INTERVAL:
             return
-        from server import PromptServer  # ComfyUI's, which builds its web application when imported
-
-        server = getattr(PromptServer, "instance", None)
+        # Only asked for, not imported: where ComfyUI runs as a server it is there, and importing it builds one.
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if server is not None and server.client_id is not None:
             self._last = now
             server.send_sync(EVENT, {"node": server.last_node_id, "steps": steps, **evaluation}, server.client_id)
