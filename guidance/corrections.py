@@ -39,6 +39,14 @@ class CorrectionResult:
     displacement_rms: torch.Tensor
     skipped: torch.Tensor
 
+    def sample(self, index: int) -> CorrectionResult:
+        """The result of one sample, still with a batch dimension."""
+        one = slice(index, index + 1)
+        similarities = {name: value[one] for name, value in self.similarities.items()}
+        return CorrectionResult(
+            self.x0[one], similarities, self.gradient_rms[one], self.displacement_rms[one], self.skipped[one]
+        )
+
 
 def latent_gradient(
     x0: torch.Tensor, decode: Decode, objective: SimilarityObjective, view: View | None = None

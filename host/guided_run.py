@@ -205,7 +205,7 @@ class GuidedRun:
                 with gradients_enabled():
                     decode = interruptible(self._decoders.current)
                     result = self._correction(normal_copy(x), denoiser, decode, self._objective, *sigmas)
-                self._record(step, [_sample(result, index) for index in range(len(x))], started)
+                self._record(step, [result.sample(index) for index in range(len(x))], started)
                 return result.x0
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -241,14 +241,6 @@ def interruptible(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[
         return function(x)
 
     return call
-
-
-def _sample(result: CorrectionResult, index: int) -> CorrectionResult:
-    one = slice(index, index + 1)
-    similarities = {name: value[one] for name, value in result.similarities.items()}
-    return CorrectionResult(
-        result.x0[one], similarities, result.gradient_rms[one], result.displacement_rms[one], result.skipped[one]
-    )
 
 
 def _described(request: TermRequest) -> dict[str, Any]:

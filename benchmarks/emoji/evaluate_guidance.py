@@ -112,9 +112,17 @@ class Result:
     similarities: dict[str, Tensor]
 
     def means(self) -> dict[str, float]:
-        both_p = self.values["subject_p"] * self.values["style_p"]
-        found = {**self.values, "both_p": both_p, **self.similarities}
+        found = {**self.values, "both_p": self.both_p(), **self.similarities}
         return {name: float(value.float().mean()) for name, value in found.items()}
+
+    def both_p(self) -> Tensor:
+        """The judge's probability that the subject and the style are right, of each picture."""
+        return self.values["subject_p"] * self.values["style_p"]
+
+    def gain(self, over: Result, pairs: int) -> tuple[float, float]:
+        """Mean of both_p more than another method's on the same pairs and seeds, and its standard error over pairs."""
+        gains = (self.both_p() - over.both_p()).view(pairs, -1).mean(dim=1)
+        return float(gains.mean()), float(gains.std()) / pairs**0.5
 
 
 def guided(model: Any, plan: Any, reports: list[Any]) -> Any:
@@ -206,15 +214,16 @@ def peak() -> float:
 
 
 HEADER = (
-    "| method | subject | style | both | p(both) | S_DINO_content | S_CLIP_style | time | peak memory |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| method | subject | style | both | p(both) | gain in p(both) | S_DINO_content | S_CLIP_style | time | memory |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def row(label: str, means: dict[str, float], cost: tuple[float, float]) -> str:
+def row(label: str, means: dict[str, float], gain: tuple[float, float], cost: tuple[float, float]) -> str:
     judged = " | ".join(f"{means[name]:.2f}" for name in ("subject_ok", "style_ok", "both"))
-    seen = " | ".join(f"{means[name]:.3f}" for name in ("both_p", "S_DINO_content", "S_CLIP_style"))
-    return f"| `{label}` | {judged} | {seen} | {cost[0]:.2f}x | {cost[1]:+.0f} MB |"
+    seen = " | ".join(f"{means[name]:.3f}" for name in ("S_DINO_content", "S_CLIP_style"))
+    probable = f"{means['both_p']:.3f} | {gain[0]:+.3f} +- {gain[1]:.3f}"
+    return f"| `{label}` | {judged} | {probable} | {seen} | {cost[0]:.2f}x | {cost[1]:+.0f} MB |"
 
 
 def main() -> None:
@@ -242,12 +251,15 @@ def main() -> None:
     cost = dict.fromkeys(plans, (float("nan"), float("nan")))
     if arguments.rounds:
         cost = costs(small, make_model, plans, arguments.rounds)
-    lines, sheet = [HEADER], {}
+    lines, sheet, first = [HEADER], {}, None
     print(f"{len(subjects)} subjects x {len(styles)} styles x {len(seeds)} seeds\n{HEADER}", flush=True)
     for text, plan in plans.items():
         result = evaluate(small, judge, score, make_model, plan, subjects, styles, seeds)
-        lines.append(row(text, result.means(), cost[text]))
-        sheet[text] = result.pictures[:: len(seeds)]
+        first = first or result
+        gain = result.gain(first, len(subjects) * len(styles))
+        lines.append(row(text, result.means(), gain, cost[text]))
+        # By number, in the table's order: the names are too long for the columns.
+        sheet[str(len(sheet) + 1)] = result.pictures[:: len(seeds)]
         print(lines[-1], flush=True)
     sheet["truth"] = torch.stack([pictures.picture(subject, style) for style in styles for subject in subjects])
     if arguments.out is not None:
