@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lora_conductor.fusion.policies import Paper
 from lora_conductor.guidance.losses import SimilarityObjective, SimilarityTerm
 from lora_conductor.guidance.paper import noisy_gradient
-from lora_conductor.host import guided_sampling
+from lora_conductor.host import guided_run, guided_sampling
 from lora_conductor.host.autograd import gradients_enabled
 from lora_conductor.host.encoders import load_metric_encoder
 from lora_conductor.host.fusion_patch import add_loras, set_policy
@@ -205,8 +205,16 @@ def test_other_samplers_under_inference_mode(encoders, sampler):
     assert all(rms > 0 for evaluation in report["evaluations"] for rms in evaluation["gradient_rms"])
 
 
-def test_routed_loras_are_in_the_gradient(encoders, tmp_path):
+def test_routed_loras_are_in_the_gradient(encoders, tmp_path, monkeypatch):
     """The backward pass comes after the fused forwards were taken off: nothing may be recomputed without them."""
+    recomputed = []
+
+    class Noting(Denoiser):
+        def __init__(self, *args):
+            super().__init__(*args)
+            recomputed.append(self._recompute)
+
+    monkeypatch.setattr(guided_run, "Denoiser", Noting)
     with torch.inference_mode():
         model, vae = tiny_flux(), world_vae()
     shapes = {key: shape for key, shape in layer_shapes(model).items() if "blocks" in key}
@@ -215,5 +223,7 @@ def test_routed_loras_are_in_the_gradient(encoders, tmp_path):
     fused = set_policy(add_loras(model, [(patches[0], "subject", 1.0), (patches[1], "style", 1.0)]), Paper())
     got, report = sampled(fused, plan(vae, encoders))
     unguided, _ = sampled(fused)
+    sampled(model, plan(vae, encoders))
+    assert recomputed == [False] * STEPS + [True] * STEPS
     assert report["skipped"] == 0
     assert torch.isfinite(got).all() and not torch.equal(got, unguided)
