@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-speed bench-quality family-grid policy-sheet screenshots clean
+.PHONY: help setup demo test lint format bench-speed bench-quality bench-guidance family-grid policy-sheet screenshots clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 
 bench-quality: setup ## subject and style fidelity in the small world
 	@$(RUN)/python benchmarks/emoji/evaluate_policies.py $(ARGS)
+
+bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
+	@$(RUN)/python benchmarks/emoji/evaluate_guidance.py $(ARGS)
 
 family-grid: setup ## every family of models x every adapter against ComfyUI's merge, into docs/family-grid.md
 	@$(RUN)/python tools/family_grid.py $(ARGS)

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 
 from .preprocess import Preprocess
+from .style_features import GramFeatures, build_csd, is_csd
 from .towers import BUILDERS, EncoderFile, EncoderFileError
 
 METADATA_KEY = "lora_conductor.encoder"
-LIBRARIES = tuple(BUILDERS)
+LIBRARIES = (*BUILDERS, "csd")
+FEATURES = ("embedding", "content head", "gram")
 
 
 class ImageEncoder(Protocol):
@@ -56,30 +58,41 @@ def build_from_file(
     model_name: str = "",
     config: Mapping[str, Any] | None = None,
     file_name: str = "encoder file",
+    features: str = FEATURES[0],
 ) -> TowerEncoder:
     """Build the encoder a checkpoint file holds and load its weights, fp32, evaluation mode, on the CPU.
 
     state_dict, metadata: of the file. library: one of LIBRARIES, or "auto" to follow the file. model_name: the
     architecture's name in that library, "" to follow the file. config: a transformers `config.json` that lies
-    beside the file, with the keys of a `preprocessor_config.json` under "preprocessor", if there is one.
+    beside the file, with the keys of a `preprocessor_config.json` under "preprocessor", if there is one. features:
+    "embedding" (of CSD, its style head), "content head" (of CSD) or "gram" (see `GramFeatures`).
     Raises EncoderFileError naming the file, what is wrong and what to do; ImportError if the library is not installed.
     """
+    if features not in FEATURES:
+        raise EncoderFileError(f"{file_name}: unknown features {features!r}. Choose one of: {', '.join(FEATURES)}.")
+    # CSD's own checkpoints keep their weights one level down.
+    state_dict = state_dict.get("model_state_dict", state_dict)  # type: ignore[assignment]
     # What the caller says goes before what the file says.
     description = _self_description(metadata, file_name) if library == "auto" and not model_name else None
     if description is not None:
         library, model_name, config = description["library"], "", description["config"]
     elif library == "auto":
         library = _guess_library(state_dict, config, file_name)
-    if library not in BUILDERS:
+    if library not in LIBRARIES:
         raise EncoderFileError(f"{file_name}: unknown library {library!r}. Choose one of: {', '.join(LIBRARIES)}.")
-    tower = BUILDERS[library](EncoderFile(state_dict, file_name, model_name, config))
+    file = EncoderFile(state_dict, file_name, model_name, config)
+    head = features == "content head"
+    if head and library != "csd":
+        raise EncoderFileError(f"{file_name}: only CSD has a content head. Set features to embedding or gram.")
+    tower = build_csd(file, "content" if head else "style") if library == "csd" else BUILDERS[library](file)
     preprocess = tower.preprocess
     if description is not None:
         size = description["image_size"]
         preprocess = Preprocess((size, size), tuple(description["mean"]), tuple(description["std"]))
     # Only input gradients are wanted; without this every forward would record the weights' graph as well.
     tower.module.float().eval().requires_grad_(False)
-    return TowerEncoder(tower.module, preprocess, library, model_name or file_name)
+    module = GramFeatures(tower.module) if features == "gram" else tower.module
+    return TowerEncoder(module, preprocess, library, model_name or file_name)
 
 
 def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dict[str, Any] | None:
@@ -99,6 +112,8 @@ def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dic
 
 
 def _guess_library(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None, file_name: str) -> str:
+    if is_csd(state_dict):
+        return "csd"
     if config is not None and "model_type" in config:
         return "transformers"
     if any(key.startswith(("visual.", "module.visual.")) for key in state_dict):

@@ -14,8 +14,12 @@ CLIP_CONTENT = "S_CLIP_content"
 CLIP_STYLE = "S_CLIP_style"
 DINO_CONTENT = "S_DINO_content"
 DINO_STYLE = "S_DINO_style"
+# By role: terms of weight 0 that watch and do not guide.
+HELD_OUT = {"subject": "S_held_out_content", "style": "S_held_out_style"}
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
+View = Callable[[torch.Tensor], torch.Tensor]
+"""images [B, 3, H, W] -> [V * B, 3, H, W], V views of each, the images themselves first."""
 
 
 def cosine_similarity(embeddings: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -70,23 +74,33 @@ class SimilarityObjective:
             start=torch.zeros(images.shape[0], device=images.device),
         )
 
-    def gradient(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def gradient(self, images: torch.Tensor, view: View | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Gradient of each image's own R with respect to that image, [B, 3, H, W], and the similarities, each [B].
 
-        Encoder by encoder, so that only one encoder's activations are in memory at a time.
+        With `view` R is the mean over the views; the similarities are those of the images themselves. Encoder by
+        encoder, so that only one encoder's activations are in memory at a time; encoders whose terms all weigh 0 only
+        look.
         """
         images = images.detach()
         gradient = torch.zeros_like(images)
         similarities: dict[str, torch.Tensor] = {}
         for name, embed in self.encoders.items():
+            if not any(term.weight for term in self.terms if term.encoder == name):
+                with torch.no_grad():
+                    similarities.update(self._similarities_of(name, embed, images))
+                continue
             leaf = images.clone().requires_grad_(True)
             with torch.enable_grad():
-                own = self._similarities_of(name, embed, leaf)
+                seen = leaf if view is None else view(leaf)
+                own = self._similarities_of(name, embed, seen)
+                own = {key: value.view(-1, len(images)) for key, value in own.items()}
                 # Summing over the batch leaves every sample its own gradient: no sample's loss depends on another.
-                loss = sum(term.weight * (1.0 - own[term.name]).sum() for term in self.terms if term.name in own)
+                loss = sum(
+                    term.weight * (1.0 - own[term.name]).mean(dim=0).sum() for term in self.terms if term.name in own
+                )
             if isinstance(loss, torch.Tensor):
                 gradient += torch.autograd.grad(loss, leaf)[0].to(gradient)
-            similarities.update({key: value.detach() for key, value in own.items()})
+            similarities.update({key: value[0].detach() for key, value in own.items()})
         return gradient, similarities
 
     def _similarities_of(self, name: str, embed: Embed, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+FADE = 255.0  # one over the range of excess in which gradients that lead further out fade
 
 
 class _ClampWithGradient(torch.autograd.Function):
@@ -32,8 +33,10 @@ class _ClampWithGradient(torch.autograd.Function):
         (excess,) = ctx.saved_tensors
         (grad,) = grad_outputs
         # Descent moves against the gradient: above the range only a positive gradient leads back inside, below it only
-        # a negative one.
-        return grad * (grad * excess >= 0), None, None
+        # a negative one. The others fade out over one 8-bit level: white grounds lie on the very edge of the range, and
+        # there a sharp edge would let rounding decide about them.
+        fading = (1.0 - FADE * excess.abs()).clamp_min(0.0)
+        return torch.where(grad * excess >= 0, grad, grad * fading), None, None
 
 
 def clamp_with_gradient(x: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:

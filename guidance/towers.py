@@ -72,7 +72,7 @@ def build_open_clip(file: EncoderFile) -> Tower:
     mean, std = statistics.pop() if len(statistics) == 1 else (CLIP_MEAN, CLIP_STD)
     weights = {key.removeprefix("module."): value for key, value in file.weights.items()}
     weights = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
-    _load_weights(model.visual, weights, file.name, f"open_clip {file.model_name or 'visual tower'}")
+    check_weights(model.visual, weights, file.name, f"open_clip {file.model_name or 'visual tower'}")
     return Tower(model.visual, Preprocess(_pair(model.visual.image_size), mean, std))
 
 
@@ -91,7 +91,7 @@ def build_timm(file: EncoderFile) -> Tower:
     data = module.pretrained_cfg
     size = getattr(getattr(module, "patch_embed", None), "img_size", None) or data["input_size"][-2:]
     heads = ("head.", "head_dist.", "fc.", "classifier.", "mask_token")
-    _load_weights(module, file.weights, file.name, f"timm {name}", ignored_prefixes=heads)
+    check_weights(module, file.weights, file.name, f"timm {name}", ignored_prefixes=heads)
     return Tower(module, Preprocess(_pair(size), tuple(data["mean"]), tuple(data["std"])))
 
 
@@ -186,9 +186,10 @@ def _unknown_name(library: str, file: EncoderFile, examples: str) -> EncoderFile
     )
 
 
-def _load_weights(
+def check_weights(
     module: torch.nn.Module, weights: StateDict, file_name: str, model: str, ignored_prefixes: tuple[str, ...] = ()
 ) -> None:
+    """Load a file's weights into the module; raises EncoderFileError naming the file unless they fit exactly."""
     own = module.state_dict()
     unexpected = [key for key in weights if key not in own and not key.startswith(ignored_prefixes)]
     _check_keys([key for key in own if key not in weights], unexpected, file_name, model)

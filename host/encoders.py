@@ -33,10 +33,12 @@ class MetricEncoder:
         )
 
 
-def load_metric_encoder(path: str, library: str = "auto", model_name: str = "") -> MetricEncoder:
+def load_metric_encoder(
+    path: str, library: str = "auto", model_name: str = "", features: str = "embedding"
+) -> MetricEncoder:
     """Load an open_clip, timm or transformers checkpoint (safetensors, or .pt read with weights_only).
 
-    Raises ConductorError naming the file if it cannot be read or does not hold such a model.
+    features: see `build_from_file`. Raises ConductorError naming the file if it cannot be read or holds no such model.
     """
     file = Path(path)
     # Weights made under inference mode could not be used for gradients later.
@@ -46,7 +48,7 @@ def load_metric_encoder(path: str, library: str = "auto", model_name: str = "") 
         except Exception as error:  # whatever the format's reader raises for a broken file
             raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {error}. Download it again.") from error
         try:
-            encoder = build_from_file(weights, metadata, library, model_name, _config_beside(file), file.name)
+            encoder = build_from_file(weights, metadata, library, model_name, _config_beside(file), file.name, features)
         except (EncoderFileError, ImportError) as error:
             raise ConductorError(str(error)) from error
     return MetricEncoder(encoder)

@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from ..guidance.losses import CLIP_CONTENT, CLIP_STYLE, DINO_CONTENT
+from ..guidance.corrections import X0Correction
+from ..guidance.losses import CLIP_CONTENT, CLIP_STYLE, DINO_CONTENT, DINO_STYLE, HELD_OUT
+from ..guidance.paper import PaperCorrection
 from ..guidance.schedules import GuidanceWindow
+from ..guidance.views import Views
 from .decode import check_vae
 from .encoders import open_encoder
 from .errors import ConductorError
+from .guidance_decoders import DECODERS, can_decode
+from .guidance_references import Picture, References, picture_of
+
+MODES = ("x0", "paper", "paper, VP scale")
+BETAS = (0.5, 0.9)  # Adam's, within the ranges of arXiv 2603.16797
 
 
 @dataclass(frozen=True)
 class TermRequest:
-    """A similarity term: its name, the role of its reference, the encoder ("clip" or "dino") and its weight."""
+    """A similarity term: its name, the role of its reference, the encoder ("clip", "dino", "held_out"), its weight."""
 
     name: str
     role: str
@@ -25,12 +31,41 @@ class TermRequest:
 
 
 @dataclass(frozen=True)
+class GuidanceOptions:
+    """How guidance goes about it; see `X0Correction` and `PaperCorrection` for the formulas.
+
+    mode: one of MODES. inner_steps, crops, anchor, adam, max_displacement: of x0 mode; max_displacement as a fraction
+    of RMS(x0). paper_step: the paper's m. time_travel: how often a guided step is repeated from renoised. decoder: one
+    of DECODERS. guard: stop when the held-out similarity falls two guided steps in a row.
+    final_scores: decode and score the finished pictures as well.
+    """
+
+    mode: str = "x0"
+    max_displacement: float = 0.5
+    inner_steps: int = 1
+    crops: int = 0
+    anchor: float = 0.0
+    adam: bool = False
+    time_travel: int = 0
+    paper_step: float = 10.0
+    decoder: str = "auto"
+    guard: bool = True
+    final_scores: bool = False
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether the gradient goes through the denoiser."""
+        return self.mode != "x0"
+
+
+@dataclass(frozen=True)
 class GuidancePlan:
     """Settings, references and networks of metric guidance.
 
-    subject_strength, style_strength: weight of each role in the loss; only their ratio matters to the step.
+    subject_strength, style_strength: weight of each role in the loss; only their ratio matters to the x0 step.
     guidance_strength: RMS of a guided step's displacement, as a fraction of the predicted latent's RMS (eta).
     subject_image, style_image: IMAGE tensors [R, H, W, C], C >= 3, RGB in [0, 1]; several pictures count on average.
+    references: pictures of roles that go before these. held_out_encoder: watches and does not guide.
     """
 
     subject_strength: float
@@ -38,32 +73,82 @@ class GuidancePlan:
     guidance_strength: float
     window: GuidanceWindow = field(default_factory=GuidanceWindow)
     vae: Any = None
-    subject_image: torch.Tensor | None = None
-    style_image: torch.Tensor | None = None
+    subject_image: Any = None
+    style_image: Any = None
     clip_encoder: Any = None
     dino_encoder: Any = None
+    options: GuidanceOptions = field(default_factory=GuidanceOptions)
+    references: References | None = None
+    held_out_encoder: Any = None
 
     @property
     def is_off(self) -> bool:
         """Whether this is plain sampling."""
         return self.guidance_strength == 0.0 or (self.subject_strength == 0.0 and self.style_strength == 0.0)
 
+    def correction(self) -> X0Correction | PaperCorrection:
+        """The strategy these settings name."""
+        options = self.options
+        if options.is_paper:
+            return PaperCorrection(options.paper_step, vp=options.mode == MODES[2])
+        return X0Correction(
+            self.guidance_strength,
+            options.max_displacement,
+            options.inner_steps,
+            options.anchor,
+            Views(options.crops),
+            BETAS if options.adam else None,
+        )
+
+    def is_guided(self, step: int, steps: int) -> bool:
+        """Whether step `step` (from 0) of `steps` is guided: the paper guides all of them."""
+        return self.options.is_paper or self.window.is_active(step, steps)
+
     def terms(self) -> list[TermRequest]:
-        """The similarity terms these inputs allow, one for each role with a strength above 0.
+        """The similarity terms these inputs allow.
 
         The subject is compared by DINO where there is one and by CLIP otherwise, the style by CLIP. CLIP's embedding
         holds style as well as content, so S_CLIP^content drags the picture towards the style of the subject's
-        reference; DINO's global token suppresses style, which makes S_DINO^style the paper's weakest term.
+        reference; DINO's global token suppresses style, which makes S_DINO^style the paper's weakest term. The paper's
+        own terms are S_CLIP^content, S_CLIP^style and S_DINO^style, a third each (Eq. 19).
         """
-        subject = (DINO_CONTENT, "dino") if self.dino_encoder is not None else (CLIP_CONTENT, "clip")
-        requests = [
-            TermRequest(subject[0], "subject", subject[1], self.subject_strength),
-            TermRequest(CLIP_STYLE, "style", "clip", self.style_strength),
-        ]
+        subject, style = self.subject_strength, self.style_strength
+        if self.options.is_paper:
+            requests = [
+                TermRequest(CLIP_CONTENT, "subject", "clip", subject / 3),
+                TermRequest(CLIP_STYLE, "style", "clip", style / 3),
+                TermRequest(DINO_STYLE, "style", "dino", style / 3),
+            ]
+        else:
+            by_dino = self.dino_encoder is not None
+            requests = [
+                TermRequest(
+                    DINO_CONTENT if by_dino else CLIP_CONTENT, "subject", "dino" if by_dino else "clip", subject
+                ),
+                TermRequest(CLIP_STYLE, "style", "clip", style),
+            ]
         return [request for request in requests if request.weight > 0.0]
 
-    def reference(self, role: str) -> torch.Tensor:
-        """The reference pictures of a role, [R, H, W, C]. Raises ConductorError if there are none."""
+    def watched(self) -> list[TermRequest]:
+        """Terms of weight 0 by an encoder that does not guide: the one held out, or a connected one left unused."""
+        guiding = self.terms()
+        source = "held_out" if self.held_out_encoder is not None else None
+        for name in ("clip", "dino"):
+            unused = all(term.encoder != name for term in guiding)
+            if source is None and unused and self.encoder(name) is not None:
+                source = name
+        roles = dict.fromkeys(term.role for term in guiding)
+        return [] if source is None else [TermRequest(HELD_OUT[role], role, source, 0.0) for role in roles]
+
+    def encoder(self, name: str) -> Any:
+        """The encoder object called "clip", "dino" or "held_out", None if there is none."""
+        return getattr(self, f"{name}_encoder")
+
+    def pictures(self, role: str) -> list[Picture]:
+        """The reference pictures of a role. Raises ConductorError if there are none."""
+        given = self.references.of(role) if self.references is not None else []
+        if given:
+            return given
         image = self.subject_image if role == "subject" else self.style_image
         if image is None:
             strength = self.subject_strength if role == "subject" else self.style_strength
@@ -71,11 +156,16 @@ class GuidancePlan:
                 f"{role}_image: {role}_strength is {strength:g}, but there is no reference picture. Connect one, or "
                 f"set {role}_strength to 0."
             )
-        return image
+        return [picture_of(f"{role}_image", image)]
 
     def check(self, latent_format: Any) -> None:
         """Raise ConductorError if something is missing or wrong, naming the input and what to do."""
-        if self.vae is None:
+        if self.options.mode not in MODES or self.options.decoder not in DECODERS:
+            raise ConductorError(
+                f"mode, decoder: {self.options.mode!r}, {self.options.decoder!r} are not among {', '.join(MODES)} and "
+                f"{', '.join(DECODERS)}. Choose others."
+            )
+        if not can_decode(self.options.decoder, self.vae, latent_format):
             raise ConductorError(
                 "vae: metric guidance looks at decoded pictures. Connect a VAE, or set guidance_strength to 0."
             )
@@ -84,22 +174,19 @@ class GuidancePlan:
                 "clip_encoder and dino_encoder: metric guidance needs one of them at least. Connect Load CLIP Vision "
                 "or Metric Encoder Loader, or set guidance_strength to 0."
             )
-        if self.style_strength > 0.0 and self.clip_encoder is None:
+        if self.clip_encoder is None and any(term.encoder == "clip" for term in self.terms()):
             raise ConductorError(
                 "clip_encoder: the style is compared by a CLIP-type encoder. Connect one, or set style_strength to 0."
             )
+        if self.dino_encoder is None and any(term.encoder == "dino" for term in self.terms()):
+            raise ConductorError(
+                "dino_encoder: the paper compares the style by DINO as well. Connect a DINO-type encoder, or set mode "
+                "to x0."
+            )
         for role in dict.fromkeys(term.role for term in self.terms()):
-            _check_picture(f"{role}_image", self.reference(role))
-        for name in ("clip_encoder", "dino_encoder"):
-            if getattr(self, name) is not None:
-                open_encoder(getattr(self, name), name).close()
-        check_vae(self.vae, latent_format)
-
-
-def _check_picture(name: str, image: torch.Tensor) -> None:
-    if image.ndim != 4 or image.shape[-1] < 3:
-        raise ConductorError(f"{name}: expected pictures of shape [N, H, W, 3], got {list(image.shape)}.")
-    if 0 in image.shape or min(image.shape[1:3]) < 8:
-        raise ConductorError(f"{name}: the picture is empty or too small ({list(image.shape)}). Use a real picture.")
-    if not torch.isfinite(image).all():
-        raise ConductorError(f"{name}: the picture holds values that are not numbers. Check the nodes before it.")
+            self.pictures(role)
+        for name in ("clip", "dino", "held_out"):
+            if self.encoder(name) is not None:
+                open_encoder(self.encoder(name), f"{name}_encoder").close()
+        if self.vae is not None:
+            check_vae(self.vae, latent_format)

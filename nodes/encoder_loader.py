@@ -5,7 +5,7 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
-from ..guidance.encoders import LIBRARIES
+from ..guidance.encoders import FEATURES, LIBRARIES
 from ..host.encoders import load_metric_encoder
 from .common import CATEGORY
 
@@ -49,6 +49,16 @@ class MetricEncoderLoader(io.ComfyNode):
                     "for transformers.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "features",
+                    options=list(FEATURES),
+                    default=FEATURES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="embedding: what the encoder is made for; of CSD files, the style head. content head: "
+                    "CSD's other one. gram: which early features occur together, colour and texture with hardly any "
+                    "subject; as clip_encoder it compares the style alone.",
+                ),
             ],
             outputs=[
                 MetricEncoderType.Output(
@@ -58,9 +68,11 @@ class MetricEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encoder_name: str, library: str = "auto", model_name: str = "") -> io.NodeOutput:
+    def execute(
+        cls, encoder_name: str, library: str = "auto", model_name: str = "", features: str = "embedding"
+    ) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("clip_vision", encoder_name)
-        return io.NodeOutput(load_metric_encoder(path, library, model_name.strip()))
+        return io.NodeOutput(load_metric_encoder(path, library, model_name.strip(), features))
 
 
 NODES = [MetricEncoderLoader]

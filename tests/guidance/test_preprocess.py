@@ -13,6 +13,13 @@ def test_clamp_lets_gradients_lead_back_inside_only():
     assert clamp_with_gradient(x).tolist() == [0.0, 0.5, 1.0]
 
 
+def test_rounding_at_the_edge_of_the_range_hardly_changes_gradients():
+    for edge, outward in ((1.0, -1.0), (0.0, 1.0)):
+        x = torch.tensor([edge - 1e-6, edge, edge + 1e-6], dtype=torch.float64, requires_grad=True)
+        (grad,) = torch.autograd.grad(outward * clamp_with_gradient(x).sum(), x)
+        torch.testing.assert_close(grad, torch.full_like(grad, outward), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48), (32, 32), (17, 64)])
 def test_matches_the_usual_recipe_without_its_rounding(shape):
     images = torch.rand(2, 3, *shape)

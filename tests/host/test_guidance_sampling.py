@@ -14,7 +14,8 @@ from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host import guided_sampling
 from lora_conductor.host.encoders import load_metric_encoder
 from lora_conductor.host.errors import ConductorError
-from lora_conductor.host.guidance_plan import GuidancePlan
+from lora_conductor.host.guidance_plan import GuidanceOptions, GuidancePlan
+from lora_conductor.host.guided_run import GuidedRun
 
 from . import tiny_encoders
 from .tiny import conditioning, relative, tiny_flux, tiny_unet
@@ -40,6 +41,7 @@ def parts(tmp_path_factory):
 def plan(parts, **changes) -> GuidancePlan:
     settings = {"subject_strength": 1.0, "style_strength": 1.0, "guidance_strength": 0.1}
     settings |= {key: value for key, value in parts.items() if key != "model"}
+    settings |= {"options": GuidanceOptions(final_scores=True)}
     return GuidancePlan(**{**settings, **changes})
 
 
@@ -112,12 +114,12 @@ def test_a_batch_is_corrected_as_its_members_are_alone_bit_for_bit(parts):
     guidance = plan(parts)
     predictions = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(9))
     with torch.inference_mode():
-        guided = guided_sampling.GuidedRun(guidance, [1.0, 0.75, 0.5, 0.25, 0.0], parts["model"].model.latent_format)
+        guided = GuidedRun(guidance, [1.0, 0.75, 0.5, 0.25, 0.0], parts["model"].model.latent_format)
         comfy.model_management.load_models_gpu([parts["vae"].patcher])
         guided.encode_references()
 
         def correct(denoised):
-            return guided.correct({"denoised": denoised, "sigma": torch.tensor([0.5])})
+            return guided.correct(denoised, 2)
 
         together = correct(predictions.clone())
         alone = torch.cat([correct(prediction.clone()) for prediction in predictions.split(1)])

@@ -61,6 +61,7 @@ def workflow(sampler="MetricGuidedSampler", batch=1, leave_out=(), **changes):
             "guidance_start": 0.2,
             "guidance_end": 0.8,
             "guidance_every": 1,
+            "final_scores": True,
         }
         outputs["scores"] = ("PreviewAny", {"source": ["sampler", 1]})
     inputs = {key: value for key, value in (inputs | changes).items() if key not in leave_out}

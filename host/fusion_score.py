@@ -1,0 +1,90 @@
+"""Scoring finished pictures against references, without any guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ..guidance.losses import cosine_similarity
+from .autograd import normal_copy
+from .encoders import open_encoder
+from .errors import ConductorError
+from .guidance_references import Picture, References, embed_references, picture_of
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cosine similarities, their harmonic mean (0 unless both are positive; a role without references counts as
+    absent, its value 0), and every picture by every encoder as a Markdown table."""
+
+    subject: float
+    style: float
+    both: float
+    table: str
+
+
+def fusion_score(
+    images: torch.Tensor,
+    encoders: dict[str, Any],
+    subject_image: torch.Tensor | None,
+    style_image: torch.Tensor | None,
+    references: References | None = None,
+) -> Score:
+    """Score IMAGE [N, H, W, C] by the encoders, given by input name, None if not connected.
+
+    Raises ConductorError naming an input that cannot be used.
+    """
+    picture = picture_of("images", images)
+    roles: dict[str, list[Picture]] = {}
+    for role, image in (("subject", subject_image), ("style", style_image)):
+        given = references.of(role) if references is not None else []
+        if not given and image is not None:
+            given = [picture_of(f"{role}_image", image)]
+        if given:
+            roles[role] = given
+    if not roles:
+        raise ConductorError(
+            "subject_image, style_image: there is nothing to compare with. Connect a picture of the subject or of the "
+            "style, or references."
+        )
+    columns: dict[tuple[str, str], list[float]] = {}
+    for name, source in encoders.items():
+        if source is None:
+            continue
+        opened = open_encoder(source, name)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                comfy.model_management.load_models_gpu([opened.patcher])
+                # One by one: any number of pictures fits, and none depends on the others.
+                pixels = normal_copy(picture.images).float().movedim(-1, 1).split(1)
+                embedded = torch.cat([opened.embed(image) for image in pixels])
+                for role, pictures in roles.items():
+                    reference = embed_references(source, opened, pictures).to(embedded)
+                    columns[name, role] = cosine_similarity(embedded, reference).tolist()
+        finally:
+            opened.close()
+    means = {
+        role: _mean([_mean(values) for (_, of), values in columns.items() if of == role])
+        for role in ("subject", "style")
+    }
+    subject, style = means["subject"], means["style"]
+    both = 2 * subject * style / (subject + style) if subject > 0 and style > 0 else 0.0
+    return Score(subject, style, both, _table(columns))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _table(columns: dict[tuple[str, str], list[float]]) -> str:
+    heads = [f"{role} ({name})" for name, role in columns]
+    lines = [f"| picture | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows = list(zip(*columns.values(), strict=True))
+    for index, values in enumerate(rows, 1):
+        lines.append(f"| {index} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    if len(rows) > 1:
+        lines.append(f"| mean | {' | '.join(f'{_mean(values):.3f}' for values in columns.values())} |")
+    return "\n".join(lines)
