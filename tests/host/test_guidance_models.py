@@ -82,6 +82,14 @@ def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):  # n
     assert_unchanged(before, model)
 
 
+@pytest.mark.parametrize("sampler", guided_sampling.SAMPLER_NAMES)
+def test_every_sampler_of_core_is_guided(parts, sampler):  # noqa: F811
+    plain, _ = sampled(parts["model"], steps=3, sampler=sampler)
+    guided, report = sampled(parts["model"], crude(parts), steps=3, sampler=sampler)
+    assert report["skipped"] == 0 and report["evaluations"]
+    assert torch.isfinite(guided).all() and not torch.equal(guided, plain)
+
+
 @pytest.mark.parametrize("mode", ["x0", "paper"])
 def test_with_a_controlnet(parts, mode):  # noqa: F811
     model = tiny_unet()

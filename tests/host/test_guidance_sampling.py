@@ -71,7 +71,7 @@ def assert_unchanged(before, model):
     assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "uni_pc", "lcm"])
+@pytest.mark.parametrize("sampler", guided_sampling.SAMPLER_NAMES)
 def test_off_is_ksampler_bit_for_bit(parts, sampler):
     expected, _ = run(parts["model"], sampler=sampler, batch=2, steps=3)
     for off in ({"guidance_strength": 0.0}, {"subject_strength": 0.0, "style_strength": 0.0}):
