@@ -17,7 +17,8 @@ from lora_conductor.host.autograd import gradients_enabled
 from lora_conductor.host.encoders import load_metric_encoder
 from lora_conductor.host.fusion_patch import add_loras, set_policy
 from lora_conductor.host.guidance_plan import MODES, GuidanceOptions, GuidancePlan
-from lora_conductor.host.lora_files import model_patches, read_lora
+from lora_conductor.host.lora_patches import model_patches
+from lora_conductor.host.lora_reading import read_lora
 from lora_conductor.host.noisy_guidance import Denoiser
 
 from . import tiny_encoders
