@@ -89,6 +89,12 @@ def open_page(server: ComfyServer) -> Iterator[Any]:
             browser.close()
 
 
+def use_renderer(page: Any, name: str) -> None:
+    """Draw nodes on the canvas ("LiteGraph") or as page elements ("Nodes 2.0")."""
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", name == "Nodes 2.0")
+    page.wait_for_timeout(500)
+
+
 def load_workflow(page: Any, workflow: dict[str, Any], name: str) -> None:
     """Load a UI-format workflow under ``name`` and show all of it."""
     page.evaluate("([graph, name]) => window.app.loadGraphData(graph, true, true, name)", [workflow, name])
