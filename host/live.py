@@ -7,6 +7,7 @@ executes (another device's copy, a compiled one), swaps their forwards for one c
 from __future__ import annotations
 
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,7 +193,11 @@ class LiveFusion:
 
             assert me._running is not None
             base = BaseLayer(plain, layer.geometry, me._running.measured_of(base_forward))
-            return layer.fuse(x, plain(x), me._decide, base)
+            output = plain(x)
+            start = time.perf_counter()
+            fused = layer.fuse(x, output, me._decide, base)
+            me._running.fusing += time.perf_counter() - start
+            return fused
 
         # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
         return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward

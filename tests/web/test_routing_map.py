@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ QUEUE = """async ([path, count]) => {
 def workflow(*, router: bool = True, seed: int = 2, steps: int = 16) -> dict[str, Any]:
     """The example workflow without guidance, which would take most of the time here."""
     made = copy.deepcopy(TEMPLATE)
+    made["id"] = str(uuid.uuid4())
     nodes = {node["id"]: node for node in made["nodes"]}
     # seed, its control, steps ... strengths of clip and dino, ...
     nodes[SAMPLER]["widgets_values"][:3] = [seed, "fixed", steps]
@@ -127,7 +129,6 @@ def test_the_loader_shows_the_map_when_it_routes_alone(page: Any, renderer: str)
 def test_a_workflow_that_is_not_open_gets_its_map_when_it_is(page: Any, renderer: str) -> None:
     """The other workflow has nodes of the same numbers."""
     mine, other = workflow(seed=77, steps=8), workflow(seed=78, steps=8)
-    mine["id"], other["id"] = "1b9e8b2e-0000-4000-8000-000000000001", "1b9e8b2e-0000-4000-8000-000000000002"
     load(page, mine, "mine")
     page.evaluate("() => window.app.queuePrompt(0)")
     load(page, other, "other")
