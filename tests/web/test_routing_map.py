@@ -164,7 +164,8 @@ def test_copies_undo_and_saved_widget_values(page: Any, renderer: str) -> None:
 def test_pointing_tells_and_folding_folds(page: Any, renderer: str) -> None:
     load(page, workflow(seed=6, steps=4))
     (record,) = queue(page, str(ROUTER))["records"]
-    at = """([fx, fy, kind]) => { const root = window.app.graph.getNodeById(10).widgets.at(-1).element
+    at = """([fx, fy, kind]) => { const { widgets } = window.app.graph.getNodeById(10)
+        const root = widgets.find(w => w.name === 'routing_map').element
         const canvas = root.querySelector('canvas'), box = canvas.getBoundingClientRect()
         canvas.dispatchEvent(new PointerEvent(kind, { clientX: box.x + fx * box.width, clientY: box.y + fy * box.height,
             bubbles: true }))

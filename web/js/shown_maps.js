@@ -5,6 +5,7 @@ import { MapView } from "./map_view.js"
 import { RunMap } from "./run_map.js"
 
 export const WIDGET = "routing_map"
+const MARGIN = 10 // that the page leaves around a widget's element on the canvas
 const PROPERTY = "lora_conductor.routing_map"
 
 const views = new WeakMap() // node -> its view
@@ -66,7 +67,7 @@ function addWidget(node) {
     hideOnZoom: false,
     getValue: () => view.map?.toStored() ?? null,
     setValue: () => {}, // the map comes from runs alone
-    getMinHeight: () => view.height,
+    getMinHeight: () => view.height + 2 * MARGIN,
   })
   widget.serialize = false // nor among the node's widget values, which go by position
   return view
