@@ -32,7 +32,7 @@ export function paint(canvas, size, map, rows, colours, focus, isFolded) {
     })
   })
   context.globalAlpha = 1
-  paintLabels(context, rows, height, size.width, colours, isFolded)
+  paintLabels(context, rows, height, size, colours, isFolded)
   if (focus) {
     context.strokeStyle = colours.text
     context.lineWidth = 1.5
@@ -40,7 +40,7 @@ export function paint(canvas, size, map, rows, colours, focus, isFolded) {
   }
 }
 
-function paintLabels(context, rows, height, width, colours, isFolded) {
+function paintLabels(context, rows, height, size, colours, isFolded) {
   context.font = `${LABEL_HEIGHT}px sans-serif`
   context.textBaseline = "middle"
   context.strokeStyle = colours.line
@@ -51,7 +51,7 @@ function paintLabels(context, rows, height, width, colours, isFolded) {
     while (end < rows.length && rows[end].block === rows[r].block) end++
     const [top, bottom] = [r * height, end * height]
     const middle = Math.max(Math.min((top + bottom) / 2, top + LABEL_HEIGHT), LABEL_HEIGHT / 2)
-    if (middle - LABEL_HEIGHT / 2 >= freeFrom - 1) {
+    if (middle - LABEL_HEIGHT / 2 >= freeFrom - 1 && middle + LABEL_HEIGHT / 2 <= size.height) {
       context.fillStyle = colours.text
       const mark = isFolded(rows[r].block.name) ? "\u25b8" : "\u25be"
       context.fillText(`${mark} ${rows[r].block.label}`, 0, middle, GUTTER - 4)
@@ -60,7 +60,7 @@ function paintLabels(context, rows, height, width, colours, isFolded) {
     if (r > 0) {
       context.beginPath()
       context.moveTo(GUTTER, top)
-      context.lineTo(width, top)
+      context.lineTo(size.width, top)
       context.stroke()
     }
     r = end
