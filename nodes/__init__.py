@@ -1,6 +1,6 @@
 """The contract with users: one file a node, its schema and a few lines that call the library."""
 
-from . import bake, encoder_loader, loader, plan, report, router, sampler
+from . import bake, compare, encoder_loader, loader, plan, report, router, sampler
 
 NODES = [
     *loader.NODES,
@@ -10,4 +10,5 @@ NODES = [
     *report.NODES,
     *plan.NODES,
     *bake.NODES,
+    *compare.NODES,
 ]
