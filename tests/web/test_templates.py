@@ -36,9 +36,7 @@ LOOK = """() => window.app.graph.nodes.map(node => ({
         values: Array.isArray(w.options?.values) ? w.options.values : null,
     })),
 }))"""
-LINKS = (
-    """() => [...window.app.graph.links.values()].map(link => [link.id, link.origin_id, link.target_id, link.type])"""
-)
+LINKS = "() => [...window.app.graph.links.values()].map(link => [link.id, link.origin_id, link.target_id])"
 
 
 @pytest.fixture(params=TEMPLATES, ids=lambda path: path.stem)
