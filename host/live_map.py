@@ -32,7 +32,7 @@ def page_of_prompt() -> tuple[Any, Any, str | None]:
     """
     from server import PromptServer
 
-    server = getattr(PromptServer, "instance", None)
+    server: Any = getattr(PromptServer, "instance", None)
     client = getattr(server, "client_id", None)
     return server, server.sockets.get(client) if client else None, client
 
@@ -99,7 +99,7 @@ class LiveMap:
         if not (new or finished):
             return
         first = self._sent["layers"]
-        message = {
+        message: dict[str, Any] = {
             "node": self.node,
             **_prompt(server),
             "run": self._id,

@@ -68,7 +68,9 @@ class Columns:
     def fetch(self, calls: Iterable[CallDecisions]) -> None:
         """Have these calls' values copied to the host; on CUDA nobody waits for that."""
         for call in calls:
-            values, places, tensors = [], [], []
+            values: list[float] = []
+            places: list[int] = []
+            tensors: list[Tensor] = []
             for d in call.decisions:
                 for value in (*(d.weights[r] for r in ROLES), *(d.scores.get(r, math.nan) for r in ROLES)):
                     if isinstance(value, Tensor):
