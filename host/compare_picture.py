@@ -37,13 +37,13 @@ def comparison_picture(cells: Sequence[Cell], best: Cell) -> Tensor:
         page.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (x, y))
         if cell is best:
             draw.rectangle((x, y, x + width - 1, y + height - 1), outline=GOOD, width=4)
-        for row, line in enumerate(_captions(cell, cell is best)):
+        for row, line in enumerate(_captions(cell)):
             draw.text((x, y + height + 2 + row * (FONT_SIZE + 3)), line, GOOD if cell is best else INK, font)
     pixels = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).reshape(1, page.height, page.width, 3)
     return pixels.float() / 255
 
 
-def _captions(cell: Cell, is_best: bool) -> tuple[str, str]:
+def _captions(cell: Cell) -> tuple[str, str]:
     scores = "  ".join(f"{role} {value:.3f}" for role, value in cell.scores.items())
     share = "fixed merge" if cell.share is None else f"subject's share {cell.share:.0%}"
-    return (scores or share) + ("  best" if is_best else ""), share if scores else ""
+    return (scores, share) if scores else (share, "")

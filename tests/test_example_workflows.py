@@ -73,7 +73,7 @@ def drawn_here(path: Path) -> bool:
     return "EmojiWorldPrompt" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", filter(drawn_here, WORKFLOWS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", list(filter(drawn_here, WORKFLOWS)), ids=lambda path: path.stem)
 def test_runs_to_the_end(server: ComfyServer, path: Path) -> None:
     graph = to_api(json.loads(path.read_text(encoding="utf-8")), server.object_info())
     outputs = server.queue(graph, timeout=300)["outputs"]

@@ -139,7 +139,7 @@ def finish_workflow(page: Any, timeout_s: float) -> None:
 def wait_for_half_a_map(page: Any, timeout_s: float) -> None:
     """Wait until some routing map shows half of its steps, or the run is over because nothing was routed."""
     page.evaluate("() => { window.isOver = false; window.endOfRun().then(() => { window.isOver = true }) }")
-    half = f"{MAPS}.some(map => map.run && 2 * Object.keys(map.columns).length >= map.steps)"
+    half = f"{MAPS}.some(map => map.run && !map.finished && 2 * Object.keys(map.columns).length >= map.steps)"
     page.wait_for_function(f"() => window.isOver || {half}", timeout=timeout_s * 1000)
 
 
@@ -161,6 +161,9 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
     """Pictures of one workflow in both renderers; with ``run`` also in the middle of its run and after."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     for renderer in RENDERERS:
+        for node in workflow["nodes"]:
+            if node["type"] in ("KSampler", "MetricGuidedSampler"):
+                node["widgets_values"][0] += 1  # a new seed: what the server remembers is not sampled again
         use_renderer(page, renderer)
         name = f"{path.stem}_{renderer.replace(' ', '_').replace('.', '').lower()}"
         load_workflow(page, workflow, path.stem)

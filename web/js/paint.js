@@ -1,7 +1,7 @@
 // The map on its canvas: layers down, steps across, colour = who won and how clearly.
 
 export const GUTTER = 74 // left of the cells: names of the blocks
-export const ROW = 4 // least height of a row, in pixels
+export const ROW = 3 // least height of a row, in pixels
 const LABEL_HEIGHT = 10
 const FINEST_SHARE = 0.01 // of an even split: closer ones are painted alike
 
