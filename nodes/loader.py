@@ -67,6 +67,7 @@ class DualLoRADynamicLoader(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or a copy of the node would be given this one's model, and its routing map with it
         )
 
     @classmethod

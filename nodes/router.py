@@ -54,6 +54,7 @@ class KLLayerRouter(io.ComfyNode):
             ],
             outputs=[io.Model.Output("MODEL", tooltip="The model with this policy set.")],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or a copy of the node would be given this one's model, and its routing map with it
         )
 
     @classmethod

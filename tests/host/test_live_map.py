@@ -139,6 +139,15 @@ def test_two_queued_runs_do_not_mix(server: ComfyServer) -> None:
     assert [len(run) for run in runs] == [1, 1] and runs[0] != runs[1]
 
 
+def test_copies_of_a_router_have_maps_of_their_own(server: ComfyServer) -> None:
+    told = Told()
+    graph = world(dual=loader(), one=router("kl_soft"), two=router("kl_soft"))
+    graph |= sampled("a", "one", report=True, seed=41) | sampled("b", "two", report=True, seed=42)
+    outputs = server.queue(graph, timeout=300, on_event=told)["outputs"]
+    for name, node in (("a", "one"), ("b", "two")):
+        assert same(told.map_of(node)[1], as_table(record(outputs, name)))
+
+
 def test_policies_without_decisions_send_nothing(server: ComfyServer) -> None:
     told = Told()
     graph = world(dual=loader(), routed=router("sum"), **sampled("a", "routed"))
