@@ -23,6 +23,8 @@ class RoutingRecord:
         sigmas: the noise levels of the run, ``steps + 1`` of them.
         layers: names of the decided layers (or slices of fused layers), in the order they run.
         scores, weights: ``[role, layer, step]`` float64, roles as in ``ROLES``; NaN where nothing was decided.
+        took: seconds of the sampling, and of scoring and fusing in it as the host's clock sees them; None if nobody
+            measured. Not part of the JSON: the same run takes another time tomorrow.
     """
 
     policy: dict[str, Any]
@@ -32,6 +34,7 @@ class RoutingRecord:
     layers: tuple[str, ...]
     scores: Tensor
     weights: Tensor
+    took: tuple[float, float] | None = None
 
     @property
     def steps(self) -> int:

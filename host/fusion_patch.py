@@ -110,10 +110,25 @@ class Attachment:
     spec: FusionSpec | None = None
     live: LiveFusion | None = None
     merged: list[Any] = field(default_factory=list)
+    shown_on: str | None = None  # execution id of the node that shows the routing map
 
 
 def attachment_of(model: ModelPatcher) -> Attachment:
     return model.get_attachment(ATTACHMENT) or Attachment()
+
+
+def show_on(model: ModelPatcher, node: str | None, *, sets_policy: bool) -> ModelPatcher:
+    """The same model, with its routing map shown on the node that just made it.
+
+    A loader leaves it to the router, wherever that stands. The attachment is changed in place: it is as new as the
+    model.
+    """
+    held = attachment_of(model)
+    if node is not None and (sets_policy or held.policy is None):
+        held.shown_on = node
+        if held.live is not None:
+            held.live.shown_on = node
+    return model
 
 
 def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float]]) -> ModelPatcher:
@@ -169,14 +184,14 @@ def _attach(
     always_live: bool = False,
 ) -> None:
     _detach(model, held)
-    now = Attachment(policy, refinement, spec)
+    now = Attachment(policy, refinement, spec, shown_on=held.shown_on)
     if spec is not None and isinstance(spec.policy, StaticPolicy) and not always_live:
         now.merged = merged_patches(spec)
         for patches, strength in now.merged:
             model.add_patches(patches, strength)
     elif spec is not None:
         key = f"{ATTACHMENT}:{spec.content_id}"
-        now.live = LiveFusion(spec)
+        now.live = LiveFusion(spec, held.shown_on)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, now.live.outer_sample)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, now.live.apply_model)
         model.set_additional_models(key, [spec.bank.clone()])

@@ -7,6 +7,7 @@ executes (another device's copy, a compiled one), swaps their forwards for one c
 from __future__ import annotations
 
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ..fusion.router import Router
 from ..fusion.segment import Segment, Weight
 from .errors import ConductorError
 from .freezing import freeze
+from .live_map import LiveMap
 from .plan_fit import check_plan
 from .run import Run
 
@@ -43,10 +45,14 @@ class _Forward(NamedTuple):
 
 
 class LiveFusion:
-    """The wrappers of one spec. Holds the open runs (sampling may nest) and the records of the last few."""
+    """The wrappers of one spec. Holds the open runs (sampling may nest) and the records of the last few.
 
-    def __init__(self, spec: FusionSpec) -> None:
+    ``shown_on`` is the execution id of the node that shows the routing map, if one does.
+    """
+
+    def __init__(self, spec: FusionSpec, shown_on: str | None = None) -> None:
         self.spec = spec
+        self.shown_on = shown_on
         self._open: list[Run] = []
         self._running: Run | None = None
         self._guider: Any = None
@@ -61,10 +67,13 @@ class LiveFusion:
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
         run = Run(self._router(), tuple(sigmas.tolist()), lambda: guider.conds)
+        live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
+        callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
+        counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
         if len(arguments) > 3:
-            arguments[3] = run.counting(arguments[3])
+            arguments[3] = counting
         else:
-            kwargs["callback"] = run.counting(kwargs.get("callback"))
+            kwargs["callback"] = counting
         self._open.append(run)
         self._guider = guider
         try:
@@ -76,6 +85,8 @@ class LiveFusion:
                 run.frozen.thaw(guider.model_patcher)
             self._running = self._guider = None  # they hold the run's decisions and the model
         kept = (samples.detach().cpu().clone(), *run.results(self.spec.header))
+        if live_map is not None:
+            live_map.finish(kept[1])
         self._records = [*self._records[1 - KEPT_RUNS :], kept]
         return samples
 
@@ -183,7 +194,11 @@ class LiveFusion:
 
             assert me._running is not None
             base = BaseLayer(plain, layer.geometry, me._running.measured_of(base_forward))
-            return layer.fuse(x, plain(x), me._decide, base)
+            output = plain(x)
+            start = time.perf_counter()
+            fused = layer.fuse(x, output, me._decide, base)
+            me._running.fusing += time.perf_counter() - start
+            return fused
 
         # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
         return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward

@@ -55,6 +55,7 @@ class LoraPatches:
             strength,
             {target: entry.prefix for target, entry in self.entries.items() if target in self.routed},
             {target: entry for target, entry in self.entries.items() if target in self.merged},
+            len(self.refused) + len(self.unmatched),
         )
 
 

@@ -22,6 +22,7 @@ class Parent:
         strength: as loaded.
         prefixes: by target that is routed, the file's own key prefix for it.
         merged: by target that core merges, the file's entry.
+        left_out: how many of its entries could not be applied.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Parent:
     strength: float
     prefixes: dict[Target, str] = field(default_factory=dict, repr=False, compare=False)
     merged: dict[Target, Entry] = field(default_factory=dict, repr=False, compare=False)
+    left_out: int = 0
 
     def header(self) -> dict[str, object]:
         return {"name": self.name, "role": self.role, "strength": self.strength, "sha256": self.digest}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Run:
             since the sampler adds to them.
         calls: what was decided so far.
         frozen: the model with the decisions as weight patches, once they are.
+        started: when, by the host's clock.
+        fusing: seconds that scoring and fusing took so far, by the same clock.
     """
 
     router: Router
@@ -41,6 +44,8 @@ class Run:
     conditions: Callable[[], Mapping[str, Any]] = dict
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
+    started: float = field(default_factory=time.perf_counter)
+    fusing: float = 0.0
     _names: dict[Any, str] = field(default_factory=dict)
     _measured: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     _call: tuple[Batch, tuple[int, ...]] = (Batch(), (0,))
@@ -116,7 +121,7 @@ class Run:
         if self.frozen is not None:
             pairs = [self.frozen.weights[name] for name in record.layers]
             record.weights[:, :, self.frozen.step :] = torch.tensor(pairs, dtype=torch.float64).T[:, :, None]
-        return record, plan
+        return replace(record, took=(time.perf_counter() - self.started, self.fusing)), plan
 
     def settle(self) -> dict[str, tuple[float, float]]:
         """By segment, the weights (subject, style) for the rest of the run.

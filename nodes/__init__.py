@@ -1,6 +1,18 @@
 """The contract with users: one file a node, its schema and a few lines that call the library."""
 
-from . import bake, encoder_loader, guidance, loader, plan, references, report, router, sampler, score
+from . import (
+    bake,
+    compare,
+    encoder_loader,
+    guidance,
+    loader,
+    plan,
+    references,
+    report,
+    router,
+    sampler,
+    score,
+)
 
 NODES = [
     *loader.NODES,
@@ -13,4 +25,5 @@ NODES = [
     *guidance.NODES,
     *references.NODES,
     *score.NODES,
+    *compare.NODES,
 ]

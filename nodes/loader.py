@@ -5,6 +5,7 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
+from ..host.fusion_patch import show_on
 from ..host.lora_loading import NO_LORA, LoraChoice, load_loras
 from ..host.lora_stacks import choices_of_stack, stack_of
 from .common import CATEGORY
@@ -65,6 +66,8 @@ class DualLoRADynamicLoader(io.ComfyNode):
                     "Those stack them plainly, without routing.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or a copy of the node would be given this one's model, and its routing map with it
         )
 
     @classmethod
@@ -87,7 +90,9 @@ class DualLoRADynamicLoader(io.ComfyNode):
             LoraChoice(style_lora, "style", style_strength, style_clip_strength),
             *choices_of_stack(style_stack, "style", "style_stack"),
         ]
-        return io.NodeOutput(*load_loras(model, clip, choices), stack_of(choices))
+        model, clip, report = load_loras(model, clip, choices)
+        model = show_on(model, cls.hidden.unique_id, sets_policy=False)
+        return io.NodeOutput(model, clip, report, stack_of(choices))
 
 
 def _stack(name: str, role: str) -> io.Input:

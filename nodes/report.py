@@ -6,8 +6,9 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.report import record_report
+from ..host.map_picture import routing_picture
 from ..host.routing import record_of_latent
+from ..host.run_report import run_report
 from .common import CATEGORY
 
 
@@ -33,15 +34,19 @@ class RoutingReport(io.ComfyNode):
             outputs=[
                 io.Latent.Output("LATENT", tooltip="The latent, unchanged."),
                 io.String.Output("record", tooltip="Layer by step: scores and weights of both LoRAs, as JSON."),
-                io.String.Output("report", tooltip="The same in a few lines of text."),
+                io.String.Output("report", tooltip="In words: files, layers, who owned which blocks, cost, seeds."),
+                io.Image.Output("map", tooltip="The routing map as a picture: layers down, steps across."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
         record = record_of_latent(model, latent["samples"])
-        plain, text = record.to_json(), record_report(record)
-        return io.NodeOutput(latent, json.dumps(plain), text, ui={"routing": [plain], "text": [text]})
+        plain = record.to_json()
+        text = run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id)
+        picture = routing_picture(record)
+        return io.NodeOutput(latent, json.dumps(plain), text, picture, ui={"routing": [plain], "text": [text]})
 
 
 NODES = [RoutingReport]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..fusion.policies import POLICIES, RECOMMENDED, KLSoft, Policy, SSRMerge
 from ..fusion.refinement import Refinement
 from ..host.calibration import calibrated_by_prompts
-from ..host.fusion_patch import set_policy
+from ..host.fusion_patch import set_policy, show_on
 from ..host.plans import replaying
 from .common import CATEGORY, RoutingPlan
 from .router_settings import policy_inputs, settings_inputs
@@ -53,6 +53,8 @@ class KLLayerRouter(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("MODEL", tooltip="The model with this policy set.")],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or a copy of the node would be given this one's model, and its routing map with it
         )
 
     @classmethod
@@ -69,7 +71,7 @@ class KLLayerRouter(io.ComfyNode):
         **settings,
     ) -> io.NodeOutput:
         if plan is not None:
-            return io.NodeOutput(replaying(model, plan))
+            return cls._shown(replaying(model, plan))
         chosen: Policy
         if policy == SSRMerge.name:
             chosen = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
@@ -79,7 +81,11 @@ class KLLayerRouter(io.ComfyNode):
             chosen = KLSoft(temperature=temperature)
         else:
             chosen = POLICIES[policy]()
-        return io.NodeOutput(set_policy(model, chosen, Refinement(lean=balance, **settings)))
+        return cls._shown(set_policy(model, chosen, Refinement(lean=balance, **settings)))
+
+    @classmethod
+    def _shown(cls, model) -> io.NodeOutput:
+        return io.NodeOutput(show_on(model, cls.hidden.unique_id, sets_policy=True))
 
 
 NODES = [KLLayerRouter]

@@ -37,7 +37,10 @@ def to_api(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str, d
             for name in definition["input_order"].get(section, []):
                 kind, *options = definition["input"][section][name]
                 if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
-                    inputs[name] = next(values)
+                    value = next(values, None)
+                    if value is None and section == "optional":
+                        continue  # saved before the node had this widget: the page takes its default
+                    inputs[name] = value
                     # The page adds a widget to seeds and one to uploads.
                     if options and any(options[0].get(k) for k in ("control_after_generate", "image_upload")):
                         next(values)
@@ -68,12 +71,19 @@ def test_links_agree_with_the_nodes(workflow: dict[str, Any]) -> None:
         assert nodes[source]["outputs"][out]["type"] == kind
 
 
-def test_runs_to_the_end(server: ComfyServer, workflow: dict[str, Any]) -> None:
-    graph = to_api(workflow, server.object_info())
+def drawn_here(path: Path) -> bool:
+    """Whether the small world's models stand in for the user's."""
+    return "EmojiWorldPrompt" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", list(filter(drawn_here, WORKFLOWS)), ids=lambda path: path.stem)
+def test_runs_to_the_end(server: ComfyServer, path: Path) -> None:
+    graph = to_api(json.loads(path.read_text(encoding="utf-8")), server.object_info())
     outputs = server.queue(graph, timeout=300)["outputs"]
-    pictures = [output["images"][0] for output in outputs.values() if "images" in output]
-    assert len(pictures) >= 2
-    assert len({server.view(picture) for picture in pictures}) == len(pictures)
+    pictures = [server.view(image) for output in outputs.values() for image in output.get("images", ())]
+    # A replayed plan gives the same picture bit for bit; all others are pictures of their own.
+    expected = {"save_and_replay_a_plan": 1}.get(path.stem, len(pictures))
+    assert pictures and len(set(pictures)) == expected
 
 
 def test_template_browser_finds_them_with_their_thumbnails(server: ComfyServer) -> None:

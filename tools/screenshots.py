@@ -2,7 +2,8 @@
 
     screenshots.py [--run] [WORKFLOW.json ...]
 
-``--run`` also queues the workflow from the page and takes a second picture when it has finished. Chromium is the one
+Every picture is taken in both of the page's renderers. ``--run`` also queues the workflow from the page and takes
+pictures in the middle of the run, when it has finished, and of the routing map at 100 % and 50 %. Chromium is the one
 in $CHROMIUM, else the system's.
 """
 
@@ -36,6 +37,8 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
 ]
 WINDOW = {"width": 2560, "height": 1440}
+RENDERERS = ("LiteGraph", "Nodes 2.0")
+MAPS = "window.app.graph.nodes.map(n => n.widgets?.find(w => w.name === 'routing_map')?.value).filter(Boolean)"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -89,6 +92,12 @@ def open_page(server: ComfyServer) -> Iterator[Any]:
             browser.close()
 
 
+def use_renderer(page: Any, name: str) -> None:
+    """Draw nodes on the canvas ("LiteGraph") or as page elements ("Nodes 2.0")."""
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", name == "Nodes 2.0")
+    page.wait_for_timeout(500)
+
+
 def load_workflow(page: Any, workflow: dict[str, Any], name: str) -> None:
     """Load a UI-format workflow under ``name`` and show all of it."""
     page.evaluate("([graph, name]) => window.app.loadGraphData(graph, true, true, name)", [workflow, name])
@@ -98,23 +107,79 @@ def load_workflow(page: Any, workflow: dict[str, Any], name: str) -> None:
     page.wait_for_timeout(1500)
 
 
-def run_workflow(page: Any, timeout_s: float) -> None:
-    """Queue the loaded workflow as the Run button does and wait until the queue is empty.
+def start_workflow(page: Any) -> None:
+    """Queue the loaded workflow as the Run button does; ``finish_workflow`` waits for its end."""
+    page.evaluate(
+        """() => {
+        const api = window.app.api
+        const ended = new Promise(resolve => {
+            api.addEventListener('execution_success', () => resolve(null))
+            const said = ({ detail }) => `${detail.node_type}: ${detail.exception_message}`
+            api.addEventListener('execution_error', event => resolve(said(event)))
+            window.app.queuePrompt(0).then(ok => { if (!ok) resolve('the server refused the workflow') })
+        })
+        window.endOfRun = () => ended
+    }"""
+    )
+
+
+def finish_workflow(page: Any, timeout_s: float) -> None:
+    """Wait until what ``start_workflow`` queued has finished.
 
     Raises:
         RuntimeError: the run failed; the message is the host's.
     """
-    finished = """() => new Promise(resolve => {
-        const api = window.app.api
-        api.addEventListener('execution_success', () => resolve(null))
-        api.addEventListener('execution_error', e => resolve(`${e.detail.node_type}: ${e.detail.exception_message}`))
-        window.app.queuePrompt(0).then(ok => { if (!ok) resolve('the server refused the workflow') })
-    })"""
     page.set_default_timeout(timeout_s * 1000)
-    error = page.evaluate(finished)
+    error = page.evaluate("() => window.endOfRun()")
     if error:
         raise RuntimeError(error)
     page.wait_for_timeout(4000)  # until the notice that the job was queued is gone
+
+
+def wait_for_half_a_map(page: Any, timeout_s: float) -> None:
+    """Wait until some routing map shows half of its steps, or the run is over because nothing was routed."""
+    page.evaluate("() => { window.isOver = false; window.endOfRun().then(() => { window.isOver = true }) }")
+    half = f"{MAPS}.some(map => map.run && !map.finished && 2 * Object.keys(map.columns).length >= map.steps)"
+    page.wait_for_function(f"() => window.isOver || {half}", timeout=timeout_s * 1000)
+
+
+def show_closely(page: Any, node_type: str, scale: float) -> None:
+    """Zoom to a node of that type: 1 is the size at which texts are meant to be read."""
+    page.evaluate(
+        """([type, scale]) => {
+        const { canvas } = window.app, node = window.app.graph.nodes.find(n => n.type === type)
+        canvas.ds.scale = scale
+        canvas.centerOnNode(node)
+        canvas.setDirty(true, true)
+    }""",
+        [node_type, scale],
+    )
+    page.wait_for_timeout(800)
+
+
+def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
+    """Pictures of one workflow in both renderers; with ``run`` also in the middle of its run and after."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    for renderer in RENDERERS:
+        for node in workflow["nodes"]:
+            if node["type"] in ("KSampler", "MetricGuidedSampler"):
+                node["widgets_values"][0] += 1  # a new seed: what the server remembers is not sampled again
+        use_renderer(page, renderer)
+        name = f"{path.stem}_{renderer.replace(' ', '_').replace('.', '').lower()}"
+        load_workflow(page, workflow, path.stem)
+        save(page, target / f"{name}.png")
+        if not run:
+            continue
+        print(f"Running {path.name} ...", flush=True)
+        start_workflow(page)
+        wait_for_half_a_map(page, timeout_s=600)
+        save(page, target / f"{name}_running.png")
+        finish_workflow(page, timeout_s=600)
+        save(page, target / f"{name}_finished.png")
+        if any(node["type"] == "KLLayerRouter" for node in workflow["nodes"]):
+            for scale in (1.0, 0.5):
+                show_closely(page, "KLLayerRouter", scale)
+                save(page, target / f"{name}_map_{scale * 100:.0f}.png")
 
 
 def main() -> None:
@@ -136,12 +201,7 @@ def main() -> None:
     print("Starting ComfyUI ...", flush=True)
     with ComfyServer(host, base) as server, open_page(server) as page:
         for path in workflows:
-            load_workflow(page, json.loads(path.read_text(encoding="utf-8")), path.stem)
-            save(page, target / f"{path.stem}.png")
-            if options.run:
-                print(f"Running {path.name} ...", flush=True)
-                run_workflow(page, timeout_s=600)
-                save(page, target / f"{path.stem}_finished.png")
+            take_pictures(page, path, target, run=options.run)
 
 
 def save(page: Any, path: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_layer_that_never_ran_is_named(setting):
     _, fused = setting
     made, _ = steps_of(fused)
     live = attachment_of(fused).live
-    samples, record = live._records[-1]
-    live._records[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]))
+    samples, record, plan = live._records[-1]
+    live._records[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
     baked, _ = bake(fused, None, made, EXACT)
     assert baked.left_out == {record.layers[0]: "it did not run while the picture was sampled"}

@@ -9,6 +9,7 @@ import pytest
 from comfy_server import ComfyServer, WorkflowError
 from host_base import make_base
 from lora_conductor.fusion.policies import KLSoft
+from lora_conductor.fusion.refinement import Refinement
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.fusion_patch import add_loras, attachment_of, set_policy
 from lora_conductor.host.live import find_module
@@ -169,8 +170,8 @@ def test_two_subjects_are_one_branch_of_a_soft_policy(tmp_path, record_property,
         loras.append((patches, role, strength))
         (delta,) = patches.routed.values()
         dense[role] = dense.get(role, 0.0) + strength * delta.dense().numpy()
-    policy = KLSoft(temperature=0.7, balance=0.3, tokens=0, score_name=score.__name__)
-    fused = set_policy(add_loras(model, loras), policy)
+    policy = KLSoft(temperature=0.7, tokens=0, score_name=score.__name__)
+    fused = set_policy(add_loras(model, loras), policy, Refinement(lean=0.3))
     module, seen = find_module(model.model, key.removesuffix(".weight")), []
     hook = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].clone(), output.clone())))
     made = tiny.sample(fused)

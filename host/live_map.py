@@ -1,0 +1,127 @@
+"""The routing map while it is being drawn: what was decided, as events to the page that queued the run.
+
+An event goes out at most :data:`RATE` times a second, and only while that page is connected. Nobody waits for the
+device: a step's numbers are copied to the host when the step is over, and read once they have arrived.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy_execution.utils import get_executing_context
+from torch import Tensor
+
+from ..fusion.record import RoutingRecord
+from .map_codes import encode
+from .map_columns import Columns
+from .run import Run
+
+EVENT = "lora_conductor.routing"
+RATE = 4.0  # events a second
+
+
+def page_of_prompt() -> tuple[Any, Any, str | None]:
+    """The server, the socket of the page that queued the running prompt (None if it is not there), and its id.
+
+    Without a server (core's samplers called from a script) all three are None.
+    """
+    from server import PromptServer
+
+    server: Any = getattr(PromptServer, "instance", None)
+    client = getattr(server, "client_id", None)
+    return server, server.sockets.get(client) if client else None, client
+
+
+@dataclass(eq=False)
+class LiveMap:
+    """Tells the page about one run.
+
+    Attributes:
+        run: the run.
+        node: execution id of the node that shows the map ("1:2:3" inside subgraphs).
+        header: policy and LoRAs, as in the routing record.
+    """
+
+    run: Run
+    node: str
+    header: dict[str, Any]
+    _id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    _columns: Columns = field(default_factory=Columns)
+    _fetched: int = 0
+    _sent: dict[str, int] = field(default_factory=lambda: {"layers": 0, "steps": 0})
+    _page: Any = None
+    _next: float = 0.0
+
+    def watching(self, callback: Callable[..., Any] | None) -> Callable[..., Any]:
+        """The sampler's callback, with a look at the clock after it."""
+
+        def watch(*args: Any) -> Any:
+            result = callback(*args) if callback is not None else None
+            self._tick()
+            return result
+
+        return watch
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if now < self._next:
+            return
+        self._next = now + 1 / RATE
+        if not self._connected():
+            return
+        done = [call for call in self.run.calls[self._fetched :] if call.step < self.run.step]
+        self._fetched += len(done)
+        self._columns.fetch(done)
+        self._send(self._columns.layers, self._columns.take_arrived(self._sent["steps"]), finished=False)
+
+    def finish(self, record: RoutingRecord) -> None:
+        """The run is over: send whatever the page has not seen yet, from the record itself."""
+        if record.layers and self._connected():
+            columns = torch.cat([record.weights, record.scores]).permute(2, 0, 1)
+            self._send(record.layers, dict(enumerate(columns)), finished=True)
+
+    def _connected(self) -> bool:
+        """Whether anybody is there; a page that was reloaded is told everything again."""
+        _, page, _ = page_of_prompt()
+        if page is not None and page is not self._page:
+            self._sent = {"layers": 0, "steps": 0}
+        self._page = page
+        return page is not None
+
+    def _send(self, layers: tuple[str, ...] | list[str], columns: dict[int, Tensor], *, finished: bool) -> None:
+        server, _, client = page_of_prompt()
+        new = {step: values for step, values in columns.items() if step >= self._sent["steps"]}
+        if not (new or finished):
+            return
+        first = self._sent["layers"]
+        message: dict[str, Any] = {
+            "node": self.node,
+            **_prompt(server),
+            "run": self._id,
+            "steps": self.run.steps,
+            "first_layer": first,
+            "layers": list(layers[first:]),
+            "columns": {str(step): encode(values) for step, values in new.items()},
+            "finished": finished,
+        }
+        if first == 0:
+            message["policy"] = self.header["policy"]["policy"]
+            message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in self.header["loras"]]
+        self._sent = {"layers": len(layers), "steps": max(new, default=self._sent["steps"] - 1) + 1}
+        server.send_sync(EVENT, message, client)
+
+
+def _prompt(server: Any) -> dict[str, str | None]:
+    """Ids of the running prompt, and of the workflow it was made from: the page may show another one by now."""
+    context = get_executing_context()
+    prompt = context.prompt_id if context is not None else None
+    for _, prompt_id, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
+        if prompt_id == prompt:
+            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+            return {"prompt": prompt, "workflow": workflow.get("id")}
+    return {"prompt": prompt, "workflow": None}
