@@ -22,8 +22,9 @@ setup: ## virtual environment and ComfyUI
 demo: setup ## this subject in that style, by the real ComfyUI, into output/
 	@$(RUN)/python benchmarks/emoji/demo.py $(ARGS)
 
-test: setup ## all tests, against the real ComfyUI
-	@$(RUN)/pytest $(ARGS)
+test: export OMP_NUM_THREADS ?= 1
+test: setup ## all tests, against the real ComfyUI; one process a core
+	@$(RUN)/pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup ## style, types, import arrows
 	@$(RUN)/ruff check .

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,16 @@ def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
     """A running ComfyUI with this pack and the small world; one for the whole session."""
     with ComfyServer(host.path, make_base(tmp_path_factory.mktemp("server"))) as running:
         yield running
+
+
+@pytest.fixture
+def record_property(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Pytest's own, with plain numbers: NumPy's cannot travel from one process of the tests to another."""
+
+    def record(name: str, value: object) -> None:
+        request.node.user_properties.append((name, float(value) if isinstance(value, float) else value))
+
+    return record
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
