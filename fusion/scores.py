@@ -35,7 +35,7 @@ def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
 def half_variance(base: Tensor, delta: Tensor) -> Tensor:
     """``Var_p(h) / 2`` with ``p = softmax(F)``: the second-order form of :func:`kl_softmax`.
 
-    One softmax serves all LoRAs of a layer; within 1% of the KL while ``|h| < 0.5 |F|``.
+    Within 1% of the KL while ``|h| < 0.5 |F|``.
     """
     p = torch.softmax(base.float(), dim=-1)
     delta = delta.float()
