@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .grid import blurred, grid_of
 from .policies.base import ScoredPolicy
 from .probe import Probe
 from .refinement import OWN, Refinement
-from .scores import SCORES
+from .sampling import take
+from .scores import SCORES, Score, relative_energy
 from .segment import Segment
 from .segments import ROLES
 
@@ -45,21 +47,25 @@ def measure(
 def _scores(
     policy: ScoredPolicy, settings: Refinement, segment: Segment, probe: Probe, latent: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    chosen = policy.score if settings.score == OWN else settings.score
-    score, tokens = SCORES[chosen], probe.base.shape[1]
-    stride = max(1, tokens // policy.max_tokens) if policy.max_tokens else 1
-    if settings.granularity == "token" and tokens > 1:
+    score = SCORES[policy.score if settings.score == OWN else settings.score]
+    if settings.granularity == "token" and probe.base.shape[1] > 1:
         base = probe.base[:, :, None]
-        grid = grid_of(tokens, probe.space or latent)
-        each = {role: score(base, probe.delta(role)[:, :, None]) for role in ROLES}
+        each = _by_role(score, base, [probe.delta(role)[:, :, None] for role in ROLES])
+        grid = grid_of(probe.base.shape[1], probe.space or latent)
         return {role: blurred(values, settings.blur, grid)[..., None] for role, values in each.items()}
-    base = probe.base[:, ::stride]
+    base = take(probe.base, policy.max_tokens)
     if settings.granularity == "head" and segment.head_width:
         heads = (-1, segment.head_width)
         base = base.unflatten(-1, heads).transpose(1, 2)
-        deltas = {role: probe.delta(role, stride).unflatten(-1, heads).transpose(1, 2) for role in ROLES}
-        return {role: score(base, delta)[:, None] for role, delta in deltas.items()}
-    if chosen == "energy":
+        deltas = [probe.delta(role, policy.max_tokens).unflatten(-1, heads).transpose(1, 2) for role in ROLES]
+        return {role: values[:, None] for role, values in _by_role(score, base, deltas).items()}
+    if score is relative_energy:
         loudness = base.float().square().sum((-2, -1)).clamp_min(1e-12)
-        return {role: (e / loudness)[:, None, None] for role, e in probe.energies(stride).items()}
-    return {role: score(base, probe.delta(role, stride))[:, None, None] for role in ROLES}
+        return {role: (e / loudness)[:, None, None] for role, e in probe.energies(policy.max_tokens).items()}
+    deltas = [probe.delta(role, policy.max_tokens) for role in ROLES]
+    return {role: values[:, None, None] for role, values in _by_role(score, base, deltas).items()}
+
+
+def _by_role(score: Score, base: Tensor, deltas: list[Tensor]) -> dict[str, Tensor]:
+    """The score of each role's delta; what it asks of the base alone is computed once for both."""
+    return dict(zip(ROLES, score(base, torch.stack(deltas)), strict=True))

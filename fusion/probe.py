@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bypasses import like
+from .sampling import take
 from .segment import Segment
 from .segments import ROLES
 
@@ -42,27 +43,27 @@ class Probe:
         start = self._layer._bypass(index).start
         return self._beside[index][..., self.segment.start - start : self.segment.stop - start]
 
-    def delta(self, role: str, stride: int = 1) -> Tensor:
-        """What a role's LoRAs add to every ``stride``-th token, ``[batch, tokens / stride, channels]``."""
-        parts = [self.beside(i)[:, ::stride] for i in self.segment.bypasses.get(role, ())]
+    def delta(self, role: str, tokens: int = 0) -> Tensor:
+        """What a role's LoRAs add to that many tokens, 0 for all, ``[batch, tokens, channels]``."""
+        parts = [take(self.beside(i), tokens) for i in self.segment.bypasses.get(role, ())]
         if role in self.segment.rows:
             assert self.hidden is not None
             columns = self.segment.columns(role)
-            thin = self.hidden[:, ::stride, columns]
+            thin = take(self.hidden[..., columns], tokens)
             parts.insert(0, F.linear(thin, like(self._layer.up(self.segment)[:, columns], thin)))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
         return total
 
-    def energies(self, stride: int = 1) -> dict[str, Tensor]:
-        """``||h||^2`` of both roles over every ``stride``-th token, ``[batch]`` float32.
+    def energies(self, tokens: int = 0) -> dict[str, Tensor]:
+        """``||h||^2`` of both roles over that many tokens, 0 for all, ``[batch]`` float32.
 
         Low-rank deltas are not unfolded for it: ``||B z||^2 = z^T (B^T B) z``.
         """
         if self.segment.bypasses or self.hidden is None:
-            return {role: self.delta(role, stride).float().square().sum((-2, -1)) for role in ROLES}
-        thin = self.hidden[:, ::stride].float()
+            return {role: self.delta(role, tokens).float().square().sum((-2, -1)) for role in ROLES}
+        thin = take(self.hidden, tokens).float()
         gram = self._layer.get_parameter(f"gram_{self.segment.start}").to(thin.device)
         products = (thin @ gram).mul_(thin).sum(1)
         return {role: products[:, self.segment.columns(role)].sum(-1) for role in ROLES}

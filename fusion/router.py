@@ -151,8 +151,7 @@ class Router:
                 subject, style = self._scheduled(segment.name, self.context)
             subject, style = self.refinement.bounded((subject, style))
             if self.refinement.cap:
-                stride = max(1, probe.base.shape[1] // CAP_TOKENS) if _per_sample(subject) else 1
-                features = (probe.delta(role, stride) for role in ROLES)
+                features = (probe.delta(role, CAP_TOKENS if _per_sample(subject) else 0) for role in ROLES)
                 subject, style = self.refinement.capped((subject, style), *features)
         weights: dict[str, Weight] = {"subject": subject, "style": style}
         # A weight for every token of every layer and step would fill the memory: their mean is kept.

@@ -1,8 +1,8 @@
 """How far a LoRA moves a layer's features: the scores that routing is decided by.
 
-Every score takes ``base`` ``[..., tokens, channels]`` (the layer's output without LoRAs) and ``delta`` of the same
-shape (what one LoRA adds to it) and gives float32 values ``[...]``, one per sample for ``[batch, tokens, channels]``.
-Larger means moved further.
+Every score takes ``base`` ``[..., tokens, channels]`` (the layer's output without LoRAs) and ``delta`` (what LoRAs add
+to it), which may have more dimensions in front, such as one for the LoRAs. It gives float32 values ``[...]``, one per
+sample and LoRA for ``[2, batch, tokens, channels]``. Larger means moved further.
 """
 
 from __future__ import annotations

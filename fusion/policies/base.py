@@ -69,7 +69,7 @@ class ScoredPolicy(Policy):
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a layer are scored at most, on a fixed stride; 0 scores all of them."""
+        """How many tokens of a layer are scored at most, spread over the picture; 0 scores all of them."""
         return 0
 
     def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,19 @@ from .base import ScoredPolicy, StepContext
 
 @dataclass(frozen=True)
 class HardChoice(ScoredPolicy):
-    """The branch with the larger score takes the whole layer, ties go to the subject (Eq. 13)."""
+    """The branch with the larger score takes the whole layer, ties go to the subject (Eq. 13).
+
+    Attributes:
+        tokens: how many tokens are scored at most, 0 for all. Their mean stands for the mean over all.
+    """
 
     hard: ClassVar[bool] = True
+
+    tokens: int = 256
+
+    @property
+    def max_tokens(self) -> int:
+        return self.tokens
 
     def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
         wins = (log_ratio + lean >= 0).to(log_ratio.dtype)
@@ -27,7 +37,7 @@ class HardChoice(ScoredPolicy):
 class Paper(HardChoice):
     """Eq. 9-13 of arXiv 2602.15539: the LoRA with the larger KL takes the whole layer.
 
-    Where the paper is silent: softmax over channels, mean over all tokens, one decision per layer, step and sample,
+    Where the paper is silent: softmax over channels, mean over tokens, one decision per layer, step and sample,
     conditional and unconditional apart. No balance, no smoothing, no time term. A layer that only one LoRA touches is
     given to it.
     """

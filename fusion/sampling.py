@@ -1,0 +1,38 @@
+"""Which tokens are looked at, where looking at all of them would cost too much."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def spread(tokens: int, most: int) -> list[int]:
+    """Positions of ``most`` tokens in order, one in each of as many equal runs; all of them when there are no more.
+
+    Their places within the runs are random, the same ones every time. At a fixed stride they would be a few columns of
+    the picture wherever the stride and its width are commensurate: its left edge, for 64 of 4096 tokens.
+    """
+    if not most or tokens <= most:
+        return list(range(tokens))
+    place = random.Random(0)  # noqa: S311 - to spread, not to hide
+    borders = [i * tokens // most for i in range(most + 1)]
+    return [place.randrange(start, stop) for start, stop in zip(borders, borders[1:], strict=False)]
+
+
+def take(features: Tensor, most: int) -> Tensor:
+    """At most that many tokens of ``[batch, tokens, channels]``; a view of all if there are no more. 0 for all."""
+    tokens = features.shape[1]
+    if not most or tokens <= most:
+        return features
+    return features.index_select(1, _positions(tokens, most, features.device))
+
+
+@lru_cache(maxsize=256)
+def _positions(tokens: int, most: int, device: torch.device) -> Tensor:
+    # Sent to the device once: a copy in every call would make the host wait. Not an inference tensor, so that calls
+    # that are differentiated can use it as well.
+    with torch.inference_mode(False):
+        return torch.tensor(spread(tokens, most), device=device)
