@@ -163,6 +163,10 @@ class Replay(Policy):
 
     plan: Plan
 
+    @property
+    def own_emphasis(self) -> float:
+        return float(self.plan.policy.get("emphasis", 1.0))
+
     def settings(self) -> dict[str, Any]:
         return {"policy": self.name, "plan": self.plan.digest, "of": self.plan.policy}
 

@@ -46,6 +46,8 @@ class Refinement:
         start, end: part of the steps (0 to 1) that is routed; outside it both LoRAs are on, whole.
         freeze_after: number of routed steps after which nothing is measured any more: what the policy makes of the
             mean so far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
+        emphasis: how often the LoRAs' effect counts in the picture under classifier-free guidance (:mod:`.emphasis`); 0
+            for the policy's own.
         cap: largest norm of what both add to a layer, in multiples of the louder one alone; 0 for no limit.
     """
 
@@ -65,6 +67,7 @@ class Refinement:
     end: float = 1.0
     cap: float = 0.0
     freeze_after: int = 0
+    emphasis: float = 0.0
 
     def __post_init__(self) -> None:
         if self.score not in (OWN, *SCORES):
@@ -72,7 +75,9 @@ class Refinement:
         if self.granularity not in GRANULARITIES:
             raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {self.granularity!r}")
         bounds = {"even_out": (0, 1), "floor": (0, 1), "smoothing": (0, 0.99), "start": (0, 1), "end": (0, 1)}
-        bounds |= {name: (0, math.inf) for name in ("hysteresis", "layer_prior", "blur", "cap", "freeze_after")}
+        bounds |= {
+            name: (0, math.inf) for name in ("hysteresis", "layer_prior", "blur", "cap", "freeze_after", "emphasis")
+        }
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .attention import attention_group
+from .emphasis import Emphasis, effective, negative_share
 from .layers import FusedLayer
 from .measuring import Measured, measure
 from .memory import Batch
@@ -83,6 +84,8 @@ class Router:
         prepared: what :func:`prepare` gave for both.
         context: where in the run the calls are; the run moves it on.
         latent: size of the latent, ``(..., height, width)``.
+        cfg: scale of the run's classifier-free guidance.
+        fixed: once nothing is decided any more, the weights (subject, style) by segment.
         role: in a pass of the whole model with one role's LoRAs alone, that role.
         decisions: of the present call, in the order they were made.
     """
@@ -92,6 +95,8 @@ class Router:
     prepared: Prepared = Prepared()
     context: StepContext = StepContext(0, 1)
     latent: tuple[int, ...] = ()
+    cfg: float = 1.0
+    fixed: Mapping[str, tuple[float, float]] | None = None
     role: str | None = None
     decisions: list[Decision] = field(default_factory=list)
     _batch: Batch = Batch()
@@ -102,6 +107,24 @@ class Router:
 
     def __post_init__(self) -> None:
         self._steady = Steady(self.refinement)
+        self._emphasis = Emphasis(negative_share(self._asked_emphasis, self.cfg))
+
+    @property
+    def _asked_emphasis(self) -> float:
+        return self.refinement.emphasis or self.policy.own_emphasis
+
+    @property
+    def tells_passes_apart(self) -> bool:
+        """Whether the negative prompt's pass gets other weights than the positive one's."""
+        return self._emphasis.share != 1.0
+
+    def go_to(self, step: int, sigmas: Sequence[float]) -> None:
+        """The calls to come belong to that step."""
+        self.context = self.context_of(step, sigmas)
+
+    def context_of(self, step: int, sigmas: Sequence[float]) -> StepContext:
+        """Where that step lies; ``sigmas`` are the run's noise levels, one more than it has steps."""
+        return StepContext(step, max(1, len(sigmas) - 1), sigmas[step], effective(self._asked_emphasis, self.cfg))
 
     def open_call(self, batch: Batch) -> tuple[int, ...]:
         """A model call begins; ``batch`` says what it computes.
@@ -110,6 +133,7 @@ class Router:
             For each condition, how often it has been computed in this step before.
         """
         self._batch = batch
+        self._emphasis.open_call(batch)
         self._times_called, self._of_group = {}, {}
         self.decisions = []
         self._steady.memory.go_to(self.context.step)
@@ -129,10 +153,16 @@ class Router:
 
     def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
         """Weights of a segment's branches (see ``FusedLayer.fuse``). Nothing is read back to the host."""
+        return self._emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
+
+    def _decided(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
+        """The weights before emphasis: those that are recorded, planned and baked."""
         if self.role is not None:
             return {other: float(other == self.role) for other in ROLES}
         if not segment.shared:
             return {}
+        if self.fixed is not None:
+            return dict(zip(ROLES, self.fixed.get(segment.name, (1.0, 1.0)), strict=True))
         measured: Measured | None = None
         subject: Weight
         style: Weight

@@ -47,6 +47,11 @@ def bake_to_file(
         notes.append("text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP")
     if isinstance(policy, PassPolicy):
         notes.append(f"'{policy.name}' runs the model once per LoRA; a file can only hold the mean of its LoRAs")
+    if spec is not None and spec.emphasis != 1.0 and record is not None:
+        notes.append(
+            "emphasis: the router leaves part of the LoRAs out of the negative prompt's pass, a file cannot. Set its "
+            "emphasis to 1 and sample again to see and bake what the file will do"
+        )
     if _others_patch(model, parents):
         notes.append("LoRAs from other loaders on this model are no part of the file: keep loading them")
     return file, bake_report(baked, file, _weights_in_words(record, settings, policy), notes)

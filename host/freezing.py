@@ -23,14 +23,21 @@ Weights = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Frozen:
-    """A clone of the run's model that carries weights of the LoRAs as weight patches, loaded; and since which step."""
+    """Decisions that hold for the rest of a run, since which step.
 
-    model: ModelPatcher
+    Attributes:
+        model: a clone of the run's model that carries the LoRAs so weighted as weight patches, loaded. None where
+            they are added while sampling as before, because passes differ in them.
+    """
+
+    model: ModelPatcher | None
     step: int
     weights: Weights
 
     def thaw(self, model: ModelPatcher) -> None:
         """Load the run's own patcher again: its weights are as they were."""
+        if self.model is None:
+            return
         comfy.model_management.load_models_gpu([model])
 
 

@@ -93,6 +93,14 @@ class FusionSpec:
         return prepare(self.policy, self.refinement, self.layers)
 
     @property
+    def emphasis(self) -> float:
+        """How often the LoRAs' effect is to count in the picture.
+
+        A policy's own is for fusing: one LoRA alone stays what core's loader makes of it.
+        """
+        return self.refinement.emphasis or (self.policy.own_emphasis if self.has_both_roles else 1.0)
+
+    @property
     def shared_layers(self) -> int:
         return sum(any(segment.shared for segment in layer.segments) for layer in self.layers)
 
@@ -185,7 +193,7 @@ def _attach(
 ) -> None:
     _detach(model, held)
     now = Attachment(policy, refinement, spec, shown_on=held.shown_on)
-    if spec is not None and isinstance(spec.policy, StaticPolicy) and not always_live:
+    if spec is not None and isinstance(spec.policy, StaticPolicy) and not (always_live or _in_live_sum(spec)):
         now.merged = merged_patches(spec)
         for patches, strength in now.merged:
             model.add_patches(patches, strength)
@@ -196,6 +204,12 @@ def _attach(
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, now.live.apply_model)
         model.set_additional_models(key, [spec.bank.clone()])
     model.set_attachments(ATTACHMENT, now)
+
+
+def _in_live_sum(spec: FusionSpec) -> bool:
+    """Whether the plain sum has to run live: what is merged beforehand is the same in every pass."""
+    policy = spec.policy
+    return isinstance(policy, StaticPolicy) and policy.is_sum and spec.refinement.emphasis not in (0.0, 1.0)
 
 
 def _detach(model: ModelPatcher, held: Attachment) -> None:

@@ -25,7 +25,7 @@ from ..fusion.record import RoutingRecord
 from ..fusion.router import Router
 from ..fusion.segment import Segment, Weight
 from .errors import ConductorError
-from .freezing import freeze
+from .freezing import Frozen, freeze
 from .live_map import LiveMap
 from .plan_fit import check_plan
 from .run import Run
@@ -66,7 +66,9 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
-        run = Run(self._router(), tuple(sigmas.tolist()), lambda: guider.conds)
+        # Guiders of other kinds than core's combine their passes in ways of their own; none of them is told apart.
+        cfg = float(getattr(guider, "cfg", 1.0))
+        run = Run(self._router(cfg), tuple(sigmas.tolist()), lambda: guider.conds)
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
@@ -108,15 +110,20 @@ class LiveFusion:
         return output
 
     def _frozen(self, run: Run, x: Tensor) -> bool:
-        """Whether the decisions are weight patches by now; makes them so when it is time."""
+        """Whether the decisions are weight patches by now; settles them, as those if they can be, when it is time."""
         after = self.spec.refinement.freeze_step(run.steps)
         if after is None or run.step < after or isinstance(self.spec.policy, PassPolicy | StaticPolicy):
             return False
         if run.frozen is None:
-            assert self._guider is not None
-            patcher, beside = self._guider.model_patcher, self._guider.loaded_models
-            run.frozen = freeze(patcher, beside, self.spec, run.settle(), run.step, x.shape)
-        return True
+            weights = run.settle()
+            if run.router.tells_passes_apart:
+                run.router.fixed = weights
+                run.frozen = Frozen(None, run.step, weights)
+            else:
+                assert self._guider is not None
+                patcher, beside = self._guider.model_patcher, self._guider.loaded_models
+                run.frozen = freeze(patcher, beside, self.spec, weights, run.step, x.shape)
+        return run.frozen.model is not None
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:
@@ -228,8 +235,9 @@ class LiveFusion:
             "scaled or changed; if the sampler was cached, change its seed and queue again."
         )
 
-    def _router(self) -> Router:
-        return Router(self.spec.policy, self.spec.refinement, self.spec.prepared)
+    def _router(self, cfg: float = 1.0) -> Router:
+        spec = self.spec
+        return Router(spec.policy, spec.refinement, spec.prepared, cfg=cfg if spec.emphasis != 1.0 else 1.0)
 
     def _check(self) -> None:
         spec = self.spec

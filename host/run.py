@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..fusion.memory import Batch
 from ..fusion.plan import Plan, Replay
-from ..fusion.policies import ScoredPolicy, StepContext
+from ..fusion.policies import ScoredPolicy
 from ..fusion.record import RoutingRecord
 from ..fusion.recording import CallDecisions, log_ratios_of, plan_of, read_back, record_of
 from ..fusion.router import Router
@@ -62,8 +62,7 @@ class Run:
         return self.router.context.step
 
     def _go_to(self, step: int) -> None:
-        step = min(step, self.steps - 1)
-        self.router.context = StepContext(step, self.steps, self.sigmas[step])
+        self.router.go_to(min(step, self.steps - 1), self.sigmas)
 
     def counting(self, callback: Callable[..., Any] | None) -> Callable[..., Any]:
         """The sampler's callback, counting steps on its way."""
@@ -134,6 +133,6 @@ class Run:
             assert policy.plan.frozen is not None
             return dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
         middle = round((self.step + self.steps - 1) / 2)
-        at = StepContext(middle, self.steps, self.sigmas[middle])
+        at = self.router.context_of(middle, self.sigmas)
         ratios = log_ratios_of(read_back(self.calls))
         return {name: self.router.settled(name, ratio, at) for name, ratio in ratios.items()}

@@ -10,7 +10,7 @@ from ..host.calibration import calibrated_by_prompts
 from ..host.fusion_patch import set_policy, show_on
 from ..host.plans import replaying
 from .common import CATEGORY, RoutingPlan
-from .router_settings import policy_inputs, settings_inputs
+from .router_settings import emphasis_input, policy_inputs, settings_inputs
 
 CHOICES = ["recommended", *POLICIES, SSRMerge.name]
 
@@ -51,6 +51,7 @@ class KLLayerRouter(io.ComfyNode):
                 io.Latent.Input(
                     "latent", optional=True, tooltip="ssr_merge: an empty latent of the size that will be sampled."
                 ),
+                emphasis_input(),
             ],
             outputs=[io.Model.Output("MODEL", tooltip="The model with this policy set.")],
             hidden=[io.Hidden.unique_id],

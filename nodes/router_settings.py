@@ -108,11 +108,27 @@ def settings_inputs() -> list[io.Input]:
             max=10000,
             optional=True,
             advanced=True,
-            tooltip="Measure in this many steps, then settle the rest of the run at once as ordinary weight patches: "
-            "it costs nothing any more. 0 measures in every step. Does not concern switch, composite and the policies "
-            "that merge before sampling.",
+            tooltip="Measure in this many steps, then settle the rest of the run at once; where both prompts get the "
+            "same (emphasis 1, or no CFG), as ordinary weight patches, at no cost. 0 measures in every step. Does not "
+            "concern switch, composite and the policies that merge before sampling.",
         ),
     ]
+
+
+def emphasis_input() -> io.Input:
+    """Of its own, since it came after the router's sockets."""
+    return io.Float.Input(
+        "emphasis",
+        default=NEUTRAL.emphasis,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        optional=True,
+        advanced=True,
+        tooltip="How many times what the LoRAs do counts in the picture. 1: once, as with ordinary loaders. 2: twice, "
+        "by leaving that much of it out of the negative prompt's pass. 0: what suits the policy. At CFG 1 nothing "
+        "changes. Policies that merge before sampling cannot do it, except sum.",
+    )
 
 
 def policy_inputs(choices: list[str]) -> list[io.Input]:

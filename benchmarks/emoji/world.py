@@ -26,6 +26,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TUNE = ("panda", "octopus", "pizza", "rocket", "guitar", "pile-of-poo")
 TEST = ("fox", "sunflower", "hamburger", "sailboat", "alien", "crown")
+# Kept for the last: no setting, no default and no prompt was chosen with these in sight.
+FRESH = (
+    "penguin", "elephant", "tiger-face", "frog", "strawberry", "pineapple", "grapes", "bus", "police-car",
+    "smiling-face-with-sunglasses", "skull", "soccer-ball",
+)  # fmt: skip
 STYLES = ("openmoji", "fluent-emoji-high-contrast")
 STEPS, CFG = 16, 2.5
 

@@ -24,11 +24,13 @@ class StepContext:
         step: index of the sampling step, from 0.
         steps: how many there are.
         sigma: noise level of the step.
+        emphasis: how often the LoRAs' effect counts in the picture (:mod:`..emphasis`).
     """
 
     step: int
     steps: int
     sigma: float = 0.0
+    emphasis: float = 1.0
 
     @property
     def progress(self) -> float:
@@ -46,6 +48,11 @@ class Policy:
     """Base of all policies."""
 
     name: ClassVar[str] = ""
+
+    @property
+    def own_emphasis(self) -> float:
+        """How often the LoRAs' effect counts in the picture (:mod:`..emphasis`) unless the user says otherwise."""
+        return 1.0
 
     def settings(self) -> dict[str, Any]:
         """Name and settings, as JSON."""

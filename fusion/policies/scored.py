@@ -136,13 +136,16 @@ class Balanced(ScoredPolicy):
 
     At r = 0 both weights are ``drive``; at evenness 1 both LoRAs are equally loud in a layer when b = 0, however
     strong their files are. Composition is set in the first steps and texture in the last (K-LoRA's finding), hence
-    the hand-over.
+    the hand-over. The negative prompt's pass gets less of the LoRAs than the positive one, so that classifier-free
+    guidance strengthens what they do; that needs less weight than pushing both passes.
 
     Attributes:
         evenness: 0 ignores loudness, 1 evens it out.
         subject_lead: how far the subject leads at the first step, in factors of e of energy.
         style_lead: how far the style leads at the last step.
-        drive: weight of each when neither leads.
+        drive: weight of each when neither leads and their effect counts once.
+        emphasis: how often it should count.
+        emphasised_drive: weight of each when it counts that often; in between, weights are interpolated.
         tokens: how many tokens of a layer are measured at most.
     """
 
@@ -152,11 +155,18 @@ class Balanced(ScoredPolicy):
     subject_lead: float = 1.0
     style_lead: float = 3.0
     drive: float = 1.4
+    emphasis: float = 2.5
+    emphasised_drive: float = 1.0
     tokens: int = 64
 
     def __post_init__(self) -> None:
-        if not self.drive > 0:
-            raise ValueError(f"drive must be above 0, got {self.drive}")
+        for name in ("drive", "emphasis", "emphasised_drive"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    @property
+    def own_emphasis(self) -> float:
+        return self.emphasis
 
     @property
     def score(self) -> str:
@@ -169,4 +179,11 @@ class Balanced(ScoredPolicy):
     def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
         lead = -self.subject_lead + (self.subject_lead + self.style_lead) * context.along
         r = (self.evenness * log_ratio + lead - lean) / 2
-        return 2 * self.drive * torch.sigmoid(-r), 2 * self.drive * torch.sigmoid(r)
+        drive = self._drive(context.emphasis)
+        return 2 * drive * torch.sigmoid(-r), 2 * drive * torch.sigmoid(r)
+
+    def _drive(self, emphasis: float) -> float:
+        if self.emphasis <= 1 or emphasis <= 1:
+            return self.drive
+        share = min(1.0, (emphasis - 1) / (self.emphasis - 1))
+        return self.drive + share * (self.emphasised_drive - self.drive)

@@ -144,14 +144,14 @@ def test_freezing_waits_for_the_window_to_open(setting):
 def frozen_error(model, fused, policy):
     before = snapshot(model)
     plain = tiny.sample(model, **KW)
-    routed = frozen(fused, policy)
+    routed = frozen(fused, policy, emphasis=1.0)
     made = tiny.sample(routed, **KW)
     record = record_of_latent(routed, made)
     means = record.weights[:, :, 2]
     assert torch.equal(record.weights[:, :, 3], means)
 
     states: list[torch.Tensor] = []
-    live = set_policy(fused, policy)
+    live = set_policy(fused, policy, Refinement(emphasis=1.0))
     tiny.sample(live, callback=lambda step, x0, x, total: states.append(x.clone()), **KW)
     merged = model.clone()
     index = {name: i for i, name in enumerate(record.layers)}
