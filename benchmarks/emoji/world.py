@@ -93,13 +93,23 @@ class SmallWorld:
 
     def prompt(self, subject: str, style: str | None) -> list[list[Any]]:
         """Positive conditioning of a held-out subject in a held-out style (the LoRAs' trigger tokens)."""
-        style_token = "<null>" if style is None else f"<sks_style{self._names['sks_style_index'][style]}>"
+        return self.conditioning(self.prompt_tokens(subject, style))
+
+    def prompt_tokens(self, subject: str, style: str | None) -> list[str]:
+        """The tokens of :meth:`prompt`: beginning, style, subject, class."""
         subject_token = f"<sks_subject{self._names['sks_subject_index'][subject]}>"
-        return self.conditioning(["<bos>", style_token, subject_token, f"class:{self._names['class_of'][subject]}"])
+        return ["<bos>", self.style_token(style), subject_token, self.class_token(subject)]
+
+    def style_token(self, style: str | None) -> str:
+        """The trigger of a held-out style's LoRA."""
+        return "<null>" if style is None else f"<sks_style{self._names['sks_style_index'][style]}>"
+
+    def class_token(self, subject: str) -> str:
+        return f"class:{self._names['class_of'][subject]}"
 
     def style_prompt(self, style: str) -> list[list[Any]]:
         """Positive conditioning of a held-out style with no subject."""
-        return self.conditioning(["<bos>", f"<sks_style{self._names['sks_style_index'][style]}>", "<null>", "<null>"])
+        return self.conditioning(["<bos>", self.style_token(style), "<null>", "<null>"])
 
     def sample(
         self, model: Any, subject: str, style: str | None, seeds: Sequence[int], steps: int = STEPS, cfg: float = CFG
