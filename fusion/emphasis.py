@@ -60,7 +60,8 @@ class Emphasis:
         keys = self._batch.keys
         if self.share == 1.0 or features.shape[0] % len(keys):
             return weights
-        shares = [self.share if key.startswith("negative") else 1.0 for key in keys]
+        # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
+        shares = [self.share if "negative" in key else 1.0 for key in keys]
         if len(set(shares)) == 1:
             return {role: weights.get(role, 1.0) * shares[0] for role in roles}
         factor = self._factor(shares, features)

@@ -1,5 +1,7 @@
 """LoRAs counted more often by CFG, against core: two merged models, one for each prompt, combined by hand."""
 
+import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 
@@ -59,6 +61,30 @@ def test_prompts_computed_apart_give_the_same(setting, policy, monkeypatch):
     together = tiny.sample(model, steps=3, cfg=CFG)
     monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
     assert tiny.relative(tiny.sample(model, steps=3, cfg=CFG), together) < 1e-4
+
+
+def test_perp_neg_starts_from_the_empty_prompt_with_its_share(setting):
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    model, files, fused = setting
+    strengths = [(file, 0.8) for file in files]
+    wanted = by_hand(
+        tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((file, s * 0.5) for file, s in strengths))
+    )
+    guider = Guider_PerpNeg(set_policy(fused, Sum(), Refinement(emphasis=2.5)))
+    guider.set_conds(tiny.conditioning(model, 1), tiny.conditioning(model, 3), tiny.conditioning(model, 2))
+    guider.set_cfg(CFG, 0.0)
+    sampling = model.get_model_object("model_sampling")
+    noise = comfy.sample.prepare_noise(tiny.latent(model), 0)
+    with torch.inference_mode():
+        made = guider.sample(
+            noise,
+            tiny.latent(model),
+            comfy.samplers.sampler_object("euler"),
+            comfy.samplers.calculate_sigmas(sampling, "simple", 1),
+            seed=0,
+        )
+    assert tiny.relative(made.to(wanted), wanted) < 1e-5
 
 
 def test_without_cfg_nothing_changes(setting):
@@ -122,8 +148,6 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
 
 
 def _last_step(model, x):
-    import comfy.samplers
-
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 3)[2:]
     # The sampler begins by scaling noise and latent: chosen so that it gives back the state.
