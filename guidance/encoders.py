@@ -99,14 +99,14 @@ def build_text_from_file(
     model_name: str = "",
     config: Mapping[str, Any] | None = None,
     file_name: str = "encoder file",
-    folders: TokenizerFolders = TokenizerFolders(),
+    folders: TokenizerFolders | None = None,
 ) -> TextTower:
-    """The text half of a file whose encoder `reads_text`, with its weights, fp32, on the CPU; else as `build_from_file`.
+    """The text half of a file whose encoder `reads_text`, with its weights, fp32, on the CPU.
 
-    folders: where the tokenizer's files may lie.
+    folders: where the tokenizer's files may lie. The rest is as for `build_from_file`.
     """
     library, file, _ = _identified(state_dict, metadata, library, model_name, config, file_name)
-    return TEXT_BUILDERS[library](file, folders)
+    return TEXT_BUILDERS[library](file, folders or TokenizerFolders())
 
 
 def _identified(

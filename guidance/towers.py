@@ -43,7 +43,7 @@ class EncoderFile:
 
 
 def open_clip_config(file: EncoderFile) -> Mapping[str, Any]:
-    """open_clip's description of the file's architecture: its own, or the named model's. Raises as `build_open_clip`."""
+    """open_clip's description of the file's architecture: its own, or that of the named model."""
     try:
         import open_clip
     except ImportError as error:

@@ -12,7 +12,7 @@ import torch
 
 from ..guidance.corrections import CorrectionResult, CorrectionState, X0Correction
 from ..guidance.guard import HeldOutGuard
-from ..guidance.losses import SimilarityObjective, SimilarityTerm
+from ..guidance.losses import SimilarityObjective
 from ..guidance.paper import PaperCorrection
 from ..guidance.schedules import step_of_sigma
 from .autograd import gradients_enabled, normal_copy
@@ -21,7 +21,7 @@ from .guidance_decoders import DecoderLadder
 from .guidance_events import StepEvents
 from .guidance_memory import Fallbacks, guidance_memory, is_out_of_memory
 from .guidance_plan import GuidancePlan, TermRequest
-from .guidance_references import are_embedded, embed_references
+from .guidance_terms import similarity_terms
 from .noisy_guidance import Denoiser, renoised
 
 Predict = Callable[..., torch.Tensor]
@@ -59,21 +59,8 @@ class GuidedRun:
         return guidance_memory(self._decoders.current, self._encoders.values(), self._plan.options.crops, shape)
 
     def encode_references(self) -> None:
-        """Embed the reference pictures, unless they are known from an earlier run."""
-        by_role = {request.role: self._plan.pictures(request.role) for request in self._requests}
-        needed = {
-            request.encoder
-            for request in self._requests
-            if not are_embedded(self._plan.encoder(request.encoder), by_role[request.role])
-        }
-        # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
-        with torch.inference_mode(False), torch.no_grad():
-            comfy.model_management.load_models_gpu([self._encoders[name].patcher for name in needed])
-            terms = []
-            for request in self._requests:
-                source, encoder = self._plan.encoder(request.encoder), self._encoders[request.encoder]
-                reference = embed_references(source, encoder, by_role[request.role])
-                terms.append(SimilarityTerm(request.name, request.encoder, reference, request.weight))
+        """Embed the references, unless they are known from an earlier run."""
+        terms = similarity_terms(self._plan, self._requests, self._encoders)
         embed = {name: interruptible(encoder.embed) for name, encoder in self._encoders.items()}
         self._objective = SimilarityObjective(embed, terms)
 

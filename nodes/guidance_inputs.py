@@ -14,6 +14,7 @@ from .encoder_loader import MetricEncoderType
 
 ReferencesType = io.Custom("GUIDANCE_REFERENCES")
 ENCODERS = [io.ClipVision, MetricEncoderType]
+ROLE: dict[str, Any] = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05, "round": 0.001}
 
 
 def reference_inputs() -> list[io.Input]:
@@ -53,17 +54,16 @@ def reference_inputs() -> list[io.Input]:
 
 def guidance_inputs() -> list[io.Input]:
     """Strengths and window."""
-    role = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05, "round": 0.001}
     fraction = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.001, "advanced": True}
     return [
         io.Float.Input(
             "subject_strength",
-            **role,
+            **ROLE,
             tooltip="Weight of the subject in the guidance, relative to the style. 0 needs no subject_image.",
         ),
         io.Float.Input(
             "style_strength",
-            **role,
+            **ROLE,
             tooltip="Weight of the style in the guidance, relative to the subject. 0 needs no style_image.",
         ),
         io.Float.Input(
@@ -205,6 +205,27 @@ def advanced_inputs() -> list[io.Input]:
     ]
 
 
+def prompt_inputs() -> list[io.Input]:
+    """A prompt to compare with; a later version's, so at the very end of a node's inputs."""
+    return [
+        io.Float.Input(
+            "prompt_strength",
+            **{**ROLE, "default": 0.0},
+            optional=True,
+            advanced=True,
+            tooltip="Weight of the prompt in the guidance, relative to subject and style. Needs a clip_encoder that "
+            "reads text: a whole CLIP or SigLIP model from Metric Encoder Loader.",
+        ),
+        io.String.Input(
+            "prompt",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="What the picture should show, in words. Read only while prompt_strength is above 0.",
+        ),
+    ]
+
+
 def plan_from(
     subject_strength: float,
     style_strength: float,
@@ -219,6 +240,8 @@ def plan_from(
     dino_encoder: Any = None,
     references: Any = None,
     held_out_encoder: Any = None,
+    prompt_strength: float = 0.0,
+    prompt: str = "",
     final_scores: bool = False,
     **options: Any,
 ) -> GuidancePlan:
@@ -240,4 +263,6 @@ def plan_from(
         GuidanceOptions(**options, final_scores=final_scores),
         references,
         held_out_encoder,
+        prompt_strength,
+        prompt,
     )

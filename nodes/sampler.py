@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..host.guided_sampling import SAMPLER_NAMES, SCHEDULER_NAMES, sample
 from ..host.solo_references import SOURCES, SamplerCall, with_drawn_references
 from .common import CATEGORY
-from .guidance_inputs import advanced_inputs, guidance_inputs, plan_from, reference_inputs
+from .guidance_inputs import advanced_inputs, guidance_inputs, plan_from, prompt_inputs, reference_inputs
 
 
 class MetricGuidedSampler(io.ComfyNode):
@@ -38,6 +38,7 @@ class MetricGuidedSampler(io.ComfyNode):
                     tooltip="Decode the finished picture once more and add its similarities to the scores.",
                 ),
                 *_drawing_inputs(),
+                *prompt_inputs(),
             ],
             outputs=[
                 io.Latent.Output("LATENT", tooltip="The denoised latent."),
