@@ -57,6 +57,26 @@ def test_open_clips_own_score(custom, record_property):
     assert not torch.allclose(other, text)
 
 
+def test_open_clip_models_with_a_tokenizer_of_their_own():
+    """SigLIP's and others': its files lie beside the checkpoint, and no name of it is looked up anywhere."""
+    import open_clip
+    import transformers
+
+    torch.manual_seed(0)
+    text = {
+        **OPEN_CLIP["text_cfg"],
+        "hf_tokenizer_name": "nobody/nothing",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+    }
+    model = open_clip.CustomTextCLIP(**{**OPEN_CLIP, "text_cfg": text}).eval()
+    metadata = described(config={**OPEN_CLIP, "text_cfg": text, "custom_text": True})
+    got = build_text_from_file(model.state_dict(), metadata, folders=TokenizerFolders(CLIP_TOKENIZER)).embed(PROMPT)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(CLIP_TOKENIZER))
+    tokens = tokenizer("a fox drawn in ink", padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(got, model.encode_text(tokens))
+
+
 @pytest.mark.parametrize("kind", ["CLIPModel", "SiglipModel"])
 def test_transformers_own_score(kind, tmp_path, record_property):
     import transformers
