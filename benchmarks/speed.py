@@ -11,68 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPO / "tools"))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torchvision_shim  # noqa: E402
-from bootstrap_host import find_host  # noqa: E402
-from repo_paths import link_package  # noqa: E402
+from full_size import enter_host, sample, sd15_unet
 
 RANK = 16
-
-
-def enter_host(cpu: bool) -> None:
-    """Make the host importable in this process."""
-    sys.path[:0] = [str(find_host()), str(link_package())]
-    torchvision_shim.install()
-    from comfy.cli_args import args
-
-    args.cpu = cpu
-
-
-def sd15_unet(dtype):
-    """A full-size SD1.5 UNet with random weights, on a ModelPatcher."""
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-    import torch
-
-    config = dict(
-        comfy.supported_models.SD15.unet_config,
-        image_size=32,
-        in_channels=4,
-        out_channels=4,
-        num_res_blocks=[2, 2, 2, 2],
-        channel_mult=[1, 2, 4, 4],
-        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-        transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        transformer_depth_middle=1,
-        num_heads=8,
-        use_spatial_transformer=True,
-        legacy=False,
-        dtype=dtype,
-    )
-    model_config = comfy.supported_models.SD15(config)
-    model_config.unet_config = config
-    model_config.set_inference_dtype(dtype, None)
-    device = comfy.model_management.get_torch_device()
-    model = model_config.get_model({}, device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim > 1:
-                p.copy_(torch.randn(p.shape, generator=generator) * p[0].numel() ** -0.5)
-            else:
-                p.fill_(float(name.endswith("weight")))
-    return comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
 
 
 def lora_file(path: Path, model, seed: int) -> Path:
@@ -120,41 +65,13 @@ def variants(model, folder: Path):
     }
 
 
-def time_steps(model, steps: int, size: int) -> tuple[float, float]:
+def time_steps(model, steps: int, size: int) -> list[float]:
     """Wall and processor seconds a step.
 
-    Loading and patching come before the first callback, and freezing before the second.
+    Loading and patching come before the first one ends, and freezing before the second.
     """
-    import comfy.model_management
-    import comfy.sample
-    import torch
-
-    stamps = []
-
-    def stamp(*_):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        stamps.append((time.perf_counter(), time.process_time()))
-
-    latent = torch.zeros(1, 4, size // 8, size // 8)
-    cond = [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)), {}]]
-    with torch.inference_mode():
-        comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(latent, 0),
-            steps + 2,
-            7.0,
-            "euler",
-            "normal",
-            cond,
-            cond,
-            latent,
-            callback=stamp,
-            disable_pbar=True,
-            seed=0,
-        )
-    wall, processor = ((last - first) / steps for first, last in zip(stamps[1], stamps[-1], strict=True))
-    return wall, processor
+    timing = sample(model, steps + 2, size)
+    return [(stamps[-1] - stamps[1]) / steps for stamps in (timing.steps, timing.cpu_steps)]
 
 
 def main() -> None:
@@ -170,7 +87,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         models = variants(sd15_unet(torch.float16 if options.gpu else torch.float32), Path(folder))
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+        times: dict[str, list[list[float]]] = {name: [] for name in models}
         for round_ in range(options.rounds + 1):
             for name, model in models.items():
                 seconds = time_steps(model, options.steps, options.size)

@@ -1,7 +1,9 @@
-"""What metric guidance costs at full size: one correction against one sampling step.
+"""What metric guidance costs at full size: whole runs with the default settings against whole runs without.
 
-A full-size SD1.5 UNet (860M parameters, random weights), 512 px, CFG (batch 2), two ViT-S encoders and a TAESD preview
-decoder, all with random weights: time does not depend on them. The last line is JSON.
+A full-size SD1.5 UNet (860M parameters, random weights), CFG (batch 2), two ViT-S encoders and a TAESD preview decoder,
+all with random weights: time does not depend on them. The runs take turns, round after round, and are compared by the
+median of their per-round ratios, by the clock and by CPU time, which a busy machine disturbs less. "computed" is what
+the guided run's own telemetry says of itself: its time over its time less its corrections. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from speed import enter_host, sd15_unet
+from full_size import Timing, enter_host, sample, sd15_unet
 
 
 def encoder(seed: int):
@@ -42,62 +45,81 @@ def preview_decoder(folder: Path) -> None:
     folder_paths.add_model_folder_path("vae_approx", str(folder))
 
 
-def run(model, steps: int, size: int) -> list[float]:
-    """Seconds of each step but the first, which includes loading."""
-    import comfy.sample
-    import torch
-
-    stamps = []
-    latent = torch.zeros(1, 4, size // 8, size // 8)
-    cond = [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)), {}]]
-    with torch.inference_mode():
-        comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(latent, 0),
-            steps,
-            7.0,
-            "euler",
-            "normal",
-            cond,
-            cond,
-            latent,
-            callback=lambda *_: stamps.append(time.perf_counter()),
-            disable_pbar=True,
-            seed=0,
-        )
-    return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5, help="timed steps; every other one is guided")
-    parser.add_argument("--of", type=int, default=20, help="steps of the run whose cost is told")
-    parser.add_argument("--size", type=int, default=512)
-    options = parser.parse_args()
-    enter_host(cpu=True)
-
+def plans() -> dict[str, Any]:
+    """Guidance by the node's default settings, and with its strengths at 0."""
     import torch
 
     from lora_conductor.guidance.schedules import GuidanceWindow
     from lora_conductor.host.guidance_plan import GuidancePlan
-    from lora_conductor.host.guided_sampling import guide
+    from lora_conductor.nodes.sampler import MetricGuidedSampler
+
+    defaults = {
+        item.id: item.default for item in MetricGuidedSampler.define_schema().inputs if hasattr(item, "default")
+    }
+    window = GuidanceWindow(*(defaults[f"guidance_{name}"] for name in ("start", "end", "every")))
+    pictures = torch.rand(2, 1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    encoders = encoder(1), encoder(2)
+
+    def plan(strength: float) -> Any:
+        return GuidancePlan(strength, strength, defaults["guidance_strength"], window, None, *pictures, *encoders)
+
+    return {"default": plan(1.0), "strengths 0": plan(0.0)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("against", nargs="*", default=["default", "strengths 0"], help="what to time besides none")
+    parser.add_argument("--steps", type=int, default=20, help="of a run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--warm-up", type=int, default=2, help="steps of a run of each kind before all others")
+    parser.add_argument("--gpu", action="store_true", help="time on the GPU, in float16")
+    options = parser.parse_args()
+    enter_host(cpu=not options.gpu)
+
+    import torch
+
+    from lora_conductor.host.guidance_chains import REPORTS, guided_model
 
     with tempfile.TemporaryDirectory() as folder:
         preview_decoder(Path(folder))
-        pictures = torch.rand(2, 1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-        window = GuidanceWindow(0.0, 1.0, 2)
-        plan = GuidancePlan(1.0, 1.0, 0.1, window, None, *pictures, encoder(1), encoder(2))
-        reports: list = []
-        seconds = run(guide(sd15_unet(torch.float32), plan, reports), options.steps + 1, options.size)
-    corrections = {e["step"]: e["seconds"] for e in reports[0]["evaluations"]}
-    # The callback comes after the model call, so that an interval holds the call, and the correction, of the step.
-    step = statistics.median(t - corrections.get(i, 0.0) for i, t in enumerate(seconds, 1))
-    correction = statistics.median([t for i, t in corrections.items() if i])
-    default = GuidanceWindow(0.2, 0.8, 6)
-    guided = sum(default.is_active(i, options.of) for i in range(options.of))
-    ratio = 1 + guided * correction / (options.of * step)
-    print(f"a step {step:.2f} s, a correction {correction:.2f} s; {guided} guided of {options.of} steps: {ratio:.3f}x")
-    print(json.dumps({"step_s": round(step, 3), "correction_s": round(correction, 3), "ratio": round(ratio, 4)}))
+        model = sd15_unet(torch.float16 if options.gpu else torch.float32)
+        made = plans()
+        models = {"none": model, **{name: guided_model(model, made[name]) for name in options.against}}
+        for variant in models.values():
+            sample(variant, options.warm_up, options.size)
+        runs: dict[str, list[Timing]] = {name: [] for name in models}
+        corrections: list[list[float]] = []
+        for round_ in range(options.rounds):
+            for name, variant in models.items():
+                runs[name].append(sample(variant, options.steps, options.size))
+                print(f"round {round_ + 1}, {name}: {runs[name][-1].total:.2f} s", flush=True)
+            if "default" in models:
+                report = models["default"].get_attachment(REPORTS)[-1]
+                corrections.append([evaluation["seconds"] for evaluation in report["evaluations"]])
+
+    def ratios(measure: Callable[[Timing], float]) -> dict[str, float]:
+        base = [measure(run) for run in runs["none"]]
+        return {
+            name: round(statistics.median(measure(a) / b for a, b in zip(timed, base, strict=True)), 4)
+            for name, timed in runs.items()
+        }
+
+    own = [
+        run.total / (run.total - sum(spent)) for run, spent in zip(runs.get("default", []), corrections, strict=True)
+    ]
+    figures = {
+        "size": options.size,
+        "steps": options.steps,
+        "run_s": {name: round(statistics.median(run.total for run in timed), 2) for name, timed in runs.items()},
+        "corrections_s": corrections,
+        "by_the_clock": ratios(lambda run: run.total),
+        "by_cpu_time": ratios(lambda run: run.cpu),
+        "computed": round(statistics.median(own), 4) if own else None,
+    }
+    for measure in ("by_the_clock", "by_cpu_time"):
+        print(f"{measure}: " + ", ".join(f"{name} {ratio:.3f}x" for name, ratio in figures[measure].items()))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import torch
 
 from .preprocess import Preprocess
 from .style_features import GramFeatures, build_csd, is_csd
+from .text_towers import BUILDERS as TEXT_BUILDERS
+from .text_towers import TextTower, TokenizerFolders, has_text
 from .towers import BUILDERS, EncoderFile, EncoderFileError
 
 METADATA_KEY = "lora_conductor.encoder"
@@ -35,12 +37,16 @@ class ImageEncoder(Protocol):
 
 @dataclass
 class TowerEncoder:
-    """A vision network with its preprocessing. module: pixel values [B, 3, h, w] -> [B, D]."""
+    """A vision network with its preprocessing. module: pixel values [B, 3, h, w] -> [B, D].
+
+    reads_text: whether its file holds a text half as well, see `build_text_from_file`.
+    """
 
     module: torch.nn.Module
     preprocess: Preprocess
     library: str
     name: str
+    reads_text: bool = False
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """See `ImageEncoder.embed`."""
@@ -70,17 +76,7 @@ def build_from_file(
     """
     if features not in FEATURES:
         raise EncoderFileError(f"{file_name}: unknown features {features!r}. Choose one of: {', '.join(FEATURES)}.")
-    # CSD's own checkpoints keep their weights one level down.
-    state_dict = state_dict.get("model_state_dict", state_dict)  # type: ignore[assignment]
-    # What the caller says goes before what the file says.
-    description = _self_description(metadata, file_name) if library == "auto" and not model_name else None
-    if description is not None:
-        library, model_name, config = description["library"], "", description["config"]
-    elif library == "auto":
-        library = _guess_library(state_dict, config, file_name)
-    if library not in LIBRARIES:
-        raise EncoderFileError(f"{file_name}: unknown library {library!r}. Choose one of: {', '.join(LIBRARIES)}.")
-    file = EncoderFile(state_dict, file_name, model_name, config)
+    library, file, description = _identified(state_dict, metadata, library, model_name, config, file_name)
     head = features == "content head"
     if head and library != "csd":
         raise EncoderFileError(f"{file_name}: only CSD has a content head. Set features to embedding or gram.")
@@ -92,7 +88,47 @@ def build_from_file(
     # Only input gradients are wanted; without this every forward would record the weights' graph as well.
     tower.module.float().eval().requires_grad_(False)
     module = GramFeatures(tower.module) if features == "gram" else tower.module
-    return TowerEncoder(module, preprocess, library, model_name or file_name)
+    reads_text = features == FEATURES[0] and has_text(library, file.weights)
+    return TowerEncoder(module, preprocess, library, file.model_name or file_name, reads_text)
+
+
+def build_text_from_file(
+    state_dict: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None,
+    library: str = "auto",
+    model_name: str = "",
+    config: Mapping[str, Any] | None = None,
+    file_name: str = "encoder file",
+    folders: TokenizerFolders | None = None,
+) -> TextTower:
+    """The text half of a file whose encoder `reads_text`, with its weights, fp32, on the CPU.
+
+    folders: where the tokenizer's files may lie. The rest is as for `build_from_file`.
+    """
+    library, file, _ = _identified(state_dict, metadata, library, model_name, config, file_name)
+    return TEXT_BUILDERS[library](file, folders or TokenizerFolders())
+
+
+def _identified(
+    state_dict: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None,
+    library: str,
+    model_name: str,
+    config: Mapping[str, Any] | None,
+    file_name: str,
+) -> tuple[str, EncoderFile, dict[str, Any] | None]:
+    """The file's library, what is known of it, and its own description of itself, where that counts."""
+    # CSD's own checkpoints keep their weights one level down.
+    state_dict = state_dict.get("model_state_dict", state_dict)  # type: ignore[assignment]
+    # What the caller says goes before what the file says.
+    description = _self_description(metadata, file_name) if library == "auto" and not model_name else None
+    if description is not None:
+        library, model_name, config = description["library"], "", description["config"]
+    elif library == "auto":
+        library = _guess_library(state_dict, config, file_name)
+    if library not in LIBRARIES:
+        raise EncoderFileError(f"{file_name}: unknown library {library!r}. Choose one of: {', '.join(LIBRARIES)}.")
+    return library, EncoderFile(state_dict, file_name, model_name, config), description
 
 
 def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Similarity terms between a predicted image and the reference images, and their weighted loss."""
+"""Similarity terms between a predicted image and the references, pictures or a prompt, and their weighted loss."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ CLIP_CONTENT = "S_CLIP_content"
 CLIP_STYLE = "S_CLIP_style"
 DINO_CONTENT = "S_DINO_content"
 DINO_STYLE = "S_DINO_style"
+CLIP_TEXT = "S_CLIP_text"  # of the picture and the prompt: the CLIP score
 # By role: terms of weight 0 that watch and do not guide.
-HELD_OUT = {"subject": "S_held_out_content", "style": "S_held_out_style"}
+HELD_OUT = {"subject": "S_held_out_content", "style": "S_held_out_style", "prompt": "S_held_out_text"}
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 View = Callable[[torch.Tensor], torch.Tensor]
@@ -32,7 +33,7 @@ class SimilarityTerm:
     """One S term of the loss.
 
     name: one of the names above. encoder: key of the encoder in the objective. reference: [R, D] embeddings of the
-    reference image or images, on any device. weight: its share of the loss, >= 0.
+    reference image or images, or of a prompt, on any device. weight: its share of the loss, >= 0.
     """
 
     name: str

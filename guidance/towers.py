@@ -42,21 +42,28 @@ class EncoderFile:
     config: Mapping[str, Any] | None = None
 
 
+def open_clip_config(file: EncoderFile) -> Mapping[str, Any]:
+    """open_clip's description of the file's architecture: its own, or that of the named model."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise not_installed("open_clip_torch", file.name, error) from error
+    if file.config is not None:
+        return file.config
+    # Only names from the list: anything else might be an address to download from.
+    if file.model_name not in open_clip.list_models():
+        raise _unknown_name("open_clip", file, "ViT-B-32, ViT-L-14 or ViT-B-16-SigLIP")
+    return open_clip.get_model_config(file.model_name)
+
+
 def build_open_clip(file: EncoderFile) -> Tower:
     """The visual tower of an open_clip model. config: {"embed_dim", "vision_cfg", ...} as in open_clip's model configs.
 
     Takes files with the whole model or with the `visual.*` weights only.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise _not_installed("open_clip_torch", file.name, error) from error
-    config = file.config
-    if config is None:
-        # Only names from the list: anything else might be an address to download from.
-        if file.model_name not in open_clip.list_models():
-            raise _unknown_name("open_clip", file, "ViT-B-32, ViT-L-14 or ViT-B-16-SigLIP")
-        config = open_clip.get_model_config(file.model_name)
+    config = open_clip_config(file)
+    import open_clip
+
     # The text tower is thrown away, so the smallest possible one is asked for.
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
@@ -81,7 +88,7 @@ def build_timm(file: EncoderFile) -> Tower:
     try:
         import timm
     except ImportError as error:
-        raise _not_installed("timm", file.name, error) from error
+        raise not_installed("timm", file.name, error) from error
     config = file.config or {"name": file.model_name}
     name, arguments = config["name"], config.get("kwargs", {})
     architecture = name.split(".")[0]
@@ -116,7 +123,33 @@ def build_transformers(file: EncoderFile) -> Tower:
     try:
         import transformers
     except ImportError as error:
-        raise _not_installed("transformers", file.name, error) from error
+        raise not_installed("transformers", file.name, error) from error
+
+    def half(kind: str, parsed: Any) -> tuple[Any, Any]:
+        vision = getattr(parsed, "vision_config", parsed)
+        if kind.startswith("clip"):
+            vision.projection_dim = parsed.projection_dim
+            return vision, transformers.CLIPVisionModelWithProjection
+        if kind.startswith("siglip"):
+            return vision, transformers.SiglipVisionModel
+        return vision, transformers.MODEL_MAPPING[type(parsed)]
+
+    halves = ("text_model.", "text_projection.", "logit_")
+    weights = {key: value for key, value in file.weights.items() if not key.startswith(halves)}
+    kind, vision, model = load_transformers(file, half, weights)
+    assert file.config is not None
+    return Tower(_Pooled(model), _transformers_preprocess(kind, vision, file.config.get("preprocessor") or {}))
+
+
+def load_transformers(
+    file: EncoderFile, choose: Callable[[str, Any], tuple[Any, Any]], weights: StateDict
+) -> tuple[str, Any, torch.nn.Module]:
+    """The model type of the file's config, the configuration of the half that is wanted, and that half with `weights`.
+
+    choose: (model type, parsed configuration) -> configuration and class of the half.
+    """
+    import transformers
+
     config = file.config
     if not config or "model_type" not in config:
         raise EncoderFileError(
@@ -126,28 +159,20 @@ def build_transformers(file: EncoderFile) -> Tower:
     settings = {key: value for key, value in config.items() if key != "preprocessor"}
     kind = settings.pop("model_type")
     try:
-        parsed = transformers.AutoConfig.for_model(kind, **settings)
-        vision = getattr(parsed, "vision_config", parsed)
-        if kind.startswith("clip"):
-            vision.projection_dim = parsed.projection_dim
-            builder = transformers.CLIPVisionModelWithProjection
-        elif kind.startswith("siglip"):
-            builder = transformers.SiglipVisionModel
-        else:
-            builder = transformers.MODEL_MAPPING[type(parsed)]
+        half, builder = choose(kind, transformers.AutoConfig.for_model(kind, **settings))
+    except EncoderFileError:
+        raise
     except (ValueError, KeyError) as error:
         raise EncoderFileError(
             f"{file.name}: transformers cannot build the model of its config.json: {error}"
         ) from error
     # Through from_pretrained, although there is nothing to fetch, because it knows how the key names in files differ
-    # from those of the module in each version of the library. The text half of whole models is left out.
-    halves = ("text_model.", "text_projection.", "logit_")
-    weights = {key: value for key, value in file.weights.items() if not key.startswith(halves)}
-    model, loading = builder.from_pretrained(None, config=vision, state_dict=weights, output_loading_info=True)
+    # from those of the module in each version of the library.
+    model, loading = builder.from_pretrained(None, config=half, state_dict=dict(weights), output_loading_info=True)
     heads = ("classifier.", "head.")
     unexpected = [key for key in loading["unexpected_keys"] if not key.startswith(heads)]
     _check_keys(list(loading["missing_keys"]), unexpected, file.name, f"transformers {kind}")
-    return Tower(_Pooled(model), _transformers_preprocess(kind, vision, config.get("preprocessor") or {}))
+    return kind, half, model
 
 
 def _transformers_preprocess(kind: str, vision: Any, settings: Mapping[str, Any]) -> Preprocess:
@@ -171,7 +196,8 @@ BUILDERS: dict[str, Callable[[EncoderFile], Tower]] = {
 }
 
 
-def _not_installed(package: str, file_name: str, error: ImportError) -> ImportError:
+def not_installed(package: str, file_name: str, error: ImportError) -> ImportError:
+    """The error for a file whose library cannot be imported."""
     return ImportError(
         f"{file_name} needs the Python package {package}, which is not installed or not working ({error}). Install it "
         f"into ComfyUI's environment (pip install {package}), or use a core CLIP Vision model instead."

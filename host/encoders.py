@@ -13,18 +13,24 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ..guidance.encoders import TowerEncoder, build_from_file
+from ..guidance.encoders import TowerEncoder, build_from_file, build_text_from_file
 from ..guidance.preprocess import Preprocess
+from ..guidance.text_towers import TextTower
 from ..guidance.towers import EncoderFileError
 from .autograd import DifferentiableCall
 from .errors import ConductorError
+from .prompts import PromptReader, tokenizer_folders
 
 
 class MetricEncoder:
-    """What a METRIC_ENCODER output holds: an encoder of ours with the ModelPatcher through which core moves it."""
+    """What a METRIC_ENCODER output holds: an encoder of ours with the ModelPatcher through which core moves it.
 
-    def __init__(self, encoder: TowerEncoder) -> None:
+    prompts: its file's text half, None if there is none.
+    """
+
+    def __init__(self, encoder: TowerEncoder, prompts: PromptReader | None = None) -> None:
         self.encoder = encoder
+        self.prompts = prompts
         self.load_device = comfy.model_management.text_encoder_device()
         self.patcher = comfy.model_patcher.ModelPatcher(
             encoder.module,
@@ -41,17 +47,27 @@ def load_metric_encoder(
     features: see `build_from_file`. Raises ConductorError naming the file if it cannot be read or holds no such model.
     """
     file = Path(path)
+
+    def text() -> TextTower:
+        weights, metadata = _read(file)
+        folders = tokenizer_folders(file)
+        return build_text_from_file(weights, metadata, library, model_name, _config_beside(file), file.name, folders)
+
     # Weights made under inference mode could not be used for gradients later.
     with torch.inference_mode(False), torch.no_grad():
-        try:
-            weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-        except Exception as error:  # whatever the format's reader raises for a broken file
-            raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {error}. Download it again.") from error
+        weights, metadata = _read(file)
         try:
             encoder = build_from_file(weights, metadata, library, model_name, _config_beside(file), file.name, features)
         except (EncoderFileError, ImportError) as error:
             raise ConductorError(str(error)) from error
-    return MetricEncoder(encoder)
+    return MetricEncoder(encoder, PromptReader(text) if encoder.reads_text else None)
+
+
+def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
+    try:
+        return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
+    except Exception as error:  # whatever the format's reader raises for a broken file
+        raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {error}. Download it again.") from error
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:

@@ -13,17 +13,19 @@ from .autograd import normal_copy
 from .encoders import open_encoder
 from .errors import ConductorError
 from .guidance_references import Picture, References, embed_references, picture_of
+from .prompts import PROMPT, embed_prompt, reads_text
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cosine similarities, their harmonic mean (0 unless both are positive; a role without references counts as
-    absent, its value 0), and every picture by every encoder as a Markdown table."""
+    """Mean cosine similarities, the harmonic mean of subject and style (0 unless both are positive; a role without
+    references counts as absent, its value 0), and every picture by every encoder as a Markdown table."""
 
     subject: float
     style: float
     both: float
     table: str
+    prompt: float
 
 
 def fusion_score(
@@ -32,10 +34,12 @@ def fusion_score(
     subject_image: torch.Tensor | None,
     style_image: torch.Tensor | None,
     references: References | None = None,
+    prompt: str = "",
 ) -> Score:
     """Score IMAGE [N, H, W, C] by the encoders, given by input name, None if not connected.
 
-    Raises ConductorError naming an input that cannot be used.
+    prompt: what the pictures should show, "" if that is not asked; by the encoders that read text. Raises
+    ConductorError naming an input that cannot be used.
     """
     picture = picture_of("images", images)
     roles: dict[str, list[Picture]] = {}
@@ -45,11 +49,14 @@ def fusion_score(
             given = [picture_of(f"{role}_image", image)]
         if given:
             roles[role] = given
-    if not roles:
+    prompt = prompt.strip()
+    if not roles and not prompt:
         raise ConductorError(
             "subject_image, style_image: there is nothing to compare with. Connect a picture of the subject or of the "
-            "style, or references."
+            "style, or references, or write a prompt."
         )
+    if prompt and not any(reads_text(source) for source in encoders.values()):
+        embed_prompt(None, prompt, next(iter(encoders)), "leave prompt empty")
     columns: dict[tuple[str, str], list[float]] = {}
     for name, source in encoders.items():
         if source is None:
@@ -64,15 +71,18 @@ def fusion_score(
                 for role, pictures in roles.items():
                     reference = embed_references(source, opened, pictures).to(embedded)
                     columns[name, role] = cosine_similarity(embedded, reference).tolist()
+                if prompt and reads_text(source):
+                    text = embed_prompt(source, prompt, name, "leave prompt empty").to(embedded)
+                    columns[name, PROMPT] = cosine_similarity(embedded, text).tolist()
         finally:
             opened.close()
     means = {
         role: _mean([_mean(values) for (_, of), values in columns.items() if of == role])
-        for role in ("subject", "style")
+        for role in ("subject", "style", PROMPT)
     }
     subject, style = means["subject"], means["style"]
     both = 2 * subject * style / (subject + style) if subject > 0 and style > 0 else 0.0
-    return Score(subject, style, both, _table(columns))
+    return Score(subject, style, both, _table(columns), means[PROMPT])
 
 
 def _mean(values: list[float]) -> float:

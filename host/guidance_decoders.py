@@ -7,7 +7,7 @@ from typing import Any
 
 from .decode import Decoder, LatentDecoder
 from .errors import ConductorError
-from .preview_decode import PreviewDecoder, RgbDecoder, has_rgb_factors, preview_file
+from .preview_decode import RgbDecoder, has_rgb_factors, preview_decoder, preview_file
 
 DECODERS = ("auto", "vae", "preview", "latent RGB")
 REDUCED = 0.5
@@ -45,7 +45,7 @@ class DecoderLadder:
                 lambda: LatentDecoder(vae, latent_format, REDUCED, checkpoint_blocks=True),
             ]
         if path is not None and choice != "latent RGB":
-            self._below.append(lambda: PreviewDecoder(path, latent_format))
+            self._below.append(lambda: preview_decoder(path, latent_format))
         if has_rgb_factors(latent_format):
             self._below.append(lambda: RgbDecoder(latent_format))
         self.current: Decoder = self._below.pop(0)()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ..guidance.corrections import X0Correction
-from ..guidance.losses import CLIP_CONTENT, CLIP_STYLE, DINO_CONTENT, DINO_STYLE, HELD_OUT
+from ..guidance.losses import CLIP_CONTENT, CLIP_STYLE, CLIP_TEXT, DINO_CONTENT, DINO_STYLE, HELD_OUT
 from ..guidance.paper import PaperCorrection
 from ..guidance.schedules import GuidanceWindow
 from ..guidance.views import Views
@@ -15,6 +17,7 @@ from .encoders import open_encoder
 from .errors import ConductorError
 from .guidance_decoders import DECODERS, can_decode
 from .guidance_references import Picture, References, picture_of
+from .prompts import PROMPT, embed_prompt, reads_text
 
 MODES = ("x0", "paper", "paper, VP scale")
 BETAS = (0.5, 0.9)  # Adam's, within the ranges of arXiv 2603.16797
@@ -22,7 +25,8 @@ BETAS = (0.5, 0.9)  # Adam's, within the ranges of arXiv 2603.16797
 
 @dataclass(frozen=True)
 class TermRequest:
-    """A similarity term: its name, the role of its reference, the encoder ("clip", "dino", "held_out"), its weight."""
+    """A similarity term: its name, the role of its reference ("subject", "style", "prompt"), the encoder ("clip",
+    "dino", "held_out"), its weight."""
 
     name: str
     role: str
@@ -62,7 +66,8 @@ class GuidanceOptions:
 class GuidancePlan:
     """Settings, references and networks of metric guidance.
 
-    subject_strength, style_strength: weight of each role in the loss; only their ratio matters to the x0 step.
+    subject_strength, style_strength, prompt_strength: weight of each role in the loss; only their ratios matter to the
+    x0 step. prompt: what the picture should show; read only if it weighs something.
     guidance_strength: RMS of a guided step's displacement, as a fraction of the predicted latent's RMS (eta).
     subject_image, style_image: IMAGE tensors [R, H, W, C], C >= 3, RGB in [0, 1]; several pictures count on average.
     references: pictures of roles that go before these. held_out_encoder: watches and does not guide.
@@ -80,11 +85,14 @@ class GuidancePlan:
     options: GuidanceOptions = field(default_factory=GuidanceOptions)
     references: References | None = None
     held_out_encoder: Any = None
+    prompt_strength: float = 0.0
+    prompt: str = ""
 
     @property
     def is_off(self) -> bool:
         """Whether this is plain sampling."""
-        return self.guidance_strength == 0.0 or (self.subject_strength == 0.0 and self.style_strength == 0.0)
+        strengths = (self.subject_strength, self.style_strength, self.prompt_strength)
+        return self.guidance_strength == 0.0 or all(strength == 0.0 for strength in strengths)
 
     def correction(self) -> X0Correction | PaperCorrection:
         """The strategy these settings name."""
@@ -110,7 +118,7 @@ class GuidancePlan:
         The subject is compared by DINO where there is one and by CLIP otherwise, the style by CLIP. CLIP's embedding
         holds style as well as content, so S_CLIP^content drags the picture towards the style of the subject's
         reference; DINO's global token suppresses style, which makes S_DINO^style the paper's weakest term. The paper's
-        own terms are S_CLIP^content, S_CLIP^style and S_DINO^style, a third each (Eq. 19).
+        own terms are S_CLIP^content, S_CLIP^style and S_DINO^style, a third each (Eq. 19); a prompt is none of them.
         """
         subject, style = self.subject_strength, self.style_strength
         if self.options.is_paper:
@@ -118,6 +126,7 @@ class GuidancePlan:
                 TermRequest(CLIP_CONTENT, "subject", "clip", subject / 3),
                 TermRequest(CLIP_STYLE, "style", "clip", style / 3),
                 TermRequest(DINO_STYLE, "style", "dino", style / 3),
+                TermRequest(CLIP_TEXT, PROMPT, "clip", self.prompt_strength / 3),
             ]
         else:
             by_dino = self.dino_encoder is not None
@@ -126,6 +135,7 @@ class GuidancePlan:
                     DINO_CONTENT if by_dino else CLIP_CONTENT, "subject", "dino" if by_dino else "clip", subject
                 ),
                 TermRequest(CLIP_STYLE, "style", "clip", style),
+                TermRequest(CLIP_TEXT, PROMPT, "clip", self.prompt_strength),
             ]
         return [request for request in requests if request.weight > 0.0]
 
@@ -137,15 +147,21 @@ class GuidancePlan:
             unused = all(term.encoder != name for term in guiding)
             if source is None and unused and self.encoder(name) is not None:
                 source = name
-        roles = dict.fromkeys(term.role for term in guiding)
-        return [] if source is None else [TermRequest(HELD_OUT[role], role, source, 0.0) for role in roles]
+        if source is None:
+            return []
+        roles = [role for role in _roles(guiding) if role != PROMPT or reads_text(self.encoder(source))]
+        return [TermRequest(HELD_OUT[role], role, source, 0.0) for role in roles]
+
+    def picture_roles(self) -> list[str]:
+        """The guided roles that are compared with pictures."""
+        return [role for role in _roles(self.terms()) if role != PROMPT]
 
     def encoder(self, name: str) -> Any:
         """The encoder object called "clip", "dino" or "held_out", None if there is none."""
         return getattr(self, f"{name}_encoder")
 
     def pictures(self, role: str) -> list[Picture]:
-        """The reference pictures of a role. Raises ConductorError if there are none."""
+        """The reference pictures of "subject" or "style". Raises ConductorError if there are none."""
         given = self.references.of(role) if self.references is not None else []
         if given:
             return given
@@ -157,6 +173,10 @@ class GuidancePlan:
                 f"set {role}_strength to 0."
             )
         return [picture_of(f"{role}_image", image)]
+
+    def embedded_prompt(self, encoder: str) -> torch.Tensor:
+        """The prompt's embedding [1, D] by the encoder called so. Raises ConductorError if that reads no text."""
+        return embed_prompt(self.encoder(encoder), self.prompt, f"{encoder}_encoder", "set prompt_strength to 0")
 
     def check(self, latent_format: Any) -> None:
         """Raise ConductorError if something is missing or wrong, naming the input and what to do."""
@@ -174,19 +194,32 @@ class GuidancePlan:
                 "clip_encoder and dino_encoder: metric guidance needs one of them at least. Connect Load CLIP Vision "
                 "or Metric Encoder Loader, or set guidance_strength to 0."
             )
-        if self.clip_encoder is None and any(term.encoder == "clip" for term in self.terms()):
+        by_clip = [term.role for term in self.terms() if term.encoder == "clip"]
+        if self.clip_encoder is None and by_clip:
             raise ConductorError(
-                "clip_encoder: the style is compared by a CLIP-type encoder. Connect one, or set style_strength to 0."
+                f"clip_encoder: the {by_clip[0]} is compared by a CLIP-type encoder. Connect one, or set "
+                f"{by_clip[0]}_strength to 0."
             )
         if self.dino_encoder is None and any(term.encoder == "dino" for term in self.terms()):
             raise ConductorError(
                 "dino_encoder: the paper compares the style by DINO as well. Connect a DINO-type encoder, or set mode "
                 "to x0."
             )
-        for role in dict.fromkeys(term.role for term in self.terms()):
+        for role in self.picture_roles():
             self.pictures(role)
         for name in ("clip", "dino", "held_out"):
             if self.encoder(name) is not None:
                 open_encoder(self.encoder(name), f"{name}_encoder").close()
+        if PROMPT in by_clip:
+            if not self.prompt.strip():
+                raise ConductorError(
+                    f"prompt: prompt_strength is {self.prompt_strength:g}, but the prompt is empty. Write what the "
+                    "picture should show, or set prompt_strength to 0."
+                )
+            self.embedded_prompt("clip")
         if self.vae is not None:
             check_vae(self.vae, latent_format)
+
+
+def _roles(terms: list[TermRequest]) -> list[str]:
+    return list(dict.fromkeys(term.role for term in terms))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from ..guidance.corrections import CorrectionResult, CorrectionState, X0Correction
 from ..guidance.guard import HeldOutGuard
-from ..guidance.losses import SimilarityObjective, SimilarityTerm
+from ..guidance.losses import SimilarityObjective
 from ..guidance.paper import PaperCorrection
 from ..guidance.schedules import step_of_sigma
 from .autograd import gradients_enabled, normal_copy
@@ -20,8 +19,9 @@ from .encoders import RunEncoder, open_encoder
 from .guidance_decoders import DecoderLadder
 from .guidance_events import StepEvents
 from .guidance_memory import Fallbacks, guidance_memory, is_out_of_memory
+from .guidance_meter import MIB, Meter
 from .guidance_plan import GuidancePlan, TermRequest
-from .guidance_references import are_embedded, embed_references
+from .guidance_terms import similarity_terms
 from .noisy_guidance import Denoiser, renoised
 
 Predict = Callable[..., torch.Tensor]
@@ -35,6 +35,8 @@ class GuidedRun:
     """
 
     def __init__(self, plan: GuidancePlan, sigmas: list[float], latent_format: Any, model: Any = None) -> None:
+        self._meter = Meter()
+        self._estimate = 0.0
         self._plan = plan
         self._sigmas = sigmas
         self._latent_format = latent_format
@@ -56,25 +58,14 @@ class GuidedRun:
 
     def memory(self, shape: tuple[int, ...]) -> float:
         """Bytes that a correction of latents of this shape takes, roughly."""
-        return guidance_memory(self._decoders.current, self._encoders.values(), self._plan.options.crops, shape)
+        crops = self._plan.options.crops
+        self._estimate = guidance_memory(self._decoders.current, self._encoders.values(), crops, shape)
+        return self._estimate
 
     def encode_references(self) -> None:
-        """Embed the reference pictures, unless they are known from an earlier run."""
-        by_role = {request.role: self._plan.pictures(request.role) for request in self._requests}
-        needed = {
-            request.encoder
-            for request in self._requests
-            if not are_embedded(self._plan.encoder(request.encoder), by_role[request.role])
-        }
-        # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
-        with torch.inference_mode(False), torch.no_grad():
-            comfy.model_management.load_models_gpu([self._encoders[name].patcher for name in needed])
-            terms = []
-            for request in self._requests:
-                source, encoder = self._plan.encoder(request.encoder), self._encoders[request.encoder]
-                reference = embed_references(source, encoder, by_role[request.role])
-                terms.append(SimilarityTerm(request.name, request.encoder, reference, request.weight))
-        embed = {name: interruptible(encoder.embed) for name, encoder in self._encoders.items()}
+        """Embed the references, unless they are known from an earlier run."""
+        terms = similarity_terms(self._plan, self._requests, self._encoders)
+        embed = {name: self._watched(encoder.embed) for name, encoder in self._encoders.items()}
         self._objective = SimilarityObjective(embed, terms)
 
     def predict(
@@ -109,13 +100,13 @@ class GuidedRun:
     def correct(self, denoised: torch.Tensor, step: int) -> torch.Tensor:
         """The predicted clean latent [B, C, ...], corrected at the prediction."""
         assert self._objective is not None and isinstance(self._correction, X0Correction)
-        started = time.perf_counter()
+        self._meter.begin()
         results: list[CorrectionResult | None] = []
         # Sample by sample: memory stays that of one picture, and a batch gives what its members give alone.
         for index, x0 in enumerate(denoised.split(1)):
             results.append(None if self._stopped(index) else self._attempt(x0, index))
         corrected = [old if new is None else new.x0 for old, new in zip(denoised.split(1), results, strict=True)]
-        self._record(step, results, started)
+        self._record(step, results)
         return torch.cat(corrected)
 
     def score(self, samples: torch.Tensor) -> None:
@@ -137,15 +128,17 @@ class GuidedRun:
             encoder.close()
         self._objective = None
         self._states.clear()
+        self._meter.stop()
 
     def report(self) -> dict[str, Any]:
         """The run in numbers, ready for JSON; lists inside evaluations and "final" have one entry per sample.
 
         "evaluations": each guided evaluation's step, sigma, similarities before its correction, RMS of gradient and
         displacement (latent units), whether it was skipped (zero or non-finite gradient; no memory; stopped by the
-        guard) and its seconds. "final": the similarities of the finished pictures, None unless
-        asked for, or if the run did not finish.
-        "fallbacks": what was given up for lack of memory. "stopped": samples at which the held-out guard ended it.
+        guard), its seconds and its peak of memory. "seconds": of all of them; "run_seconds": of the whole run.
+        "memory": see `Meter.memory`, and the "estimated_mb" that core was told. "final": the similarities of the
+        finished pictures, None unless asked for, or if the run did not finish. "fallbacks": what was given up for lack
+        of memory. "stopped": samples at which the held-out guard ended it.
         """
         plan, window = self._plan, self._plan.window
         return {
@@ -168,6 +161,8 @@ class GuidedRun:
             "stopped": [index for index, guard in self._guards.items() if guard.stopped],
             "seconds": round(sum(evaluation["seconds"] for evaluation in self._evaluations), 4),
             "final": self._final,
+            "run_seconds": self._meter.run_seconds(),
+            "memory": {**self._meter.memory(), "estimated_mb": round(self._estimate / MIB, 1)},
         }
 
     def _is_guided(self, step: int, steps: int, batch: int) -> bool:
@@ -185,7 +180,7 @@ class GuidedRun:
             state = self._states.setdefault(index, self._correction.start())
             try:
                 with gradients_enabled():
-                    decode = interruptible(self._decoders.current)
+                    decode = self._watched(self._decoders.current)
                     return self._correction(normal_copy(x0), decode, self._objective, state)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -197,15 +192,15 @@ class GuidedRun:
     def _correct_noisy(self, denoiser: Denoiser, x: torch.Tensor, step: int) -> torch.Tensor | None:
         """The corrected prediction at x through the denoiser; None when there is no memory for it."""
         assert self._objective is not None
-        started = time.perf_counter()
+        self._meter.begin()
         sigmas = self._sigmas[step], self._sigmas[step + 1]
         while not self._fallbacks.gave_up:
             assert isinstance(self._correction, PaperCorrection)
             try:
                 with gradients_enabled():
-                    decode = interruptible(self._decoders.current)
+                    decode = self._watched(self._decoders.current)
                     result = self._correction(normal_copy(x), denoiser, decode, self._objective, *sigmas)
-                self._record(step, [result.sample(index) for index in range(len(x))], started)
+                self._record(step, [result.sample(index) for index in range(len(x))])
                 return result.x0
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -213,7 +208,18 @@ class GuidedRun:
             self._correction = self._fallbacks.next(self._correction)
         return None
 
-    def _record(self, step: int, results: list[CorrectionResult | None], started: float) -> None:
+    def _watched(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The function, raising core's interrupt before it starts: a correction may take as long as many steps."""
+
+        def call(x: torch.Tensor) -> torch.Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            result = function(x)
+            self._meter.look()
+            return result
+
+        return call
+
+    def _record(self, step: int, results: list[CorrectionResult | None]) -> None:
         names = [request.name for request in self._requests]
         evaluation: dict[str, Any] = {
             "step": step,
@@ -228,19 +234,9 @@ class GuidedRun:
             if held_out and None not in held_out:
                 self._guards.setdefault(index, HeldOutGuard()).watch(sum(held_out) / len(held_out))
         # Taken last: reading the numbers above has waited for the device.
-        evaluation["seconds"] = round(time.perf_counter() - started, 4)
+        evaluation |= self._meter.end()
         self._evaluations.append(evaluation)
         self._events.send(evaluation, len(self._sigmas) - 1)
-
-
-def interruptible(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function, raising core's interrupt before it starts: a correction may take as long as many steps."""
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return function(x)
-
-    return call
 
 
 def _described(request: TermRequest) -> dict[str, Any]:

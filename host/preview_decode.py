@@ -1,4 +1,4 @@
-"""Cheap decoders for guidance: TAESD files of models/vae_approx, and the latent format's own RGB factors."""
+"""Cheap decoders for guidance: the small autoencoders of models/vae_approx, and the latent format's own RGB factors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
@@ -13,15 +14,18 @@ from comfy.taesd.taesd import TAESD
 
 from ..guidance.preprocess import clamp_with_gradient
 from .autograd import DifferentiableCall
+from .decode import Decoder, LatentDecoder
 from .errors import ConductorError
 
 # Bytes for one latent pixel, fp32: autograd keeps 141,000 of a TAESD decoder (measured in
 # tests/host/test_guidance_memory.py), and the backward pass works in some more.
 TAESD_BYTES = 200_000
+VIDEO_KEY = "decoder.22.bias"  # by which core tells files of the TAEHV kind
+NAME = "preview decoder"
 
 
 def preview_file(latent_format: Any) -> str | None:
-    """Path of the TAESD decoder file for a model's latent format, None if there is none in models/vae_approx."""
+    """Path of the preview decoder file for a model's latent format, None if there is none in models/vae_approx."""
     name = getattr(latent_format, "taesd_decoder_name", None)
     if name is None:
         return None
@@ -29,27 +33,52 @@ def preview_file(latent_format: Any) -> str | None:
     return folder_paths.get_full_path("vae_approx", files[0]) if files else None
 
 
+def preview_decoder(path: str, latent_format: Any) -> Decoder:
+    """The decoder of a `preview_file`. Raises ConductorError naming the file if it is none for this model."""
+    # Weights made under inference mode could not be differentiated through.
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            weights = comfy.utils.load_torch_file(path, safe_load=True)
+            if VIDEO_KEY not in weights:
+                return PreviewDecoder(weights, latent_format)
+            return _video_decoder(weights, latent_format)
+        except Exception as error:  # whatever the file's reader or the key check raises
+            raise ConductorError(
+                f"decoder: {path.rpartition('/')[2]} in models/vae_approx is not a TAESD decoder of this model: "
+                f"{error}. Replace the file, or set decoder to vae."
+            ) from error
+
+
+def _video_decoder(weights: dict[str, Any], latent_format: Any) -> LatentDecoder:
+    """A TAEHV decoder, for models whose pictures are single frames of Wan's or HunyuanVideo's, such as Qwen-Image."""
+    vae = comfy.sd.VAE(sd=weights)
+    if vae.latent_channels != latent_format.latent_channels:
+        raise ValueError(f"it decodes {vae.latent_channels} channels, the model makes {latent_format.latent_channels}")
+    model = vae.first_stage_model
+    model.show_progress_bar = False
+    # The other way of going through the frames cuts the gradient from each to the one before.
+    model.parallel = True
+    decoder = LatentDecoder(vae, latent_format)
+    decoder.name = NAME
+    return decoder
+
+
 class PreviewDecoder:
     """A TAESD decoder: a tenth of the VAE's cost, a little blurred. Satisfies `host.decode.Decoder`."""
 
-    name = "preview decoder"
+    name = NAME
 
-    def __init__(self, path: str, latent_format: Any) -> None:
-        # Weights made under inference mode could not be differentiated through.
-        with torch.inference_mode(False), torch.no_grad():
-            try:
-                model = TAESD(None, path, latent_channels=latent_format.latent_channels)
-            except Exception as error:  # whatever the file's reader or the key check raises
-                raise ConductorError(
-                    f"decoder: {path.rpartition('/')[2]} in models/vae_approx is not a TAESD decoder of this model: "
-                    f"{error}. Replace the file, or set decoder to vae."
-                ) from error
+    def __init__(self, weights: dict[str, Any], latent_format: Any) -> None:
+        model = TAESD(latent_channels=latent_format.latent_channels)
+        model.taesd_decoder.load_state_dict(weights)
         model.eval().requires_grad_(False)
         self._device = comfy.model_management.get_torch_device()
         self.patcher = comfy.model_patcher.ModelPatcher(
             model, load_device=self._device, offload_device=comfy.model_management.vae_offload_device()
         )
         decoder = model.taesd_decoder
+        # A latent pixel of FLUX.2 holds two by two of the others'.
+        self._pixels = 4 if latent_format.latent_channels == 128 else 1
         self._decode = DifferentiableCall(model, lambda latents: decoder(latents), self._device, torch.float32)
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
@@ -59,7 +88,7 @@ class PreviewDecoder:
 
     def memory(self, shape: tuple[int, ...]) -> float:
         """See Decoder."""
-        return TAESD_BYTES * float(shape[-2] * shape[-1])
+        return TAESD_BYTES * float(shape[-2] * shape[-1]) * self._pixels
 
     def close(self) -> None:
         """Free the copies of weights."""

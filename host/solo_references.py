@@ -43,7 +43,7 @@ def with_drawn_references(plan: GuidancePlan, model: Any, call: SamplerCall, pos
     """
     if plan.vae is None:
         raise ConductorError("vae: references drawn by the LoRAs have to be decoded. Connect a VAE.")
-    for role in dict.fromkeys(term.role for term in plan.terms()):
+    for role in plan.picture_roles():
         given = plan.references is not None and plan.references.of(role)
         if not given and getattr(plan, f"{role}_image") is None:
             own = dataclasses.replace(call, positive=positives.get(role) or call.positive)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from ..host.compare import Judge, best_of, compare, policies_named
 from ..host.compare_picture import comparison_picture
 from .common import CATEGORY, RoutingPlan
-from .encoder_loader import MetricEncoderType
+from .guidance_inputs import encoder_inputs
+from .sampling_inputs import sampling_inputs
 
 
 class ComparePolicies(io.ComfyNode):
@@ -18,6 +18,7 @@ class ComparePolicies(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        sampling = sampling_inputs()
         return io.Schema(
             node_id="ComparePolicies",
             display_name="Compare Policies",
@@ -30,22 +31,13 @@ class ComparePolicies(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A model with the LoRAs of DualLoRADynamicLoader."),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
-                io.Conditioning.Input("positive", tooltip="What the picture should show."),
-                io.Conditioning.Input("negative", tooltip="What the picture should not show."),
-                io.Latent.Input("latent_image", tooltip="The latent to denoise."),
+                *(sampling[name] for name in ("positive", "negative", "latent_image")),
                 io.String.Input(
                     "policies",
                     default="sum, paper, recommended",
                     tooltip="Names of KLLayerRouter's policies, separated by commas: one row of pictures each.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The random seed of the noise.",
-                ),
+                sampling["seed"],
                 io.Int.Input(
                     "seeds",
                     default=2,
@@ -53,35 +45,7 @@ class ComparePolicies(io.ComfyNode):
                     max=64,
                     tooltip="How many seeds, counted up from the first: one column of pictures each.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="The number of denoising steps."),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Classifier-free guidance: how closely the picture follows the prompt. Too high harms "
-                    "quality.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The sampling algorithm; affects quality, speed and style.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How noise is removed over the steps.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The amount of denoising; lower values keep the structure of the initial image.",
-                ),
+                *(sampling[name] for name in ("steps", "cfg", "sampler_name", "scheduler", "denoise")),
                 *_judging_inputs(),
             ],
             outputs=[
@@ -133,26 +97,12 @@ class ComparePolicies(io.ComfyNode):
 
 
 def _judging_inputs() -> list[io.Input]:
-    encoders = [io.ClipVision, MetricEncoderType]
     return [
         io.Image.Input(
             "subject_image", optional=True, tooltip="Picture of the subject: each cell is compared with it."
         ),
         io.Image.Input("style_image", optional=True, tooltip="Picture in the style: each cell is compared with it."),
-        io.MultiType.Input(
-            "clip_encoder",
-            types=encoders,
-            optional=True,
-            tooltip="CLIP- or SigLIP-type encoder, from Load CLIP Vision or Metric Encoder Loader. Compares the "
-            "style, and the subject too if there is no dino_encoder.",
-        ),
-        io.MultiType.Input(
-            "dino_encoder",
-            types=encoders,
-            optional=True,
-            tooltip="DINO-type encoder, from Load CLIP Vision or Metric Encoder Loader. Compares the "
-            "subject, paying less heed to the style of its picture than CLIP does.",
-        ),
+        *encoder_inputs(),
     ]
 
 

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..host.guidance_chains import guided_guider, guided_model, guided_sampler, last_report
 from .common import CATEGORY
-from .guidance_inputs import advanced_inputs, guidance_inputs, plan_from, reference_inputs
+from .guidance_inputs import guidance_inputs, plan_from, reference_inputs
+from .guidance_settings import advanced_inputs, prompt_inputs
 
 GUIDED = (
     "The same guidance as Metric Guided Sampler's: in the middle of sampling, the picture in the making is compared "
@@ -15,7 +16,7 @@ GUIDED = (
 
 
 def _inputs() -> list[io.Input]:
-    return [*reference_inputs(), *guidance_inputs(), *advanced_inputs()]
+    return [*reference_inputs(), *guidance_inputs(), *advanced_inputs(), *prompt_inputs()]
 
 
 class MetricGuidance(io.ComfyNode):

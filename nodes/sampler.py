@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.guided_sampling import SAMPLER_NAMES, SCHEDULER_NAMES, sample
+from ..host.guided_sampling import sample
 from ..host.solo_references import SOURCES, SamplerCall, with_drawn_references
 from .common import CATEGORY
-from .guidance_inputs import advanced_inputs, guidance_inputs, plan_from, reference_inputs
+from .guidance_inputs import guidance_inputs, plan_from, reference_inputs
+from .guidance_settings import advanced_inputs, prompt_inputs
+from .sampling_inputs import sampling_inputs
 
 
 class MetricGuidedSampler(io.ComfyNode):
@@ -26,7 +28,7 @@ class MetricGuidedSampler(io.ComfyNode):
             ),
             search_aliases=["ksampler", "guided sampler", "clip guidance", "dino guidance", "sample", "reference"],
             inputs=[
-                *_ksampler_inputs(),
+                *sampling_inputs().values(),
                 *reference_inputs(),
                 *guidance_inputs(),
                 *advanced_inputs(),
@@ -38,6 +40,7 @@ class MetricGuidedSampler(io.ComfyNode):
                     tooltip="Decode the finished picture once more and add its similarities to the scores.",
                 ),
                 *_drawing_inputs(),
+                *prompt_inputs(),
             ],
             outputs=[
                 io.Latent.Output("LATENT", tooltip="The denoised latent."),
@@ -94,45 +97,6 @@ def _drawing_inputs() -> list[io.Input]:
         ),
         io.Conditioning.Input(
             "style_positive", optional=True, tooltip="The prompt for the reference that the style LoRA draws."
-        ),
-    ]
-
-
-def _ksampler_inputs() -> list[io.Input]:
-    return [
-        io.Model.Input("model", tooltip="The model used for denoising the latent."),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="The random seed of the noise.",
-        ),
-        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="The number of denoising steps."),
-        io.Float.Input(
-            "cfg",
-            default=8.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            tooltip="Classifier-free guidance: how closely the picture follows the prompt. Too high harms quality.",
-        ),
-        io.Combo.Input(
-            "sampler_name", options=SAMPLER_NAMES, tooltip="The sampling algorithm; affects quality, speed and style."
-        ),
-        io.Combo.Input("scheduler", options=SCHEDULER_NAMES, tooltip="How noise is removed over the steps."),
-        io.Conditioning.Input("positive", tooltip="What the picture should show."),
-        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
-        io.Latent.Input("latent_image", tooltip="The latent to denoise."),
-        io.Float.Input(
-            "denoise",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="The amount of denoising; lower values keep the structure of the initial image.",
         ),
     ]
 

@@ -36,22 +36,42 @@ class FusionScore(io.ComfyNode):
                 ),
                 io.MultiType.Input("encoder_2", types=ENCODERS, optional=True, tooltip="Another encoder."),
                 io.MultiType.Input("encoder_3", types=ENCODERS, optional=True, tooltip="A third encoder."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    optional=True,
+                    tooltip="What the pictures should show; empty leaves it out. For whole CLIP or SigLIP models from "
+                    "Metric Encoder Loader, which can read it.",
+                ),
             ],
             outputs=[
                 io.Float.Output("subject", tooltip="Cosine similarity to the subject, mean of pictures and encoders."),
                 io.Float.Output("style", tooltip="Cosine similarity to the style, mean of pictures and encoders."),
                 io.Float.Output("both", tooltip="Harmonic mean of the two: high only if both are."),
                 io.String.Output("table", tooltip="Every picture by every encoder, as a Markdown table."),
+                io.Float.Output(
+                    "prompt", tooltip="Cosine similarity to the prompt (CLIP score), mean of pictures and encoders."
+                ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, images, encoder, subject_image=None, style_image=None, references=None, encoder_2=None, encoder_3=None
+        cls,
+        images,
+        encoder,
+        subject_image=None,
+        style_image=None,
+        references=None,
+        encoder_2=None,
+        encoder_3=None,
+        prompt: str = "",
     ) -> io.NodeOutput:
         given = {"encoder": encoder, "encoder_2": encoder_2, "encoder_3": encoder_3}
-        score = fusion_score(images, given, subject_image, style_image, references)
-        return io.NodeOutput(score.subject, score.style, score.both, score.table, ui={"text": [score.table]})
+        score = fusion_score(images, given, subject_image, style_image, references, prompt)
+        return io.NodeOutput(
+            score.subject, score.style, score.both, score.table, score.prompt, ui={"text": [score.table]}
+        )
 
 
 NODES = [FusionScore]

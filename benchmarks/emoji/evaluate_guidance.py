@@ -176,29 +176,33 @@ def similarity_to_references(pictures: Pictures, encoders: Encoders) -> Callable
 
 def costs(
     small: world.SmallWorld, make_model: Any, plans: dict[str, PlanMaker], rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Of sampling one picture: median over rounds of time / unguided time in the round, and MB of peak memory more.
+) -> dict[str, tuple[float, float, float]]:
+    """Of sampling one picture: medians over rounds of time and of CPU time / unguided in the round, and MB of peak
+    memory more.
 
-    In turn, round after round, so that a noisy machine disturbs all methods alike.
+    In turn, round after round, so that a noisy machine disturbs all methods alike; CPU time it disturbs less. Memory in
+    a round of its own: giving back what is free makes the next run slower.
     """
     pair = world.TEST[0], world.STYLES[0]
     base = make_model(small.model, small.lora("subject", pair[0]), small.lora("style", pair[1]))
     models = {name: guided(base, plan(*pair), []) for name, plan in plans.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    peaks: dict[str, float] = {}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for round_ in range(rounds + 1):
         for name, model in models.items():
-            reset_peak()
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             small.sample(model, *pair, [round_])
             if round_:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-            peaks[name] = max(peaks.get(name, 0.0) if round_ > 1 else 0.0, peak())
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(spent, seconds["none"], strict=True))
-        for name, spent in seconds.items()
-    }
-    return {name: (ratios[name], peaks[name] - peaks["none"]) for name in models}
+                seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    peaks: dict[str, float] = {}
+    for name, model in models.items():
+        reset_peak()
+        small.sample(model, *pair, [0])
+        peaks[name] = peak()
+
+    def ratio(name: str, clock: int) -> float:
+        return statistics.median(a[clock] / b[clock] for a, b in zip(seconds[name], seconds["none"], strict=True))
+
+    return {name: (ratio(name, 0), ratio(name, 1), peaks[name] - peaks["none"]) for name in models}
 
 
 def reset_peak() -> None:
@@ -213,17 +217,18 @@ def peak() -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
-HEADER = (
-    "| method | subject | style | both | p(both) | gain in p(both) | S_DINO_content | S_CLIP_style | time | memory |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = (
+    "method", "subject", "style", "both", "p(both)", "gain in p(both)", "S_DINO_content", "S_CLIP_style", "time",
+    "CPU time", "memory",
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
-def row(label: str, means: dict[str, float], gain: tuple[float, float], cost: tuple[float, float]) -> str:
+def row(label: str, means: dict[str, float], gain: tuple[float, float], cost: tuple[float, float, float]) -> str:
     judged = " | ".join(f"{means[name]:.2f}" for name in ("subject_ok", "style_ok", "both"))
     seen = " | ".join(f"{means[name]:.3f}" for name in ("S_DINO_content", "S_CLIP_style"))
     probable = f"{means['both_p']:.3f} | {gain[0]:+.3f} +- {gain[1]:.3f}"
-    return f"| `{label}` | {judged} | {probable} | {seen} | {cost[0]:.2f}x | {cost[1]:+.0f} MB |"
+    return f"| `{label}` | {judged} | {probable} | {seen} | {cost[0]:.2f}x | {cost[1]:.2f}x | {cost[2]:+.0f} MB |"
 
 
 def main() -> None:
@@ -248,7 +253,7 @@ def main() -> None:
     plans = {text: parse_guidance(text, small, pictures, encoders) for text in methods}
     score = similarity_to_references(pictures, encoders)
 
-    cost = dict.fromkeys(plans, (float("nan"), float("nan")))
+    cost = dict.fromkeys(plans, (float("nan"),) * 3)
     if arguments.rounds:
         cost = costs(small, make_model, plans, arguments.rounds)
     lines, sheet, first = [HEADER], {}, None

@@ -7,6 +7,7 @@ from lora_conductor.guidance.corrections import X0Correction, latent_gradient, r
 from lora_conductor.guidance.losses import (
     CLIP_CONTENT,
     CLIP_STYLE,
+    CLIP_TEXT,
     DINO_CONTENT,
     DINO_STYLE,
     SimilarityObjective,
@@ -31,6 +32,7 @@ class TinyWorld:
             }
             self.references = {name: torch.rand(2, 3, 20, 20, dtype=torch.float64) for name in ("content", "style")}
             self.x0 = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+            self.text = torch.randn(1, 6 * 3 * 3, dtype=torch.float64)  # as a text half would give it
         self.preprocess = Preprocess((12, 12))
 
     def decode(self, latents):
@@ -41,12 +43,12 @@ class TinyWorld:
         terms = []
         for weight, name in enumerate(names, start=1):
             encoder, role = name.removeprefix("S_").lower().split("_")
-            reference = embed[encoder](self.references[role]).detach()
+            reference = self.text if role == "text" else embed[encoder](self.references[role]).detach()
             terms.append(SimilarityTerm(name, encoder, reference, weight / 4))
         return SimilarityObjective(embed, terms)
 
 
-ALL = (CLIP_CONTENT, CLIP_STYLE, DINO_CONTENT, DINO_STYLE)
+ALL = (CLIP_CONTENT, CLIP_STYLE, DINO_CONTENT, DINO_STYLE, CLIP_TEXT)
 
 
 def finite_difference(function, x, direction, eps=1e-5):
@@ -67,7 +69,7 @@ def test_latent_gradient_equals_finite_differences(names, record_property):
         expected = finite_difference(lambda x: objective.loss(world.decode(x)), world.x0, direction)
         got = (gradient * direction).flatten(1).sum(1)
         worst = max(worst, float(((got - expected).abs() / gradient.flatten(1).norm(dim=1)).max()))
-    print(f"{'+'.join(names)}: relative error of the gradient {worst:.1e}")
+    record_property(f"{'+'.join(names)}: relative error of the gradient", worst)
     assert worst < 1e-7
 
 

@@ -9,54 +9,15 @@ from comfy_server import WorkflowError
 
 from . import workflows
 from .test_guidance_server import CLIP_FILE, DINO_FILE, comfy  # noqa: F401 - a fixture
-from .workflows import node
-
-GUIDANCE = {
-    "vae": ["vae", 0],
-    "subject_image": ["subject", 0],
-    "style_image": ["style", 0],
-    "clip_encoder": ["clip", 0],
-    "dino_encoder": ["dino", 0],
-    "subject_strength": 1.0,
-    "style_strength": 1.0,
-    "guidance_strength": 0.2,
-    "guidance_start": 0.2,
-    "guidance_end": 0.8,
-    "guidance_every": 2,
-}
+from .workflows import GUIDANCE, node
 
 
 def graph(**more):
-    return workflows.world(
-        vae=node("VAELoader", vae_name="emoji_taef1_vae_fp16.safetensors"),
-        subject=node("LoadImage", image="reference_fox_noto.png"),
-        style=node("LoadImage", image="style_openmoji_koala.png"),
-        clip=node("MetricEncoderLoader", encoder_name=CLIP_FILE, library="auto", model_name=""),
-        dino=node("MetricEncoderLoader", encoder_name=DINO_FILE, library="auto", model_name=""),
-        **more,
-    )
+    return workflows.guidance_world(CLIP_FILE, DINO_FILE, **more)
 
 
-def guided_sampler(**changes):
-    inputs = {
-        "model": ["model", 0],
-        "seed": 3,
-        "steps": 6,
-        "cfg": 2.5,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "positive": ["prompt", 0],
-        "negative": ["prompt", 1],
-        "latent_image": ["empty", 0],
-        "denoise": 1.0,
-        **GUIDANCE,
-        **changes,
-    }
-    return {
-        "guided.sample": node("MetricGuidedSampler", **inputs),
-        "guided.save": node("SaveLatent", samples=["guided.sample", 0], filename_prefix="test"),
-        "guided.scores": node("PreviewAny", source=["guided.sample", 1]),
-    }
+def guided_sampler(name="guided", **changes):
+    return workflows.guided(name, **({"seed": 3, "steps": 6} | changes))
 
 
 def custom(name, guider=("plain guider", 0), sampler=("euler", 0)):
@@ -69,7 +30,7 @@ def custom(name, guider=("plain guider", 0), sampler=("euler", 0)):
             sigmas=["sigmas", 0],
             latent_image=["empty", 0],
         ),
-        f"{name}.save": node("SaveLatent", samples=[f"{name}.sample", 0], filename_prefix="test"),
+        **workflows.saved(name),
     }
 
 
@@ -99,7 +60,7 @@ def test_model_guider_and_sampler_guide_as_the_guided_sampler_does(comfy):  # no
         assert torch.equal(workflows.latent(comfy, outputs, name), expected), name
     # The guider and the sampler that were given are not changed.
     assert not torch.equal(workflows.latent(comfy, outputs, "plain"), expected)
-    report, scores = json.loads(outputs["report"]["text"][0]), json.loads(outputs["guided.scores"]["text"][0])
+    report, scores = json.loads(outputs["report"]["text"][0]), workflows.scores(outputs, "guided")
     assert [e["similarities"] for e in report["evaluations"]] == [e["similarities"] for e in scores["evaluations"]]
 
 
@@ -161,7 +122,7 @@ def test_references_with_masks_and_fusion_score(comfy):  # noqa: F811
     assert table.splitlines()[2].split("|")[2].strip() == "1.000"  # the picture against itself
     # A mask of everything is no mask.
     assert outputs["whole"]["text"] == outputs["plain"]["text"] != outputs["other"]["text"]
-    assert json.loads(outputs["guided.scores"]["text"][0])["skipped"] == 0
+    assert workflows.scores(outputs, "guided")["skipped"] == 0
 
 
 @pytest.mark.parametrize(
@@ -199,30 +160,18 @@ def test_each_lora_alone_draws_the_reference_that_is_missing(comfy):  # noqa: F8
     for role in ("subject", "style"):
         alone |= workflows.sampled(role, f"{role} alone", seed=3, steps=6)
         pictures[f"{role} drawn"] = node("VAEDecode", samples=[f"{role}.sample", 0], vae=["vae", 0])
-    common = {"model": ["dual", 0], "clip_encoder": ["clip", 0]}
+    common = {"model": "dual"}
     connected = guided_sampler(**common, subject_image=["subject drawn", 0], style_image=["style drawn", 0])
-    drawn = guided_sampler(**common, references_from="each LoRA alone")
-    for role in ("subject_image", "style_image"):
-        drawn["guided.sample"]["inputs"].pop(role)
-    renamed = {
-        name.replace("guided", "drawn"): {
-            **item,
-            "inputs": {
-                key: [value[0].replace("guided", "drawn"), value[1]] if isinstance(value, list) else value
-                for key, value in item["inputs"].items()
-            },
-        }
-        for name, item in drawn.items()
-    }
-    outputs = workflows.run(comfy, graph(dual=workflows.loader(), **alone, **pictures, **connected, **renamed))
-    by_picture, by_lora = (json.loads(outputs[f"{name}.scores"]["text"][0]) for name in ("guided", "drawn"))
+    references = ("subject_image", "style_image")
+    drawn = guided_sampler("drawn", **common, leave_out=references, references_from="each LoRA alone")
+    outputs = workflows.run(comfy, graph(dual=workflows.loader(), **alone, **pictures, **connected, **drawn))
+    by_picture, by_lora = (workflows.scores(outputs, name) for name in ("guided", "drawn"))
     for one, other in zip(by_picture["evaluations"], by_lora["evaluations"], strict=True):
         for name, values in one["similarities"].items():
             assert values[0] == pytest.approx(other["similarities"][name][0], abs=2e-3)
 
 
 def test_drawing_needs_the_loras(comfy):  # noqa: F811
-    sampler = guided_sampler(references_from="each LoRA alone")
-    sampler["guided.sample"]["inputs"].pop("style_image")
+    sampler = guided_sampler(leave_out=("style_image",), references_from="each LoRA alone")
     with pytest.raises(WorkflowError, match="style_image: the model has no style LoRA to draw a reference with"):
         comfy.queue(graph(**sampler), timeout=300)

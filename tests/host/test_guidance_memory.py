@@ -15,7 +15,7 @@ from lora_conductor.host.decode import LatentDecoder
 from lora_conductor.host.errors import ConductorError
 from lora_conductor.host.guidance_decoders import DecoderLadder
 from lora_conductor.host.guidance_plan import GuidanceOptions
-from lora_conductor.host.preview_decode import PreviewDecoder, RgbDecoder
+from lora_conductor.host.preview_decode import PreviewDecoder, RgbDecoder, preview_decoder
 
 from .test_guidance_gradients import directional_error, kl_vae
 from .test_guidance_sampling import fingerprint, parts, plan, run  # noqa: F401 - a fixture
@@ -78,7 +78,7 @@ def test_estimates_cover_what_is_kept_and_checkpointing_saves_most(taesd_file, r
     torch.testing.assert_close(gradients["plain"], gradients["checkpointed"], rtol=1e-4, atol=1e-6)
     assert kept["checkpointed"] < 0.5 * kept["plain"]
 
-    preview = PreviewDecoder(str(taesd_file), comfy.latent_formats.Flux())
+    preview = preview_decoder(str(taesd_file), comfy.latent_formats.Flux())
     with gradients_enabled():
         latents = torch.randn(1, 16, 32, 32).requires_grad_(True)
         used = kept_bytes(lambda: preview(latents).sum())
@@ -195,7 +195,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(parts, monkeypatch):  # n
 
 def test_preview_and_rgb_decoders_have_gradients(taesd_file, record_property):
     flux = comfy.latent_formats.Flux()
-    for decoder in (PreviewDecoder(str(taesd_file), flux), RgbDecoder(flux)):
+    for decoder in (preview_decoder(str(taesd_file), flux), RgbDecoder(flux)):
         with gradients_enabled():
             latents = 0.1 * torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
             image = decoder(latents)

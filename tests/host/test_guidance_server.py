@@ -1,17 +1,16 @@
 """MetricGuidedSampler in the running ComfyUI, through its API: the real executor with its inference mode."""
 
-import json
 import threading
 
 import pytest
-import safetensors.torch
 import torch
 
 from comfy_server import WorkflowError
 
-from . import tiny_encoders
+from . import tiny_encoders, workflows
 
 CLIP_FILE, DINO_FILE = "test_clip.safetensors", "test_dino.safetensors"
+TEXT_FILE = "test_clip_with_text.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -19,61 +18,27 @@ def comfy(server):
     folder = server.base_dir / "models" / "clip_vision"
     tiny_encoders.write_clip(folder / CLIP_FILE)
     tiny_encoders.write_dino(folder / DINO_FILE)
+    tiny_encoders.write_clip(folder / TEXT_FILE, text=True)
     yield server
-    (folder / CLIP_FILE).unlink()
-    (folder / DINO_FILE).unlink()
+    for name in (CLIP_FILE, DINO_FILE, TEXT_FILE):
+        (folder / name).unlink()
 
 
-def workflow(sampler="MetricGuidedSampler", batch=1, leave_out=(), **changes):
-    nodes = {
-        "model": ("UNETLoader", {"unet_name": "emoji_tinyflux_fp16.safetensors", "weight_dtype": "default"}),
-        "vae": ("VAELoader", {"vae_name": "emoji_taef1_vae_fp16.safetensors"}),
-        "latent": ("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": batch}),
-        "prompt": ("EmojiWorldPrompt", {"subject": "fox", "style": "openmoji"}),
-        "subject": ("LoadImage", {"image": "reference_fox_noto.png"}),
-        "style": ("LoadImage", {"image": "style_openmoji_koala.png"}),
-        "clip": ("MetricEncoderLoader", {"encoder_name": CLIP_FILE, "library": "auto", "model_name": ""}),
-        "dino": ("MetricEncoderLoader", {"encoder_name": DINO_FILE, "library": "auto", "model_name": ""}),
-    }
-    inputs = {
-        "model": ["model", 0],
-        "seed": 4,
-        "steps": 8,
-        "cfg": 2.5,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "positive": ["prompt", 0],
-        "negative": ["prompt", 1],
-        "latent_image": ["latent", 0],
-        "denoise": 1.0,
-    }
-    outputs = {"save": ("SaveLatent", {"samples": ["sampler", 0], "filename_prefix": "guidance_test"})}
-    if sampler == "MetricGuidedSampler":
-        inputs |= {
-            "vae": ["vae", 0],
-            "subject_image": ["subject", 0],
-            "style_image": ["style", 0],
-            "clip_encoder": ["clip", 0],
-            "dino_encoder": ["dino", 0],
-            "subject_strength": 1.0,
-            "style_strength": 1.0,
-            "guidance_strength": 0.1,
-            "guidance_start": 0.2,
-            "guidance_end": 0.8,
-            "guidance_every": 1,
-            "final_scores": True,
-        }
-        outputs["scores"] = ("PreviewAny", {"source": ["sampler", 1]})
-    inputs = {key: value for key, value in (inputs | changes).items() if key not in leave_out}
-    nodes |= {"sampler": (sampler, inputs), **outputs}
-    return {name: {"class_type": class_type, "inputs": values} for name, (class_type, values) in nodes.items()}
+def workflow(guided=True, batch=1, clip=CLIP_FILE, dino=DINO_FILE, **changes):
+    sampling = {"seed": 4, "steps": 8}
+    guidance = {"guidance_strength": 0.1, "guidance_every": 1, "final_scores": True}
+    if guided:
+        sampler = workflows.guided("run", **(sampling | guidance | changes))
+    else:
+        sampler = workflows.sampled("run", "model", **(sampling | changes))
+    graph = workflows.guidance_world(clip, dino, **sampler)
+    graph["empty"]["inputs"]["batch_size"] = batch
+    return graph
 
 
-def run(server, *args, **kwargs):
-    outputs = server.queue(workflow(*args, **kwargs))["outputs"]
-    latent = safetensors.torch.load(server.view(outputs["save"]["latents"][0]))["latent_tensor"]
-    scores = json.loads(outputs["scores"]["text"][0]) if "scores" in outputs else None
-    return latent, scores
+def run(server, guided=True, **kwargs):
+    outputs = workflows.run(server, workflow(guided, **kwargs))
+    return workflows.latent(server, outputs, "run"), workflows.scores(outputs, "run") if guided else None
 
 
 def test_every_input_and_output_explains_itself(comfy):
@@ -98,7 +63,7 @@ def test_every_input_and_output_explains_itself(comfy):
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
 def test_off_is_ksampler_bit_for_bit(comfy, sampler):
-    expected, _ = run(comfy, "KSampler", sampler_name=sampler)
+    expected, _ = run(comfy, guided=False, sampler_name=sampler)
     references = ("vae", "subject_image", "style_image", "clip_encoder", "dino_encoder")
     got, scores = run(comfy, leave_out=references, guidance_strength=0.0, sampler_name=sampler)
     assert torch.equal(got, expected)
@@ -122,12 +87,22 @@ def test_the_worlds_own_encoders_guide(comfy):
     names = comfy.get("/object_info/MetricEncoderLoader")["MetricEncoderLoader"]["input"]["required"]["encoder_name"]
     files = {"clip": "emoji_clip.safetensors", "dino": "emoji_dino.safetensors"}
     assert set(files.values()) <= set(names[1]["options"])
-    flow = workflow(batch=2)
-    for node, file in files.items():
-        flow[node]["inputs"]["encoder_name"] = file
-    scores = json.loads(comfy.queue(flow)["outputs"]["scores"]["text"][0])
+    _, scores = run(comfy, batch=2, **files)
     assert scores["skipped"] == 0
     assert all(len(values) == 2 for values in scores["final"].values())
+
+
+def test_a_prompt_guides_under_inference_mode(comfy):
+    off = {"subject_strength": 0.0, "style_strength": 0.0, "leave_out": ("subject_image", "style_image")}
+    by_prompt = {"clip": TEXT_FILE, "prompt": "a fox, drawn in ink", "prompt_strength": 1.0, **off}
+    _, before = run(comfy, **by_prompt, guidance_strength=1e-3, guidance_start=0.9, guidance_end=1.0)
+    _, after = run(comfy, **by_prompt, guidance_strength=0.2)
+    found = [scores["final"]["S_CLIP_text"][0] for scores in (before, after)]
+    print(f"similarity to the prompt {found[0]:.4f} -> {found[1]:.4f}")
+    assert found[1] > found[0] + 1e-3
+    score = workflows.node("FusionScore", images=["subject", 0], encoder=["clip", 0], prompt="a fox, drawn in ink")
+    outputs = workflows.run(comfy, workflows.guidance_world(TEXT_FILE, DINO_FILE, score=score))
+    assert "prompt (encoder)" in outputs["score"]["text"][0]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +112,7 @@ def test_the_worlds_own_encoders_guide(comfy):
         (("style_image",), {}, "style_image: style_strength is 1, but there is no reference picture"),
         (("vae",), {}, "vae: metric guidance looks at decoded pictures"),
         (("clip_encoder", "dino_encoder"), {}, "clip_encoder and dino_encoder: "),
+        ((), {"prompt_strength": 1.0, "prompt": "a fox"}, "clip_encoder: this encoder reads no prompts"),
         ((), {"guidance_start": 0.8, "guidance_end": 0.3}, "guidance_start, guidance_end, guidance_every: "),
     ],
 )
@@ -153,7 +129,7 @@ def test_missing_inputs_are_named_before_sampling(comfy, leave_out, changes, mes
 
 
 def test_an_interrupted_run_leaves_the_model_as_it_was(comfy):
-    expected, _ = run(comfy, "KSampler", seed=11)
+    expected, _ = run(comfy, guided=False, seed=11)
     guided, _ = run(comfy, seed=11)
 
     def stop_at_first_step(kind, data):
@@ -165,7 +141,7 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(comfy):
         comfy.queue(workflow(seed=12, steps=400), on_event=stop_at_first_step)
     stopper.join()
     # Above 0.9999 denoise counts as 1, but the executor, which caches results, takes it for another workflow.
-    assert torch.equal(run(comfy, "KSampler", seed=11, denoise=0.99995)[0], expected)
+    assert torch.equal(run(comfy, guided=False, seed=11, denoise=0.99995)[0], expected)
     assert torch.equal(run(comfy, seed=11, denoise=0.99995)[0], guided)
 
 

@@ -15,6 +15,23 @@ import torch
 from safetensors.torch import save_file
 
 WORLD_MODEL = "emoji_tinyflux_fp16.safetensors"
+# Of an SD1.5-shaped UNet, two levels deep.
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 48,
+    "num_heads": 4,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "legacy": False,
+}
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> None:
@@ -40,26 +57,8 @@ def tiny_flux(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPa
 
 
 def tiny_unet(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
-    """An SD1.5-shaped UNet, two levels deep, random weights."""
-    config = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 64,
-        "num_res_blocks": [1, 1],
-        "channel_mult": [1, 2],
-        "transformer_depth": [1, 1],
-        "transformer_depth_output": [1, 1, 1, 1],
-        "transformer_depth_middle": 1,
-        "context_dim": 64,
-        "num_heads": 4,
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": False,
-        "use_temporal_attention": False,
-        "legacy": False,
-        "adm_in_channels": None,
-        "dtype": dtype,
-    }
+    """An SD1.5-shaped UNet with random weights."""
+    config = {**UNET, "model_channels": 64, "context_dim": 64, "adm_in_channels": None, "dtype": dtype}
     model_config = comfy.supported_models.SD15(config)
     model_config.unet_config = config
     model_config.set_inference_dtype(dtype, None)

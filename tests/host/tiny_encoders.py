@@ -19,20 +19,22 @@ OPEN_CLIP = {
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1},
 }
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 TIMM = {
     "name": "vit_tiny_patch16_224",
     "kwargs": {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2},
 }
 
 
-def write_clip(path: Path) -> Path:
-    """A CLIP-type encoder file that describes itself."""
+def write_clip(path: Path, text: bool = False) -> Path:
+    """A CLIP-type encoder file that describes itself, of pictures only or with its text half."""
     import open_clip
 
-    model = open_clip.CLIP(**OPEN_CLIP)
+    config = {**OPEN_CLIP, "text_cfg": TEXT} if text else OPEN_CLIP
+    model = open_clip.CLIP(**config)
     randomise(model, seed=1)
-    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("visual.")}
-    save_file(weights, path, metadata=_metadata("open_clip", "clip", OPEN_CLIP))
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if text or k.startswith("visual.")}
+    save_file(weights, path, metadata=_metadata("open_clip", "clip", config))
     return path
 
 

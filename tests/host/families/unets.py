@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
+from ..tiny import UNET
 from .family import Family
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": 48,
-    "num_heads": 4,
-    "num_head_channels": -1,
-    "use_spatial_transformer": True,
-    "legacy": False,
-}
 SEQUENTIAL = {**UNET, "num_classes": "sequential"}
 VIDEO = {
     **SEQUENTIAL,
