@@ -13,28 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..fusion.record import RoutingRecord
 from .map_codes import encode
 from .map_columns import Columns
+from .page import ids_of_prompt, page_of_prompt
 from .run import Run
 
 EVENT = "lora_conductor.routing"
 RATE = 4.0  # events a second
-
-
-def page_of_prompt() -> tuple[Any, Any, str | None]:
-    """The server, the socket of the page that queued the running prompt (None if it is not there), and its id.
-
-    Without a server (core's samplers called from a script) all three are None.
-    """
-    from server import PromptServer
-
-    server: Any = getattr(PromptServer, "instance", None)
-    client = getattr(server, "client_id", None)
-    return server, server.sockets.get(client) if client else None, client
 
 
 @dataclass(eq=False)
@@ -101,7 +89,7 @@ class LiveMap:
         first = self._sent["layers"]
         message: dict[str, Any] = {
             "node": self.node,
-            **_prompt(server),
+            **ids_of_prompt(server),
             "run": self._id,
             "steps": self.run.steps,
             "first_layer": first,
@@ -114,14 +102,3 @@ class LiveMap:
             message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in self.header["loras"]]
         self._sent = {"layers": len(layers), "steps": max(new, default=self._sent["steps"] - 1) + 1}
         server.send_sync(EVENT, message, client)
-
-
-def _prompt(server: Any) -> dict[str, str | None]:
-    """Ids of the running prompt, and of the workflow it was made from: the page may show another one by now."""
-    context = get_executing_context()
-    prompt = context.prompt_id if context is not None else None
-    for _, prompt_id, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
-        if prompt_id == prompt:
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return {"prompt": prompt, "workflow": workflow.get("id")}
-    return {"prompt": prompt, "workflow": None}

@@ -3,8 +3,8 @@
     screenshots.py [--run] [WORKFLOW.json ...]
 
 Every picture is taken in both of the page's renderers. ``--run`` also queues the workflow from the page and takes
-pictures in the middle of the run, when it has finished, and of the routing map at 100 % and 50 %. Chromium is the one
-in $CHROMIUM, else the system's.
+pictures in the middle of the run, when it has finished, and of routing map, curves and grid at 100 % and 50 %.
+Chromium is the one in $CHROMIUM, else the system's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ CHROMIUM_FLAGS = [
 WINDOW = {"width": 2560, "height": 1440}
 RENDERERS = ("LiteGraph", "Nodes 2.0")
 MAPS = "window.app.graph.nodes.map(n => n.widgets?.find(w => w.name === 'routing_map')?.value).filter(Boolean)"
+CLOSE_UPS = {"KLLayerRouter": "map", "MetricGuidedSampler": "curves", "ComparePolicies": "grid"}
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -176,10 +177,12 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
         save(page, target / f"{name}_running.png")
         finish_workflow(page, timeout_s=600)
         save(page, target / f"{name}_finished.png")
-        if any(node["type"] == "KLLayerRouter" for node in workflow["nodes"]):
+        for node_type, shows in CLOSE_UPS.items():
+            if not any(node["type"] == node_type for node in workflow["nodes"]):
+                continue
             for scale in (1.0, 0.5):
-                show_closely(page, "KLLayerRouter", scale)
-                save(page, target / f"{name}_map_{scale * 100:.0f}.png")
+                show_closely(page, node_type, scale)
+                save(page, target / f"{name}_{shows}_{scale * 100:.0f}.png")
 
 
 def main() -> None:
