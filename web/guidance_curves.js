@@ -35,7 +35,7 @@ function onExecuted({ detail }) {
 }
 
 app.registerExtension({
-  name: "LoraConductor.GuidanceCurves",
+  name: "loraconductor.GuidanceCurves",
   setup() {
     api.addEventListener("lora_conductor.guidance", onGuidance)
     api.addEventListener("executed", onExecuted)

@@ -35,7 +35,7 @@ function onExecuted({ detail }) {
 }
 
 app.registerExtension({
-  name: "LoraConductor.RoutingMap",
+  name: "loraconductor.RoutingMap",
   setup() {
     api.addEventListener("lora_conductor.routing", onRouting)
     api.addEventListener("executed", onExecuted)
