@@ -41,7 +41,7 @@ class BakeSettings:
 
     step: int | None = None
     rank: int = 0
-    dtype: torch.dtype = torch.float16
+    dtype: torch.dtype = torch.float32
 
 
 def bake(
