@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { CurvesView } from "./js/curves_view.js"
 import { KeptWidgets } from "./js/kept_widgets.js"
+import { catchUpOn } from "./js/missed.js"
 import { Recent } from "./js/recent.js"
 import { RunCurves } from "./js/run_curves.js"
 
@@ -39,6 +40,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("lora_conductor.guidance", onGuidance)
     api.addEventListener("executed", onExecuted)
+    api.addEventListener("reconnected", () => catchUpOn([...workflows.keys()].at(-1), onExecuted))
   },
   nodeCreated(node) {
     curves.attach(node, FINISHED)

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { KeptWidgets } from "./js/kept_widgets.js"
 import { MapView } from "./js/map_view.js"
+import { catchUpOn } from "./js/missed.js"
 import { Recent } from "./js/recent.js"
 import { RunMap } from "./js/run_map.js"
 
@@ -39,6 +40,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("lora_conductor.routing", onRouting)
     api.addEventListener("executed", onExecuted)
+    api.addEventListener("reconnected", () => catchUpOn([...workflows.keys()].at(-1), onExecuted))
   },
   nodeCreated(node) {
     maps.attach(node, [...LIVE, ...REPORT])

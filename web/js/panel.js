@@ -8,7 +8,7 @@ const CSS = `
 .lora-conductor-panel { --lc-subject: #f28e1c; --lc-style: #2f7fe0; --lc-other: #1d9a73; display: flex;
   flex-direction: column; gap: 3px; width: 100%; height: 100%; box-sizing: border-box; overflow: hidden;
   padding: 4px 6px; border-radius: 6px; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
-  font: 11px/14px sans-serif; user-select: none; }
+  font: 11px/14px sans-serif; user-select: none; transition: background-color 1ms, color 1ms; }
 .lora-conductor-panel > * { flex: none; }
 .lora-conductor-panel .lc-head { all: unset; cursor: pointer; display: flex; gap: 6px; white-space: nowrap;
   overflow: hidden; line-height: 18px; }
@@ -51,6 +51,8 @@ export class Panel {
     this.canvas.addEventListener("pointerdown", (event) => this.press(event))
     this.canvas.addEventListener("pointerleave", () => this.point(null))
     this.scroll.addEventListener("wheel", (event) => this.keepWheel(event), { passive: true })
+    // Another theme is another colour of the text: what is painted has to follow.
+    this.root.addEventListener("transitionend", (event) => event.target === this.root && this.draw())
     this.observer = new ResizeObserver(() => this.draw())
     this.observer.observe(this.scroll)
     this.root.style.minHeight = `${this.height}px`
