@@ -94,7 +94,7 @@ class LiveMap:
             "steps": self.run.steps,
             "first_layer": first,
             "layers": list(layers[first:]),
-            "columns": {str(step): encode(values) for step, values in new.items()},
+            "columns": _encoded(new),
             "finished": finished,
         }
         if first == 0:
@@ -102,3 +102,12 @@ class LiveMap:
             message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in self.header["loras"]]
         self._sent = {"layers": len(layers), "steps": max(new, default=self._sent["steps"] - 1) + 1}
         server.send_sync(EVENT, message, client)
+
+
+def _encoded(columns: dict[int, Tensor]) -> dict[str, str]:
+    """Each column as text; all of them in one go."""
+    if not columns:
+        return {}
+    text = encode(torch.cat(list(columns.values()), 1))
+    length = len(text) // len(columns)
+    return {str(step): text[i * length : (i + 1) * length] for i, step in enumerate(columns)}

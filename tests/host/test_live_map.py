@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -165,10 +166,13 @@ def test_frozen_steps_are_on_the_map(server: ComfyServer) -> None:
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]) -> None:
-    """Time spent on the map while sampling, with a page and without."""
-    sent: list[dict[str, Any]] = []
+    """Time spent on the map, of the whole run's: with a page, and without."""
+    sent: list[str] = []
     queue = SimpleNamespace(currently_running={})
-    server = SimpleNamespace(send_sync=lambda event, message, client: sent.append(message), prompt_queue=queue)
+    # Core makes it into text in the server's thread, which takes its turns from sampling.
+    server = SimpleNamespace(
+        send_sync=lambda event, message, client: sent.append(json.dumps(message)), prompt_queue=queue
+    )
     page = (server, object(), "page") if connected else (server, None, "page")
     monkeypatch.setattr(live_map, "page_of_prompt", lambda: page)
     spent = 0.0
@@ -198,4 +202,4 @@ def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property:
     share = spent / (time.perf_counter() - start)
     record_property(f"share of sampling time, {'a page' if connected else 'nobody'} connected", share)
     assert bool(sent) is connected
-    assert share <= (0.03 if connected else 0.001)
+    assert share <= (0.01 if connected else 0.001)
