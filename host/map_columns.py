@@ -45,7 +45,7 @@ class _Copy:
         if self.held is None:
             values = self.flat.double().mean(1)
         else:
-            values, sizes = self.held, torch.tensor(self.sizes)
+            values, sizes = self.held, torch.tensor(self.sizes, dtype=torch.long)
             owners = torch.arange(len(sizes)).repeat_interleave(sizes)
             sums = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, owners, self.flat.double())
             values[list(self.places)] = sums / sizes

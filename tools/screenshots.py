@@ -2,9 +2,9 @@
 
     screenshots.py [--run] [WORKFLOW.json ...]
 
-Every picture is taken in both of the page's renderers. ``--run`` also queues the workflow from the page and takes
-pictures in the middle of the run, when it has finished, and of routing map, curves and grid at 100 % and 50 %.
-Chromium is the one in $CHROMIUM, else the system's.
+Every picture is taken in both of the page's renderers. ``--run`` also queues workflows of the small world from the
+page and takes pictures in the middle of the run, when it has finished, and of routing map, curves and grid at 100 %
+and 50 %. Chromium is the one in $CHROMIUM, else the system's.
 """
 
 from __future__ import annotations
@@ -158,6 +158,11 @@ def show_closely(page: Any, node_type: str, scale: float) -> None:
     page.wait_for_timeout(800)
 
 
+def is_of_small_world(workflow: dict[str, Any]) -> bool:
+    """Whether it runs without files of the user's."""
+    return any(node["type"] == "EmojiWorldPrompt" for node in workflow["nodes"])
+
+
 def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
     """Pictures of one workflow in both renderers; with ``run`` also in the middle of its run and after."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -169,7 +174,7 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
         name = f"{path.stem}_{renderer.replace(' ', '_').replace('.', '').lower()}"
         load_workflow(page, workflow, path.stem)
         save(page, target / f"{name}.png")
-        if not run:
+        if not run or not is_of_small_world(workflow):
             continue
         print(f"Running {path.name} ...", flush=True)
         start_workflow(page)

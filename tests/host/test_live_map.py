@@ -79,6 +79,15 @@ def test_columns_are_the_record_s() -> None:
         torch.testing.assert_close(values, expected[:, :, step], equal_nan=True)
 
 
+def test_columns_of_plain_numbers() -> None:
+    """As policies that measure nothing give them."""
+    made = [Decision(f"layer.{i}", {}, {"subject": 1.0, "style": 0.25 * i}) for i in range(3)]
+    columns = Columns()
+    columns.fetch([CallDecisions(0, Batch(), (0,), made)])
+    (values,) = columns.take_arrived().values()
+    assert values[:2].tolist() == [[1.0, 1.0, 1.0], [0.0, 0.25, 0.5]] and values[2:].isnan().all()
+
+
 class Told:
     """What the page of a queued workflow was told."""
 

@@ -69,12 +69,12 @@ function rangeOf(run) {
   if (!all.length) return [0, 1]
   const [low, high] = [Math.min(...all), Math.max(...all)]
   const room = Math.max(0.1 * (high - low), 0.005)
-  return [low - room, high + room]
+  return [low - room, high <= 1 ? Math.min(1, high + room) : high + room] // a cosine ends at 1
 }
 
 function paintWindow(context, run, across, bottom, colours) {
   if (!run.guided) return
-  context.globalAlpha = 0.22
+  context.globalAlpha = 0.3
   context.fillStyle = colours.even
   const [from, to] = run.window.map(across)
   context.fillRect(from, 0, to - from, bottom)
@@ -102,7 +102,7 @@ function paintNumbers(context, [low, high], plot, colours) {
   context.fillStyle = colours.faint
   context.textAlign = "right"
   context.textBaseline = "top"
-  context.fillText(high.toFixed(2), LEFT - 4, plot.top - 3)
+  context.fillText(high.toFixed(2), LEFT - 4, plot.top - 4)
   context.textBaseline = "bottom"
   context.fillText(low.toFixed(2), LEFT - 4, plot.bottom + 2)
 }
