@@ -4,7 +4,7 @@
 
 Every picture is taken in both of the page's renderers. ``--run`` also queues workflows of the small world from the
 page and takes pictures in the middle of the run, when it has finished, and of routing map, curves and grid at 100 %
-and 50 %. Chromium is the one in $CHROMIUM, else the system's.
+and 50 %. The last picture is the template browser's. Chromium is the one in $CHROMIUM, else the system's.
 """
 
 from __future__ import annotations
@@ -158,6 +158,13 @@ def show_closely(page: Any, node_type: str, scale: float) -> None:
     page.wait_for_timeout(800)
 
 
+def show_templates(page: Any) -> None:
+    """Open the template browser at this pack's templates."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("lora-conductor").first.click()
+    page.wait_for_timeout(4000)
+
+
 def is_of_small_world(workflow: dict[str, Any]) -> bool:
     """Whether it runs without files of the user's."""
     return any(node["type"] == "EmojiWorldPrompt" for node in workflow["nodes"])
@@ -210,6 +217,8 @@ def main() -> None:
     with ComfyServer(host, base) as server, open_page(server) as page:
         for path in workflows:
             take_pictures(page, path, target, run=options.run)
+        show_templates(page)
+        save(page, target / "template_browser.png")
 
 
 def save(page: Any, path: Path) -> None:

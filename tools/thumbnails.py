@@ -31,7 +31,7 @@ from screenshots import (
 
 EXAMPLES = REPO / "example_workflows"
 HELP = REPO / "web" / "docs" / "images"
-SIZE = {"width": 640, "height": 360}
+SIZE = {"width": 560, "height": 560}  # tiles of the template browser are square
 TITLES = {
     "compare_policies": "Compare policies",
     "flux_subject_x_style": "FLUX: subject x style",
@@ -43,23 +43,27 @@ TITLES = {
     "sdxl_subject_x_style": "SDXL: subject x style",
     "small_world_demo": "This subject, in that style",
 }
-PANELS = {  # node and widget that a workflow is about; the routing map otherwise
+PANELS = {  # node and widget that a workflow is about; the router's map otherwise
+    "compare_policies": ("DualLoRADynamicLoader", "routing_map"),
     "guidance_with_photos_and_a_mask": ("MetricGuidedSampler", "guidance_curves"),
     "references_by_the_loras": ("MetricGuidedSampler", "guidance_curves"),
 }
 LAYOUT = """<style>
 * { margin: 0; box-sizing: border-box }
-body { width: 640px; height: 360px; padding: 18px 24px; background: #1b1c25; color: #f4f4f4;
-  font: 26px/34px Inter, "DejaVu Sans", sans-serif; display: flex; flex-direction: column; gap: 14px }
-main { flex: 1; min-height: 0; display: flex; gap: 16px; align-items: center; justify-content: center }
-img { max-height: 100%; min-width: 0; object-fit: contain; border-radius: 6px }
-.given { display: flex; flex-direction: column; gap: 8px; height: 100% }
+body { width: 560px; height: 560px; padding: 22px 24px; background: #1b1c25; color: #f4f4f4; display: flex;
+  font: 28px/34px Inter, "DejaVu Sans", sans-serif; flex-direction: column; gap: 16px }
+main, .row { flex: 1 1 0; min-height: 0; display: flex; gap: 14px; justify-content: center; align-items: stretch }
+main { flex-direction: column }
+img { min-width: 0; min-height: 0; max-width: 100%; flex: 0 1 auto; object-fit: contain; border-radius: 6px }
+.row > * { height: 100% }
+.given { display: flex; flex-direction: column; gap: 8px }
 .given img { height: calc(50% - 4px); background: white }
+.panel { flex: none; width: 100%; max-height: 50%; display: flex; justify-content: center }
 </style><body><div>TITLE</div><main>PICTURES</main></body>"""
 
 
-def picture(data: bytes, width: str) -> str:
-    return f'<img style="width: {width}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+def picture(data: bytes) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 
 def panel_of(page: Any, node_type: str, widget: str) -> bytes:
@@ -111,16 +115,16 @@ def content(server: ComfyServer, page: Any, path: Path) -> str:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     load_workflow(page, workflow, path.stem)
     if not is_of_small_world(workflow):
-        return picture(graph_of(page), "100%")
+        return picture(graph_of(page))
     start_workflow(page)
     finish_workflow(page, timeout_s=600)
     results = drawn(server, workflow)
     panel = PANELS.get(path.stem, ("KLLayerRouter", "routing_map"))
     given = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage"]
     files = [(server.base_dir / "input" / name).read_bytes() for name in given]
-    column = f'<div class="given">{"".join(picture(data, "auto") for data in files)}</div>' if files else ""
-    share = "38%" if len(results) == 1 else "27%"
-    return column + "".join(picture(data, share) for data in results) + picture(panel_of(page, *panel), "44%")
+    column = f'<div class="given">{"".join(map(picture, files))}</div>' if files else ""
+    row = f'<div class="row">{column}{"".join(map(picture, results))}</div>'
+    return row + f'<div class="panel">{picture(panel_of(page, *panel))}</div>'
 
 
 def draw_help(page: Any, path: Path) -> None:
