@@ -5,14 +5,13 @@ import { api } from "../../scripts/api.js"
 import { CurvesView } from "./js/curves_view.js"
 import { KeptWidgets } from "./js/kept_widgets.js"
 import { catchUpOn } from "./js/missed.js"
-import { Recent } from "./js/recent.js"
+import { Recent, workflowOfPrompt } from "./js/recent.js"
 import { RunCurves } from "./js/run_curves.js"
 
 const LIVE = ["MetricGuidedSampler"]
 const FINISHED = [...LIVE, "GuidanceReport"]
 
 const runs = new Recent() // run -> its curves, while its events come in
-const workflows = new Recent() // prompt -> workflow
 const curves = new KeptWidgets({
   name: "guidance_curves",
   makeView: (onResize) => new CurvesView(onResize),
@@ -23,7 +22,7 @@ function onGuidance({ detail }) {
   const run = detail.first === 0 ? new RunCurves(detail) : runs.get(detail.run)
   if (!run) return // its beginning went by before the page was there, and will be sent again
   runs.set(detail.run, run)
-  workflows.set(detail.prompt, detail.workflow)
+  workflowOfPrompt.set(detail.prompt, detail.workflow)
   run.add(detail.evaluations)
   curves.give(detail.workflow, detail.node, LIVE, run, { save: false })
 }
@@ -32,7 +31,7 @@ function onExecuted({ detail }) {
   const report = detail.output?.guidance?.[0]
   if (!report) return
   const run = RunCurves.ofReport(report, detail.prompt_id)
-  curves.give(workflows.get(detail.prompt_id), detail.display_node ?? detail.node, FINISHED, run, { save: true })
+  curves.give(workflowOfPrompt.get(detail.prompt_id), detail.display_node ?? detail.node, FINISHED, run, { save: true })
 }
 
 app.registerExtension({
@@ -40,7 +39,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("lora_conductor.guidance", onGuidance)
     api.addEventListener("executed", onExecuted)
-    api.addEventListener("reconnected", () => catchUpOn([...workflows.keys()].at(-1), onExecuted))
+    api.addEventListener("reconnected", () => catchUpOn([...workflowOfPrompt.keys()].at(-1), onExecuted))
   },
   nodeCreated(node) {
     curves.attach(node, FINISHED)

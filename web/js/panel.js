@@ -1,4 +1,4 @@
-// A panel on a node: a headline that folds it, a part that is painted, a legend, and what is under the pointer.
+// Panels on nodes: a headline that folds; under it a text, or a painted part with a legend and what is pointed at.
 
 const SHUT_HEIGHT = 28
 const SHARPNESS = 2 // canvas pixels a CSS pixel, at least: the graph may be zoomed in
@@ -21,6 +21,8 @@ const CSS = `
   background: linear-gradient(to right, var(--lc-subject), var(--border-color, #666), var(--lc-style)); }
 .lora-conductor-panel .lc-legend.lc-wraps { flex-wrap: wrap; gap: 0 10px; }
 .lora-conductor-panel .lc-detail { height: 28px; overflow: hidden; color: var(--descrip-text, #999); }
+.lora-conductor-panel .lc-text { flex: 1 1 0; min-height: 0; margin: 0; overflow: hidden auto; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: 11px/15px monospace; user-select: text; cursor: text; }
 .lora-conductor-panel.lc-shut > :not(.lc-head):not(style) { display: none; }
 `
 
@@ -31,22 +33,65 @@ export function element(kind, className, ...children) {
   return made
 }
 
-/** Its heirs have draw() and point(event), event null when the pointer has left. */
-export class Panel {
-  constructor(title, openHeight, onResize) {
-    Object.assign(this, { title, openHeight, onResize, data: null, open: true, focus: null })
+/** A headline that folds away what is under it. Its heirs have draw(). */
+export class Foldable {
+  constructor(title, openHeight, onResize, open) {
+    Object.assign(this, { title, openHeight, onResize, data: null, open })
     this.arrow = element("span", "lc-arrow")
     this.status = element("span", "lc-status")
     this.head = element("button", "lc-head", this.arrow, element("span", "", title), this.status)
     this.head.type = "button"
+    this.head.addEventListener("click", () => this.toggle())
+    this.root = element("div", "lora-conductor-panel", element("style", "", CSS), this.head)
+    this.applyFold()
+  }
+
+  get height() {
+    return this.open ? this.openHeight : SHUT_HEIGHT
+  }
+
+  show(data) {
+    this.data = data
+    this.draw()
+  }
+
+  remove() {}
+
+  applyFold() {
+    this.root.classList.toggle("lc-shut", !this.open)
+    this.root.style.minHeight = `${this.height}px`
+  }
+
+  toggle() {
+    this.open = !this.open
+    this.applyFold()
+    this.draw()
+    this.onResize()
+  }
+
+  /** The headline's right part. */
+  say(status) {
+    this.arrow.textContent = this.open ? "\u25be" : "\u25b8"
+    this.status.textContent = status
+  }
+
+  /** The wheel scrolls what is longer than its place, instead of zooming the graph. */
+  keepWheel(event) {
+    if (this.scroll.scrollHeight > this.scroll.clientHeight) event.stopPropagation()
+  }
+}
+
+/** With a painted part. Its heirs have point(event) as well, event null when the pointer has left. */
+export class Panel extends Foldable {
+  constructor(title, openHeight, onResize) {
+    super(title, openHeight, onResize, true)
+    this.focus = null
     this.canvas = element("canvas", "")
     this.canvas.setAttribute("role", "img")
     this.scroll = element("div", "lc-scroll", this.canvas)
     this.legend = element("div", "lc-legend")
     this.detail = element("div", "lc-detail")
-    const style = element("style", "", CSS)
-    this.root = element("div", "lora-conductor-panel", style, this.head, this.scroll, this.legend, this.detail)
-    this.head.addEventListener("click", () => this.toggle())
+    this.root.append(this.scroll, this.legend, this.detail)
     this.canvas.addEventListener("pointermove", (event) => this.point(event))
     this.canvas.addEventListener("pointerdown", (event) => this.press(event))
     this.canvas.addEventListener("pointerleave", () => this.point(null))
@@ -55,29 +100,15 @@ export class Panel {
     this.root.addEventListener("transitionend", (event) => event.target === this.root && this.draw())
     this.observer = new ResizeObserver(() => this.draw())
     this.observer.observe(this.scroll)
-    this.root.style.minHeight = `${this.height}px`
-  }
-
-  get height() {
-    return this.open ? this.openHeight : SHUT_HEIGHT
   }
 
   show(data) {
     if (data.run !== this.data?.run || data.run === null) this.focus = null
-    this.data = data
-    this.draw()
+    super.show(data)
   }
 
   remove() {
     this.observer.disconnect()
-  }
-
-  toggle() {
-    this.open = !this.open
-    this.root.classList.toggle("lc-shut", !this.open)
-    this.root.style.minHeight = `${this.height}px`
-    this.draw()
-    this.onResize()
   }
 
   press(event) {
@@ -85,10 +116,8 @@ export class Panel {
     this.point(event)
   }
 
-  /** The headline's right part. */
   say(status) {
-    this.arrow.textContent = this.open ? "\u25be" : "\u25b8"
-    this.status.textContent = status
+    super.say(status)
     this.canvas.setAttribute("aria-label", `${this.title}: ${status}`)
   }
 
@@ -118,10 +147,5 @@ export class Panel {
       text: of("--input-text", "#ddd"),
       faint: of("--descrip-text", "#999"),
     }
-  }
-
-  /** The wheel scrolls what is longer than its place, instead of zooming the graph. */
-  keepWheel(event) {
-    if (this.scroll.scrollHeight > this.scroll.clientHeight) event.stopPropagation()
   }
 }

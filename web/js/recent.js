@@ -10,3 +10,6 @@ export class Recent extends Map {
     return this
   }
 }
+
+/** Prompt -> the workflow it was made from, as far as our events have told. */
+export const workflowOfPrompt = new Recent()
