@@ -161,7 +161,7 @@ def show_closely(page: Any, node_type: str, scale: float) -> None:
 def show_templates(page: Any) -> None:
     """Open the template browser at this pack's templates."""
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text("lora-conductor").first.click()
+    page.get_by_role("dialog").get_by_text("lora-conductor").first.click(timeout=30_000)
     page.wait_for_timeout(4000)
 
 
