@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-speed bench-quality bench-guidance family-grid policy-sheet screenshots clean
+.PHONY: help setup demo test lint format bench-speed bench-quality bench-guidance family-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ policy-sheet: setup ## every policy's picture and routing map in the small world
 
 screenshots: setup ## the real page with the example workflow, into output/screenshots/
 	@$(RUN)/python tools/screenshots.py $(ARGS)
+
+thumbnails: setup ## pictures of the templates and of the help pages, from the real page
+	@$(RUN)/python tools/thumbnails.py $(ARGS)
 
 clean: ## remove everything the other targets made
 	rm -rf .venv .host .build output .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -65,8 +65,9 @@ def sd15_unet(dtype):
 
 @dataclass(frozen=True)
 class Timing:
-    """Of a sampling run. steps: seconds on one clock when each ended; cpu_steps: the same in seconds of all CPU threads,
-    which other work on the machine hardly disturbs. total, cpu: of the whole run, loading and patching included."""
+    """Of a sampling run. steps: seconds on one clock when each ended; cpu_steps: the same in seconds of all CPU
+    threads, which other work on the machine hardly disturbs. total, cpu: of the whole run, loading and patching
+    included."""
 
     steps: list[float]
     cpu_steps: list[float]

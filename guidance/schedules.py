@@ -40,11 +40,15 @@ class GuidanceWindow:
         if self.every < 1:
             raise ValueError(f"guidance every n-th step needs n >= 1, got {self.every}")
 
-    def is_active(self, step: int, steps: int) -> bool:
-        """Whether step `step` (from 0) of `steps` is guided."""
+    def span(self, steps: int) -> tuple[int, int]:
+        """First step of the window (from 0) and the step after its last, in a run of `steps`."""
         first = self._boundary(self.start, steps)
         # A short run never loses its guidance to rounding: the window holds one step at least.
-        last = max(self._boundary(self.end, steps), first + 1)
+        return first, max(self._boundary(self.end, steps), first + 1)
+
+    def is_active(self, step: int, steps: int) -> bool:
+        """Whether step `step` (from 0) of `steps` is guided."""
+        first, last = self.span(steps)
         return first <= step < last and (step - first) % self.every == 0
 
     @staticmethod

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import comfy.lora
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
@@ -26,6 +24,7 @@ from .errors import ConductorError
 from .fusion_patch import FusionSpec, attachment_of
 from .lora_resolving import Target
 from .parents import parents_of
+from .progress import Progress
 from .routing import record_of_latent
 
 
@@ -41,7 +40,7 @@ class BakeSettings:
 
     step: int | None = None
     rank: int = 0
-    dtype: torch.dtype = torch.float16
+    dtype: torch.dtype = torch.float32
 
 
 def bake(
@@ -75,12 +74,11 @@ def bake(
     if clip is not None:
         sources.append(text_source(clip))
     baked = BakedTensors(settings.rank, settings.dtype)
-    progress = comfy.utils.ProgressBar(sum(len(source.layers) for source in sources))
+    progress = Progress(sum(len(source.layers) for source in sources))
     for source in sources:
         for layer in source.layers:
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            progress.step()
             _add_layer(baked, layer, source)
-            progress.update(1)
         add_merged(baked, source.merged, source.key_map, {f"{layer.name}.weight" for layer in source.layers})
     if not baked.tensors:
         raise ConductorError("model: its LoRAs add nothing that could be written. Raise their strengths.")

@@ -18,6 +18,7 @@ from ..fusion.policies.ssr import Calibration
 from .errors import ConductorError
 from .fusion_patch import attachment_of, set_policy
 from .live import find_module
+from .progress import Progress
 
 
 def calibrated(
@@ -46,7 +47,9 @@ def calibrated(
     empty = torch.zeros_like(latent)
     noise = comfy.sample.prepare_noise(empty, seed)
     calibrator = Calibrator(spec.layers)
+    progress = Progress(len(prompts))
     for role, prompt in prompts.items():
+        progress.step()
         solo = set_policy(model, Solo(role=role))
 
         def observe(layer: FusedLayer, x: Tensor, role: str = role) -> None:

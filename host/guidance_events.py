@@ -1,28 +1,55 @@
-"""Live telemetry: guided steps as messages to the page."""
+"""Live telemetry: guided steps as messages to the page that queued the run."""
 
 from __future__ import annotations
 
-import sys
 import time
+import uuid
+from collections.abc import Sequence
 from typing import Any
+
+from .page import ids_of_prompt, page_of_prompt
 
 EVENT = "lora_conductor.guidance"
 INTERVAL = 0.25  # seconds between messages
 
 
 class StepEvents:
-    """Sends guided steps of one run to the client whose prompt is running, a few a second at most."""
+    """Sends one run's guided evaluations, several in a message if need be; nothing while nobody is there.
 
-    def __init__(self) -> None:
-        self._last = -INTERVAL
+    header: what `GuidedRun.report` says before the run. evaluations: its list of them, which grows.
+    """
 
-    def send(self, evaluation: dict[str, Any], steps: int) -> None:
-        """Send one evaluation of `GuidedRun.report`, unless one was just sent. Without a server nothing happens."""
+    def __init__(self, header: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> None:
+        self._header = header
+        self._evaluations = evaluations
+        self._id = uuid.uuid4().hex[:12]
+        self._sent = 0
+        self._page: Any = None
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """Send what is new, unless something was just sent."""
         now = time.monotonic()
-        if now - self._last < INTERVAL:
+        if now < self._next:
             return
-        # Only asked for, not imported: where ComfyUI runs as a server it is there, and importing it builds one.
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if server is not None and server.client_id is not None:
-            self._last = now
-            server.send_sync(EVENT, {"node": server.last_node_id, "steps": steps, **evaluation}, server.client_id)
+        server, page, client = page_of_prompt()
+        if page is None:
+            self._page = None
+            return
+        if page is not self._page:
+            self._page, self._sent = page, 0  # a page that was reloaded is told everything again
+        new = self._evaluations[self._sent :]
+        if not new:
+            return
+        self._next = now + INTERVAL
+        message = {
+            "node": server.last_node_id,
+            **ids_of_prompt(server),
+            "run": self._id,
+            "first": self._sent,
+            "evaluations": list(new),
+        }
+        if self._sent == 0:
+            message |= self._header
+        self._sent = len(self._evaluations)
+        server.send_sync(EVENT, message, client)

@@ -112,6 +112,10 @@ class GuidancePlan:
         """Whether step `step` (from 0) of `steps` is guided: the paper guides all of them."""
         return self.options.is_paper or self.window.is_active(step, steps)
 
+    def span(self, steps: int) -> tuple[int, int]:
+        """First step of `steps` that may be guided (from 0), and the step after the last."""
+        return (0, steps) if self.options.is_paper else self.window.span(steps)
+
     def terms(self) -> list[TermRequest]:
         """The similarity terms these inputs allow.
 

@@ -52,8 +52,8 @@ class GuidedRun:
         self._states: dict[int, CorrectionState] = {}
         self._guards: dict[int, HeldOutGuard] = {}
         self._fallbacks = Fallbacks(self._decoders)
-        self._events = StepEvents()
         self._evaluations: list[dict[str, Any]] = []
+        self._events = StepEvents(self._header(), self._evaluations)
         self._final: dict[str, list[float | None]] | None = None
 
     def memory(self, shape: tuple[int, ...]) -> float:
@@ -80,6 +80,7 @@ class GuidedRun:
         # Reading sigma waits for the device, but the step must be known for samplers with sigmas of their own too.
         step = step_of_sigma(float(sigma.max()), self._sigmas)
         if not self._is_guided(step, steps, len(x)):
+            self._events.tick()  # the last guided step may not have been told
             return denoise(x)
         if isinstance(self._correction, X0Correction):
             here, following = self._sigmas[step : step + 2]
@@ -135,12 +136,28 @@ class GuidedRun:
 
         "evaluations": each guided evaluation's step, sigma, similarities before its correction, RMS of gradient and
         displacement (latent units), whether it was skipped (zero or non-finite gradient; no memory; stopped by the
-        guard), its seconds and its peak of memory. "seconds": of all of them; "run_seconds": of the whole run.
+        guard), whether the guard had stopped it by then, its seconds and its peak of memory. "window": first step that
+        may be guided, and the step after the last. "seconds": of all evaluations; "run_seconds": of the whole run.
         "memory": see `Meter.memory`, and the "estimated_mb" that core was told. "final": the similarities of the
         finished pictures, None unless asked for, or if the run did not finish. "fallbacks": what was given up for lack
         of memory. "stopped": samples at which the held-out guard ended it.
         """
-        plan, window = self._plan, self._plan.window
+        return {
+            **self._header(),
+            "decoder": self._decoders.current.name,
+            "evaluations": self._evaluations,
+            "skipped": sum(sum(evaluation["skipped"]) for evaluation in self._evaluations),
+            "fallbacks": self._fallbacks.messages,
+            "stopped": [index for index, guard in self._guards.items() if guard.stopped],
+            "seconds": round(sum(evaluation["seconds"] for evaluation in self._evaluations), 4),
+            "final": self._final,
+            "run_seconds": self._meter.run_seconds(),
+            "memory": {**self._meter.memory(), "estimated_mb": round(self._estimate / MIB, 1)},
+        }
+
+    def _header(self) -> dict[str, Any]:
+        """What the report says before the run."""
+        plan, window, steps = self._plan, self._plan.window, len(self._sigmas) - 1
         return {
             "version": 1,
             "guided": True,
@@ -153,16 +170,8 @@ class GuidedRun:
             },
             "terms": [_described(request) for request in plan.terms()],
             "held_out": [_described(request) for request in plan.watched()],
-            "decoder": self._decoders.current.name,
-            "steps": len(self._sigmas) - 1,
-            "evaluations": self._evaluations,
-            "skipped": sum(sum(evaluation["skipped"]) for evaluation in self._evaluations),
-            "fallbacks": self._fallbacks.messages,
-            "stopped": [index for index, guard in self._guards.items() if guard.stopped],
-            "seconds": round(sum(evaluation["seconds"] for evaluation in self._evaluations), 4),
-            "final": self._final,
-            "run_seconds": self._meter.run_seconds(),
-            "memory": {**self._meter.memory(), "estimated_mb": round(self._estimate / MIB, 1)},
+            "steps": steps,
+            "window": list(plan.span(steps)),
         }
 
     def _is_guided(self, step: int, steps: int, batch: int) -> bool:
@@ -233,10 +242,11 @@ class GuidedRun:
             held_out = [evaluation["similarities"][request.name][index] for request in self._plan.watched()]
             if held_out and None not in held_out:
                 self._guards.setdefault(index, HeldOutGuard()).watch(sum(held_out) / len(held_out))
+        evaluation["stopped"] = [self._stopped(index) for index in range(len(results))]
         # Taken last: reading the numbers above has waited for the device.
         evaluation |= self._meter.end()
         self._evaluations.append(evaluation)
-        self._events.send(evaluation, len(self._sigmas) - 1)
+        self._events.tick()
 
 
 def _described(request: TermRequest) -> dict[str, Any]:

@@ -13,28 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..fusion.record import RoutingRecord
 from .map_codes import encode
 from .map_columns import Columns
+from .page import ids_of_prompt, page_of_prompt
 from .run import Run
 
 EVENT = "lora_conductor.routing"
 RATE = 4.0  # events a second
-
-
-def page_of_prompt() -> tuple[Any, Any, str | None]:
-    """The server, the socket of the page that queued the running prompt (None if it is not there), and its id.
-
-    Without a server (core's samplers called from a script) all three are None.
-    """
-    from server import PromptServer
-
-    server: Any = getattr(PromptServer, "instance", None)
-    client = getattr(server, "client_id", None)
-    return server, server.sockets.get(client) if client else None, client
 
 
 @dataclass(eq=False)
@@ -101,12 +89,12 @@ class LiveMap:
         first = self._sent["layers"]
         message: dict[str, Any] = {
             "node": self.node,
-            **_prompt(server),
+            **ids_of_prompt(server),
             "run": self._id,
             "steps": self.run.steps,
             "first_layer": first,
             "layers": list(layers[first:]),
-            "columns": {str(step): encode(values) for step, values in new.items()},
+            "columns": _encoded(new),
             "finished": finished,
         }
         if first == 0:
@@ -116,12 +104,10 @@ class LiveMap:
         server.send_sync(EVENT, message, client)
 
 
-def _prompt(server: Any) -> dict[str, str | None]:
-    """Ids of the running prompt, and of the workflow it was made from: the page may show another one by now."""
-    context = get_executing_context()
-    prompt = context.prompt_id if context is not None else None
-    for _, prompt_id, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
-        if prompt_id == prompt:
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return {"prompt": prompt, "workflow": workflow.get("id")}
-    return {"prompt": prompt, "workflow": None}
+def _encoded(columns: dict[int, Tensor]) -> dict[str, str]:
+    """Each column as text; all of them in one go."""
+    if not columns:
+        return {}
+    text = encode(torch.cat(list(columns.values()), 1))
+    length = len(text) // len(columns)
+    return {str(step): text[i * length : (i + 1) * length] for i, step in enumerate(columns)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from .errors import ConductorError
+from .progress import Progress
+
+CHUNK = 1 << 22  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,29 @@ def _read_cached(name: str, path: str, mtime_ns: int, size: int) -> LoraFile:
     tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ConductorError(f"LoRA '{name}' holds no tensors. Is it a LoRA file?")
-    broken = [key for key, value in tensors.items() if not _finite(value)]
+    progress = Progress(len(tensors) + math.ceil(size / CHUNK))
+    broken = [key for key, value in tensors.items() if not _finite(value, progress)]
     if broken:
         raise ConductorError(
             f"LoRA '{name}' holds NaN or infinite values in {len(broken)} of {len(tensors)} tensors (first: "
             f"{broken[0]}). The file is damaged or its training diverged: use another checkpoint of it."
         )
     with open(path, "rb") as file:
-        digest = _digest(file)
+        digest = _digest(file, progress)
     return LoraFile(name, path, digest, tensors)
 
 
-def _finite(value: Tensor) -> bool:
+def _finite(value: Tensor, progress: Progress) -> bool:
+    progress.step()
     if not value.is_floating_point():
         return True
     # float8 has no isfinite of its own.
     return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())
 
 
-def _digest(file: Any) -> str:
+def _digest(file: Any, progress: Progress) -> str:
     value = hashlib.sha256()
-    for chunk in iter(lambda: file.read(1 << 20), b""):
+    for chunk in iter(lambda: file.read(CHUNK), b""):
         value.update(chunk)
+        progress.step()
     return value.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from comfy_api.latest import io
 
 from ..host.guidance_chains import guided_guider, guided_model, guided_sampler, last_report
@@ -104,7 +106,7 @@ class GuidanceReport(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
         scores = last_report(model)
-        return io.NodeOutput(latent, scores, ui={"text": [scores]})
+        return io.NodeOutput(latent, scores, ui={"text": [scores], "guidance": [json.loads(scores)]})
 
 
 NODES = [MetricGuidance, MetricGuidanceGuider, MetricGuidanceSampler, GuidanceReport]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from comfy_api.latest import io
 
 from ..host.guided_sampling import sample
@@ -78,7 +80,7 @@ class MetricGuidedSampler(io.ComfyNode):
         latent, scores = sample(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, plan
         )
-        return io.NodeOutput(latent, scores)
+        return io.NodeOutput(latent, scores, ui={"guidance": [json.loads(scores)]})
 
 
 def _drawing_inputs() -> list[io.Input]:

@@ -2,9 +2,9 @@
 
     screenshots.py [--run] [WORKFLOW.json ...]
 
-Every picture is taken in both of the page's renderers. ``--run`` also queues the workflow from the page and takes
-pictures in the middle of the run, when it has finished, and of the routing map at 100 % and 50 %. Chromium is the one
-in $CHROMIUM, else the system's.
+Every picture is taken in both of the page's renderers. ``--run`` also queues workflows of the small world from the
+page and takes pictures in the middle of the run, when it has finished, and of routing map, curves and grid at 100 %
+and 50 %. The last picture is the template browser's. Chromium is the one in $CHROMIUM, else the system's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ CHROMIUM_FLAGS = [
 WINDOW = {"width": 2560, "height": 1440}
 RENDERERS = ("LiteGraph", "Nodes 2.0")
 MAPS = "window.app.graph.nodes.map(n => n.widgets?.find(w => w.name === 'routing_map')?.value).filter(Boolean)"
+CLOSE_UPS = {"KLLayerRouter": "map", "MetricGuidedSampler": "curves", "ComparePolicies": "grid"}
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -157,6 +158,18 @@ def show_closely(page: Any, node_type: str, scale: float) -> None:
     page.wait_for_timeout(800)
 
 
+def show_templates(page: Any) -> None:
+    """Open the template browser at this pack's templates."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_role("dialog").get_by_text("lora-conductor").first.click(timeout=30_000)
+    page.wait_for_timeout(4000)
+
+
+def is_of_small_world(workflow: dict[str, Any]) -> bool:
+    """Whether it runs without files of the user's."""
+    return any(node["type"] == "EmojiWorldPrompt" for node in workflow["nodes"])
+
+
 def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
     """Pictures of one workflow in both renderers; with ``run`` also in the middle of its run and after."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -168,7 +181,7 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
         name = f"{path.stem}_{renderer.replace(' ', '_').replace('.', '').lower()}"
         load_workflow(page, workflow, path.stem)
         save(page, target / f"{name}.png")
-        if not run:
+        if not run or not is_of_small_world(workflow):
             continue
         print(f"Running {path.name} ...", flush=True)
         start_workflow(page)
@@ -176,10 +189,12 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
         save(page, target / f"{name}_running.png")
         finish_workflow(page, timeout_s=600)
         save(page, target / f"{name}_finished.png")
-        if any(node["type"] == "KLLayerRouter" for node in workflow["nodes"]):
+        for node_type, shows in CLOSE_UPS.items():
+            if not any(node["type"] == node_type for node in workflow["nodes"]):
+                continue
             for scale in (1.0, 0.5):
-                show_closely(page, "KLLayerRouter", scale)
-                save(page, target / f"{name}_map_{scale * 100:.0f}.png")
+                show_closely(page, node_type, scale)
+                save(page, target / f"{name}_{shows}_{scale * 100:.0f}.png")
 
 
 def main() -> None:
@@ -202,6 +217,8 @@ def main() -> None:
     with ComfyServer(host, base) as server, open_page(server) as page:
         for path in workflows:
             take_pictures(page, path, target, run=options.run)
+        show_templates(page)
+        save(page, target / "template_browser.png")
 
 
 def save(page: Any, path: Path) -> None:

@@ -249,7 +249,7 @@ def test_bad_wishes_say_why_and_leave_no_file(model, folders, tmp_path):
     assert [path.name for path in (tmp_path / "output").rglob("*") if path.is_file()] == ["taken"]
     huge = load(model, strengths=(1e14, 1e14))[0]
     with pytest.raises(ConductorError, match="too large for torch.float16. Choose bf16"):
-        bake_to_file(set_policy(huge, Sum()), None, None, BakeSettings(), "loras/x")
+        bake_to_file(set_policy(huge, Sum()), None, None, BakeSettings(dtype=torch.float16), "loras/x")
 
 
 def test_a_full_disk_leaves_nothing_behind(model, folders, tmp_path):

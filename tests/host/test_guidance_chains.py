@@ -84,8 +84,10 @@ def test_guided_steps_are_told_live(comfy):  # noqa: F811
         timeout=300,
         on_event=lambda kind, data: told.append(data) if kind == "lora_conductor.guidance" else None,
     )
-    assert told and told[0]["node"] == "guided.sample" and told[0]["step"] == 1
-    assert set(told[0]["similarities"]) == {"S_DINO_content", "S_CLIP_style"}
+    first = told[0]
+    assert first["node"] == "guided.sample" and first["first"] == 0 and first["evaluations"][0]["step"] == 1
+    assert {term["name"] for term in first["terms"]} == {"S_DINO_content", "S_CLIP_style"}
+    assert set(first["evaluations"][0]["similarities"]) == {"S_DINO_content", "S_CLIP_style"}
 
 
 def test_references_with_masks_and_fusion_score(comfy):  # noqa: F811

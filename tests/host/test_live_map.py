@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -76,6 +77,15 @@ def test_columns_are_the_record_s() -> None:
     expected = torch.cat([record.weights, record.scores])
     for step, values in found.items():
         torch.testing.assert_close(values, expected[:, :, step], equal_nan=True)
+
+
+def test_columns_of_plain_numbers() -> None:
+    """As policies that measure nothing give them."""
+    made = [Decision(f"layer.{i}", {}, {"subject": 1.0, "style": 0.25 * i}) for i in range(3)]
+    columns = Columns()
+    columns.fetch([CallDecisions(0, Batch(), (0,), made)])
+    (values,) = columns.take_arrived().values()
+    assert values[:2].tolist() == [[1.0, 1.0, 1.0], [0.0, 0.25, 0.5]] and values[2:].isnan().all()
 
 
 class Told:
@@ -165,10 +175,13 @@ def test_frozen_steps_are_on_the_map(server: ComfyServer) -> None:
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]) -> None:
-    """Time spent on the map while sampling, with a page and without."""
-    sent: list[dict[str, Any]] = []
+    """Time spent on the map, of the whole run's: with a page, and without."""
+    sent: list[str] = []
     queue = SimpleNamespace(currently_running={})
-    server = SimpleNamespace(send_sync=lambda event, message, client: sent.append(message), prompt_queue=queue)
+    # Core makes it into text in the server's thread, which takes its turns from sampling.
+    server = SimpleNamespace(
+        send_sync=lambda event, message, client: sent.append(json.dumps(message)), prompt_queue=queue
+    )
     page = (server, object(), "page") if connected else (server, None, "page")
     monkeypatch.setattr(live_map, "page_of_prompt", lambda: page)
     spent = 0.0
@@ -198,4 +211,4 @@ def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property:
     share = spent / (time.perf_counter() - start)
     record_property(f"share of sampling time, {'a page' if connected else 'nobody'} connected", share)
     assert bool(sent) is connected
-    assert share <= (0.03 if connected else 0.001)
+    assert share <= (0.01 if connected else 0.001)

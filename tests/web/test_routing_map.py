@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from comfy_server import ComfyServer
 from lora_conductor.host.map_codes import decode
 from repo_paths import REPO
 
@@ -126,13 +127,14 @@ def test_the_loader_shows_the_map_when_it_routes_alone(page: Any, renderer: str)
 
 
 @pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
-def test_a_workflow_that_is_not_open_gets_its_map_when_it_is(page: Any, renderer: str) -> None:
+def test_a_workflow_that_is_not_open_gets_its_map_when_it_is(page: Any, renderer: str, server: ComfyServer) -> None:
     """The other workflow has nodes of the same numbers."""
     mine, other = workflow(seed=77, steps=8), workflow(seed=78, steps=8)
     load(page, mine, "mine")
     page.evaluate("() => window.app.queuePrompt(0)")
     load(page, other, "other")
-    page.wait_for_function("async () => !(await (await fetch('/prompt')).json()).exec_info.queue_remaining")
+    while server.get("/prompt")["exec_info"]["queue_remaining"]:
+        page.wait_for_timeout(100)
     page.wait_for_timeout(500)
     assert page.evaluate(MAP, str(ROUTER)) is None
     load(page, mine, "mine")

@@ -1,0 +1,30 @@
+"""The page that queued the running prompt: whether it is there, and what events tell it to be about."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from comfy_execution.utils import get_executing_context
+
+
+def page_of_prompt() -> tuple[Any, Any, str | None]:
+    """The server, the socket of the page that queued the running prompt (None if it is not there), and its id.
+
+    Without a server (core's samplers called from a script) all three are None.
+    """
+    # Only asked for, not imported: where ComfyUI runs as a server it is there, and importing it builds one.
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    client = getattr(server, "client_id", None)
+    return server, server.sockets.get(client) if client else None, client
+
+
+def ids_of_prompt(server: Any) -> dict[str, str | None]:
+    """Ids of the running prompt, and of the workflow it was made from: the page may show another one by now."""
+    context = get_executing_context()
+    prompt = context.prompt_id if context is not None else None
+    for _, prompt_id, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
+        if prompt_id == prompt:
+            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+            return {"prompt": prompt, "workflow": workflow.get("id")}
+    return {"prompt": prompt, "workflow": None}
