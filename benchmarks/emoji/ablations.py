@@ -1,0 +1,104 @@
+"""The rows of the ablations: one setting at a time, around the recommended policy and the paper's."""
+
+from __future__ import annotations
+
+from bench_runs import Entry
+
+RECOMMENDED, PAPER, STACKED = "recommended", "paper", "core:1/1"
+
+
+def _around(base: str, *settings: str) -> list[Entry]:
+    return [Entry(f"{base}({setting})", f"{base}({setting})", kind="ablation") for setting in settings]
+
+
+# title -> (what the rows are compared with, rows, what is asked)
+QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
+    "Emphasis": (
+        RECOMMENDED,
+        "How often should the LoRAs' effect count under CFG? With little emphasis the drive rises, see `Balanced`.",
+        _around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2", "emphasis=4"),
+    ),
+    "Drive and leads": (
+        RECOMMENDED,
+        "How loud, and who leads when? `balanced` with the defaults is `recommended`.",
+        _around(
+            "balanced",
+            "emphasised_drive=0.8",
+            "emphasised_drive=1.2",
+            "subject_lead=0,style_lead=0",
+            "subject_lead=2,style_lead=4",
+        ),
+    ),
+    "Evening out": (
+        RECOMMENDED,
+        "Balance on or off: how much of the difference in loudness is taken out, layer by layer?",
+        _around("balanced", "evenness=0", "evenness=0.5"),
+    ),
+    "Measuring": (
+        RECOMMENDED,
+        "Which score, decided for what, by whom, how steadily?",
+        _around(
+            RECOMMENDED,
+            "score=standardised_kl",
+            "granularity=head",
+            "granularity=token",
+            "group_attention=True",
+            "follow_cond=True",
+            "smoothing=.7",
+        ),
+    ),
+    "Bounds and priors": (
+        RECOMMENDED,
+        "Do a floor, a cap or what is known of the blocks help?",
+        _around(RECOMMENDED, "floor=.5", "cap=1.5", "layer_prior=1"),
+    ),
+    "The paper's rule": (
+        PAPER,
+        "What would the hard choice need? Softmax over channels or not, evening out, a lead, hysteresis, emphasis.",
+        _around(
+            PAPER,
+            "score=standardised_kl",
+            "even_out=1",
+            "even_out=1,hysteresis=.3",
+            "even_out=1,time_lead=1",
+            "even_out=1,floor=.5",
+            "even_out=1,group_attention=True",
+            "even_out=1,follow_cond=True",
+            "even_out=1,emphasis=2.5",
+        ),
+    ),
+    "Hard or soft": (
+        PAPER,
+        "From the hard choice to equal shares.",
+        [
+            Entry(f"kl_soft({t})", f"kl_soft({t})", kind="ablation")
+            for t in ("temperature=.1", "temperature=2", "temperature=.5,share=both", "share=both,emphasis=2.5")
+        ],
+    ),
+    "One LoRA twice too strong": (
+        RECOMMENDED,
+        "Who survives when a file is twice too loud?",
+        [
+            *(Entry(f"{s} {p}", f"{s}:{p}", kind="imbalance") for p in (RECOMMENDED, PAPER) for s in ("2/1", "1/2")),
+            *(Entry(f"stacked {s}", f"core:{s}", kind="imbalance") for s in ("1/1", "2/1", "1/2")),
+            Entry("sum(emphasis=2.5)", "sum(emphasis=2.5)", kind="ablation"),
+        ],
+    ),
+    "CFG": (
+        RECOMMENDED,
+        "Does it hold at other scales of classifier-free guidance? (2.5 is the rows above.)",
+        [
+            Entry(f"{label}, CFG {cfg:g}", method, cfg, kind="ablation")
+            for cfg in (1.0, 4.0, 6.0)
+            for label, method in ((RECOMMENDED, RECOMMENDED), ("without emphasis", "recommended(emphasis=1)"),
+                                  ("stacked 1/1", STACKED))
+        ],
+    ),
+}  # fmt: skip
+
+
+def rows() -> list[Entry]:
+    """All rows and what they are compared with, each once."""
+    bases = [Entry(name, name, kind="ours" if name == RECOMMENDED else "rival") for name in (RECOMMENDED, PAPER)]
+    entries = bases + [entry for _, _, group in QUESTIONS.values() for entry in group]
+    return list({entry.label: entry for entry in entries}.values())
