@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bench_runs import Entry
+from collections.abc import Sequence
+
+from bench_runs import Entry, Pair
+from verdicts import Verdicts
 
 RECOMMENDED, PAPER, STACKED = "recommended", "paper", "core:1/1"
 
@@ -102,3 +105,40 @@ def rows() -> list[Entry]:
     bases = [Entry(name, name, kind="ours" if name == RECOMMENDED else "rival") for name in (RECOMMENDED, PAPER)]
     entries = bases + [entry for _, _, group in QUESTIONS.values() for entry in group]
     return list({entry.label: entry for entry in entries}.values())
+
+
+def document(verdicts: dict[str, Verdicts], command: str, pairs: Sequence[Pair], seeds: Sequence[int]) -> str:
+    """The Markdown: a table a question, each row against what it varies."""
+    parts = [
+        "# One setting at a time",
+        f"```\n{command}\n```",
+        f"Tune pairs only ({len(pairs)} pairs, seeds {seeds[0]}-{seeds[-1]}, {len(pairs) * len(seeds)} pictures a row), "
+        "16 Euler steps, CFG 2.5 and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that "
+        "the judge finds right. *hmean*: harmonic mean of the first two. *p*: its mean probability of both. *gain*: in p, "
+        "over the first row of the table, same pairs and seeds, with its standard error over pairs; less than two of "
+        "those is no finding. A share of one half has a standard error of "
+        f"{0.5 / (len(pairs) * len(seeds)) ** 0.5:.2f}.",
+    ]
+    for title, (base, question, entries) in QUESTIONS.items():
+        labels = dict.fromkeys([base, *(entry.label for entry in entries)])
+        lines = ["| method | subject | style | both | hmean | p | gain in p |", "|---|---|---|---|---|---|---|"]
+        for label in labels:
+            v = verdicts[label]
+            gain = "" if label == base else "{:+.3f} +- {:.3f}".format(*v.gain(verdicts[base]))
+            rates = " | ".join(f"{v.rate(name):.2f}" for name in ("subject", "style", "both"))
+            lines.append(f"| `{label}` | {rates} | {v.hmean:.2f} | {v.rate('p'):.3f} | {gain} |")
+        parts += [f"## {title}", question, "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(verdicts: dict[str, Verdicts]) -> dict[str, dict[str, dict[str, float]]]:
+    """``{"ablations": {label: {subject, style, both, hmean, p}}}``."""
+    return {
+        "ablations": {
+            label: {
+                **{name: round(v.rate(name), 4) for name in ("subject", "style", "both", "p")},
+                "hmean": round(v.hmean, 4),
+            }
+            for label, v in verdicts.items()
+        }
+    }

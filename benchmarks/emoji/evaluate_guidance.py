@@ -28,7 +28,7 @@ from torch import Tensor
 
 import world
 from data import Pictures, load_pictures
-from judge import Judge
+from judge import SUBJECT_STYLES, Judge
 from methods import parse_method
 
 STANDARD = (
@@ -37,7 +37,6 @@ STANDARD = (
     "x0(every=1, strength=0.05, inner_steps=4, crops=3)", "x0(every=1, strength=0.1, time_travel=1)",
     "paper", "paper(mode='paper, VP scale')", "paper(paper_step=100)",
 )  # fmt: skip
-SUBJECT_STYLES = ("noto", "twemoji")
 STYLE_SUBJECTS = ("koala", "cactus", "bell-with-slash")
 
 
