@@ -109,15 +109,15 @@ def rows() -> list[Entry]:
 
 def document(verdicts: dict[str, Verdicts], command: str, pairs: Sequence[Pair], seeds: Sequence[int]) -> str:
     """The Markdown: a table a question, each row against what it varies."""
+    count = len(pairs) * len(seeds)
     parts = [
         "# One setting at a time",
         f"```\n{command}\n```",
-        f"Tune pairs only ({len(pairs)} pairs, seeds {seeds[0]}-{seeds[-1]}, {len(pairs) * len(seeds)} pictures a row), "
-        "16 Euler steps, CFG 2.5 and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that "
-        "the judge finds right. *hmean*: harmonic mean of the first two. *p*: its mean probability of both. *gain*: in p, "
-        "over the first row of the table, same pairs and seeds, with its standard error over pairs; less than two of "
-        "those is no finding. A share of one half has a standard error of "
-        f"{0.5 / (len(pairs) * len(seeds)) ** 0.5:.2f}.",
+        f"Tune pairs only ({len(pairs)} pairs, seeds {seeds[0]}-{seeds[-1]}, {count} pictures a row), 16 Euler steps, "
+        "CFG 2.5 and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that the judge finds "
+        "right. *hmean*: harmonic mean of the first two. *p*: its mean probability of both. *gain*: in p, over the first "
+        "row of the table, same pairs and seeds, with its standard error over pairs; less than two of those is no "
+        f"finding. A share of one half has a standard error of {0.5 / count**0.5:.2f}.",
     ]
     for title, (base, question, entries) in QUESTIONS.items():
         labels = dict.fromkeys([base, *(entry.label for entry in entries)])
@@ -133,12 +133,8 @@ def document(verdicts: dict[str, Verdicts], command: str, pairs: Sequence[Pair],
 
 def as_json(verdicts: dict[str, Verdicts]) -> dict[str, dict[str, dict[str, float]]]:
     """``{"ablations": {label: {subject, style, both, hmean, p}}}``."""
-    return {
-        "ablations": {
-            label: {
-                **{name: round(v.rate(name), 4) for name in ("subject", "style", "both", "p")},
-                "hmean": round(v.hmean, 4),
-            }
-            for label, v in verdicts.items()
-        }
-    }
+    found = {}
+    for label, v in verdicts.items():
+        found[label] = {name: round(v.rate(name), 4) for name in ("subject", "style", "both", "p")}
+        found[label]["hmean"] = round(v.hmean, 4)
+    return {"ablations": found}

@@ -4,9 +4,9 @@
     make bench-quality ARGS="--world FOLDER --ablations"   # one setting at a time on the tune pairs: ablations.md
     make bench-quality ARGS=--quick                        # minutes, shipped files only; writes no document
 
-Pictures are sampled by the real ComfyUI and this pack, and kept in output/quality/: a run that was cut goes on where it
-was. FOLDER holds emoji64.npz and the LoRAs that are not shipped; without the former there is no row with metric guidance
-and no ceiling. The last line on stdout is JSON.
+Pictures are sampled by the real ComfyUI and this pack, and kept in output/quality/: a run that was cut goes on where
+it was. FOLDER holds emoji64.npz and the LoRAs that are not shipped; without the former there is no row with metric
+guidance, no ceiling and no count of intruders. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from repo_paths import OUTPUT, REPO
 from verdicts import Bench, Verdicts
 
 FIRST_SEEDS = {"tune": 300, "test": 500, "fresh": 1000}
+STORE = OUTPUT / "quality" / "pictures.jsonl"
 SHEET = ("recommended", "recommended + guidance", "stacked 1/1", "paper", "k_lora", "np_lora")
 
 
@@ -118,15 +119,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="pictures of each pair; default: 4, with --quick 2")
     parser.add_argument("--first-seed", type=int, help="default: the split's own")
     parser.add_argument("--steps", type=int, default=world.STEPS, help="of sampling")
-    parser.add_argument(
-        "--store", type=Path, default=OUTPUT / "quality" / "pictures.jsonl", help="where pictures are kept"
-    )
+    parser.add_argument("--store", type=Path, default=STORE, help="where pictures are kept")
     parser.add_argument("--docs", type=Path, default=REPO / "docs", help="folder the documents are written to")
     found = parser.parse_args(arguments)
     found.split = "tune" if found.ablations else found.split or ("test" if found.quick else "fresh")
     found.seeds = found.seeds or (2 if found.quick else 4)
     found.first_seed = FIRST_SEEDS[found.split] if found.first_seed is None else found.first_seed
-    found.subjects = found.subjects or (3 if found.quick else None)
     return found
 
 

@@ -138,11 +138,11 @@ DEFINITIONS = """\
 A judge that no method can see looks at every picture (`judge.py`). **subject**: share of pictures nearer to the right
 subject's true picture than to those of the other 23 held-out subjects; **style**: share whose style it names right, of
 ten; **both**: both on the same picture. The headline is **hmean**, the harmonic mean of the subject rate and the style
-rate, with a 95 % interval from 10,000 bootstraps over pairs. **p(both)**: mean product of the judge's two probabilities.
+rate, with a 95 % interval from 10,000 bootstraps over pairs. **p(both)**: mean product of the judge's probabilities.
 **distance**: one minus the cosine between the judge's subject features of the picture and of the true picture.
-Leakage: **training look**, share of pictures whose style the judge names as noto or twemoji, those of the subject LoRA's
-training drawings; **intruder**, share of pictures that one of the style LoRA's 120 training pictures is nearer to than
-the true picture is."""
+Leakage: **training look**, share of pictures whose style the judge names as noto or twemoji, those of the subject
+LoRA's training drawings; **intruder**, share of pictures that one of the style LoRA's 120 training pictures is nearer
+to than the true picture is."""
 
 
 def document(q: Quality, images: str) -> str:
@@ -154,8 +154,8 @@ def document(q: Quality, images: str) -> str:
         "# Quality in the small world",
         f"```\n{q.command}\n```",
         f"Split *{q.split}*: {subjects}, each in {styles}: {len(q.pairs)} pairs, seeds {q.seeds[0]}-{q.seeds[-1]}, "
-        f"{len(q.pairs) * len(q.seeds)} pictures a row; {world.STEPS} Euler steps, CFG {world.CFG}, strengths 1/1 unless a "
-        "row says otherwise, policies with their defaults. What the world is: "
+        f"{len(q.pairs) * len(q.seeds)} pictures a row; {world.STEPS} Euler steps, CFG {world.CFG}, strengths 1/1 unless "
+        "a row says otherwise, policies with their defaults. What the world is: "
         "[benchmarks/emoji](../../benchmarks/emoji/README.md).",
         DEFINITIONS,
         "## Headline",

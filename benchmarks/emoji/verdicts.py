@@ -1,7 +1,7 @@
 """What the judge says of a table's pictures, and how sure one may be of it.
 
-The headline of a method is the **harmonic mean of two rates**: the share of its pictures whose subject is right, and the
-share whose style is right. A method that gives up one for the other has a low harmonic mean.
+The headline of a method is the **harmonic mean of two rates**: the share of its pictures whose subject is right, and
+the share whose style is right. A method that gives up one for the other has a low harmonic mean.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Verdicts:
         return float(harmonic(self.subject.mean()[None], self.style.mean()[None])[0])
 
     def replicates(self) -> Array:
-        """The harmonic mean ``[REPLICATES]`` of as many pairs drawn with replacement; the same pairs for every method."""
+        """The harmonic mean ``[REPLICATES]`` of as many pairs drawn with replacement, the same for every method."""
         count = len(self.subject)
         drawn = np.random.default_rng(0).integers(0, count, (REPLICATES, count))
         return harmonic(self.subject.mean(axis=1)[drawn].mean(axis=1), self.style.mean(axis=1)[drawn].mean(axis=1))
@@ -67,7 +67,7 @@ class Verdicts:
         return between(self.replicates())
 
     def gain(self, other: Verdicts, name: str = "p") -> tuple[float, float]:
-        """Mean of a figure more than another method's on the same pairs and seeds, and its standard error over pairs."""
+        """Mean of a figure more than another method's, on the same pictures, and its standard error over pairs."""
         gains = (getattr(self, name) - getattr(other, name)).mean(axis=1)
         return float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
 
