@@ -114,10 +114,10 @@ def document(verdicts: dict[str, Verdicts], command: str, pairs: Sequence[Pair],
         "# One setting at a time",
         f"```\n{command}\n```",
         f"Tune pairs only ({len(pairs)} pairs, seeds {seeds[0]}-{seeds[-1]}, {count} pictures a row), 16 Euler steps, "
-        "CFG 2.5 and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that the judge finds "
-        "right. *hmean*: harmonic mean of the first two. *p*: its mean probability of both. *gain*: in p, over the first "
-        "row of the table, same pairs and seeds, with its standard error over pairs; less than two of those is no "
-        f"finding. A share of one half has a standard error of {0.5 / count**0.5:.2f}.",
+        "CFG 2.5 and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that the judge "
+        "finds right. *hmean*: harmonic mean of the first two. *p*: its mean probability of both. *gain*: in p, over "
+        "the first row of the table, same pairs and seeds, with its standard error over pairs; less than two of those "
+        f"is no finding. A share of one half has a standard error of {0.5 / count**0.5:.2f}.",
     ]
     for title, (base, question, entries) in QUESTIONS.items():
         labels = dict.fromkeys([base, *(entry.label for entry in entries)])

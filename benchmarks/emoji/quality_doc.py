@@ -154,8 +154,8 @@ def document(q: Quality, images: str) -> str:
         "# Quality in the small world",
         f"```\n{q.command}\n```",
         f"Split *{q.split}*: {subjects}, each in {styles}: {len(q.pairs)} pairs, seeds {q.seeds[0]}-{q.seeds[-1]}, "
-        f"{len(q.pairs) * len(q.seeds)} pictures a row; {world.STEPS} Euler steps, CFG {world.CFG}, strengths 1/1 unless "
-        "a row says otherwise, policies with their defaults. What the world is: "
+        f"{len(q.pairs) * len(q.seeds)} pictures a row; {world.STEPS} Euler steps, CFG {world.CFG}, strengths 1/1 "
+        "unless a row says otherwise, policies with their defaults. What the world is: "
         "[benchmarks/emoji](../../benchmarks/emoji/README.md).",
         DEFINITIONS,
         "## Headline",
