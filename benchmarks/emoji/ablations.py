@@ -14,12 +14,17 @@ def _around(base: str, *settings: str) -> list[Entry]:
     return [Entry(f"{base}({setting})", f"{base}({setting})", kind="ablation") for setting in settings]
 
 
+def _at(cfg: float, method: str) -> Entry:
+    return Entry(f"{method}, CFG {cfg:g}", method, cfg, kind="ablation")
+
+
 # title -> (what the rows are compared with, rows, what is asked)
 QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     "Emphasis": (
         RECOMMENDED,
-        "How often should the LoRAs' effect count under CFG? With little emphasis the drive rises, see `Balanced`.",
-        _around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2", "emphasis=4"),
+        "How often should the LoRAs' effect count under CFG? At 2.5, the default, it counts as often as CFG 2.5 can make it. "
+        "With little emphasis the drive rises, see `Balanced`.",
+        _around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2"),
     ),
     "Drive and leads": (
         RECOMMENDED,
@@ -43,7 +48,6 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
         _around(
             RECOMMENDED,
             "score=standardised_kl",
-            "granularity=head",
             "granularity=token",
             "group_attention=True",
             "follow_cond=True",
@@ -52,8 +56,8 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     ),
     "Bounds and priors": (
         RECOMMENDED,
-        "Do a floor, a cap or what is known of the blocks help?",
-        _around(RECOMMENDED, "floor=.5", "cap=1.5", "layer_prior=1"),
+        "Does a floor, or what is known of the blocks, help?",
+        _around(RECOMMENDED, "floor=.5", "layer_prior=1"),
     ),
     "The paper's rule": (
         PAPER,
@@ -64,7 +68,6 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
             "even_out=1",
             "even_out=1,hysteresis=.3",
             "even_out=1,time_lead=1",
-            "even_out=1,floor=.5",
             "even_out=1,group_attention=True",
             "even_out=1,follow_cond=True",
             "even_out=1,emphasis=2.5",
@@ -89,12 +92,12 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     ),
     "CFG": (
         RECOMMENDED,
-        "Does it hold at other scales of classifier-free guidance? (2.5 is the rows above.)",
+        "Does it hold at other scales of classifier-free guidance? At CFG 1 there is no negative pass to leave anything out "
+        "of. (2.5 is the rows above.)",
         [
-            Entry(f"{label}, CFG {cfg:g}", method, cfg, kind="ablation")
-            for cfg in (1.0, 4.0, 6.0)
-            for label, method in ((RECOMMENDED, RECOMMENDED), ("without emphasis", "recommended(emphasis=1)"),
-                                  ("stacked 1/1", STACKED))
+            *(_at(cfg, method) for cfg in (1.0, 4.0, 6.0) for method in (RECOMMENDED, STACKED)),
+            *(_at(cfg, "recommended(emphasis=1)") for cfg in (4.0, 6.0)),
+            _at(4.0, "recommended(emphasis=4)"),
         ],
     ),
 }  # fmt: skip
