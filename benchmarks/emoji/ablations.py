@@ -22,8 +22,8 @@ def _at(cfg: float, method: str) -> Entry:
 QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     "Emphasis": (
         RECOMMENDED,
-        "How often should the LoRAs' effect count under CFG? At 2.5, the default, it counts as often as CFG 2.5 can make it. "
-        "With little emphasis the drive rises, see `Balanced`.",
+        "How often should the LoRAs' effect count under CFG? At 2.5, the default, it counts as often as CFG 2.5 can "
+        "make it. With little emphasis the drive rises, see `Balanced`.",
         _around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2"),
     ),
     "Drive and leads": (
@@ -92,8 +92,8 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     ),
     "CFG": (
         RECOMMENDED,
-        "Does it hold at other scales of classifier-free guidance? At CFG 1 there is no negative pass to leave anything out "
-        "of. (2.5 is the rows above.)",
+        "Does it hold at other scales of classifier-free guidance? At CFG 1 there is no negative pass to leave "
+        "anything out of. (2.5 is the rows above.)",
         [
             *(_at(cfg, method) for cfg in (1.0, 4.0, 6.0) for method in (RECOMMENDED, STACKED)),
             *(_at(cfg, "recommended(emphasis=1)") for cfg in (4.0, 6.0)),
