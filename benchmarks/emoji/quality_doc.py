@@ -103,7 +103,24 @@ def claims(q: Quality) -> list[str]:
     lines.append(
         "- It loses more than 2 points to a method that it beats: " + (", ".join(losses) if losses else "nowhere") + "."
     )
+    if q.doubled:
+        (_, mine), *others = worst_losses(q)
+        least = min(loss for _, loss in others)
+        said = ", ".join(f"`{label}` {loss:.2f}" for label, loss in others)
+        lines.append(
+            f"- With one LoRA twice too strong, whichever is worse: `recommended` loses {mine:.2f} of its harmonic "
+            f"mean, {said}: " + ("less than half." if mine < least / 2 else "**not less than half.**")
+        )
     return lines
+
+
+def worst_losses(q: Quality) -> list[tuple[str, float]]:
+    """(method, what it loses of its harmonic mean where the LoRA that is too strong hurts it most)."""
+    found = []
+    for label, rows in q.doubled:
+        plain, *twice = (q.verdicts[row.label].hmean for row in rows)
+        found.append((label, plain - min(twice)))
+    return found
 
 
 def imbalance(q: Quality) -> list[str]:

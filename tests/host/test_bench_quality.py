@@ -105,15 +105,18 @@ def test_the_document_says_what_was_measured_and_keeps_what_was_written(tmp_path
     good, bad = made_up([[1, 1], [1, 0]], [[1, 1], [1, 1]]), made_up([[1, 0], [1, 1]], [[0, 0], [0, 1]])
     rows = [*ROWS, quality_rows.stacked(1, 1.5)]
     plain, twice = quality_rows.stacked(1, 1), quality_rows.stacked(2, 1, kind="imbalance")
-    found = {"recommended": good, plain.label: bad, rows[2].label: bad, twice.label: bad}
+    lost = made_up([[1, 0], [1, 1]], [[0, 0], [0, 0]])
+    found = {"recommended": good, plain.label: bad, rows[2].label: bad, twice.label: lost}
+    doubled = [("recommended", [rows[0]] * 3), (plain.label, [plain, twice, plain])]
     q = quality_doc.Quality(
-        "make it", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, [(plain.label, [plain, twice, twice])],
-        found, good, (1.0, 1.5), {plain.label: bad}, SEEDS,
+        "make it", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, doubled, found, good, (1.0, 1.5),
+        {plain.label: bad}, SEEDS,
     )  # fmt: skip
     columns = {row.label: torch.rand(2, 3, 64, 64) for row in rows}
     path = quality_doc.write_all(q, columns, tmp_path)
     text = path.read_text(encoding="utf-8")
     assert "| **`recommended`** | 0.75 | 1.00 | 0.75 | **0.86** |" in text
+    assert "loses 0.00 of its harmonic mean, `stacked 1/1` 0.38: less than half." in text
     assert "clear of zero" in text and "| alien | openmoji | 0.50 |" in text
     assert [line.split("`")[1] for line in quality_doc.table(q)[2:4]] == ["recommended", "stacked 1/1"]
     for image in ("quality.png", "quality_sheet.jpg"):
