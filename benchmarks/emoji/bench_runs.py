@@ -142,15 +142,15 @@ class Runs:
     store: Store
     steps: int = world.STEPS
     make_plan: Callable[[str], Callable[[str, str], Any]] | None = None
-    _files: dict[str, str] = field(default_factory=dict)
+    _files: dict[Pair, list[str]] = field(default_factory=dict)
 
     def key(self, entry: Entry, pair: Pair, seed: int) -> str:
         """What a picture is found by: everything it depends on."""
-        subject, style = pair
-        loras = self.small.lora("subject", subject), self.small.lora("style", style)
-        files = [file_hash(path) for path in (*map(self.small.file, MODEL_FILES), *loras)]
-        setting = [entry.method.replace(" ", ""), entry.cfg, entry.guidance, self.steps, subject, style, seed]
-        return _hash([setting, files, code_hash()])
+        if pair not in self._files:
+            loras = self.small.lora("subject", pair[0]), self.small.lora("style", pair[1])
+            self._files[pair] = [file_hash(path) for path in (*map(self.small.file, MODEL_FILES), *loras)]
+        setting = [entry.method.replace(" ", ""), entry.cfg, entry.guidance, self.steps, *pair, seed]
+        return _hash([setting, self._files[pair], code_hash()])
 
     def missing(self, entry: Entry, pair: Pair, seeds: Iterable[int]) -> list[int]:
         """The seeds whose pictures have to be sampled."""
