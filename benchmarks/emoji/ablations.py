@@ -39,7 +39,8 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     ),
     "Evening out": (
         RECOMMENDED,
-        "Balance on or off: how much of the difference in loudness is taken out, layer by layer?",
+        "Balance on or off: how much of the difference in loudness is taken out, layer by layer? With unequal "
+        "strengths: see *One LoRA twice too strong*.",
         _around("balanced", "evenness=0", "evenness=0.5"),
     ),
     "Measuring": (
@@ -85,7 +86,11 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
         RECOMMENDED,
         "Who survives when a file is twice too loud?",
         [
-            *(Entry(f"{s} {p}", f"{s}:{p}", kind="imbalance") for p in (RECOMMENDED, PAPER) for s in ("2/1", "1/2")),
+            *(
+                Entry(f"{s} {p}", f"{s}:{p}", kind="imbalance")
+                for p in (RECOMMENDED, "balanced(evenness=0)", PAPER)
+                for s in ("2/1", "1/2")
+            ),
             *(Entry(f"stacked {s}", f"core:{s}", kind="imbalance") for s in ("1/1", "2/1", "1/2")),
             Entry("sum(emphasis=2.5)", "sum(emphasis=2.5)", kind="ablation"),
         ],
