@@ -85,7 +85,11 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
 def columns(q: Quality, runs: Runs, pictures: Pictures | None) -> dict[str, Any]:
     """For the contact sheet: the first seed's pictures of a few methods, the best rival among them; and the truth."""
     shown = [row for row in q.rows if row.label in (*SHEET, quality_rows.stacked(*q.tuned).label, q.next_best().label)]
-    sheet = {row.label: torch.cat([runs.pictures(row, pair, q.seeds[:1]) for pair in q.pairs]) for row in shown}
+    # "recommended" is wider than a picture.
+    sheet = {
+        row.label.replace("recommended", "ours"): torch.cat([runs.pictures(row, pair, q.seeds[:1]) for pair in q.pairs])
+        for row in shown
+    }
     if pictures is not None:
         sheet["truth"] = torch.stack([pictures.picture(*pair) for pair in q.pairs])
     return sheet

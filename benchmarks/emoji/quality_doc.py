@@ -170,9 +170,9 @@ def document(q: Quality, images: str) -> str:
     parts = [
         "# Quality in the small world",
         f"```\n{q.command}\n```",
-        f"Split *{q.split}*: {subjects}, each in {styles}: {len(q.pairs)} pairs, seeds {q.seeds[0]}-{q.seeds[-1]}, "
+        f"Split *{q.split}*: {subjects}, each in {styles}: {len(q.pairs)} pairs, seeds {q.seeds[0]} to {q.seeds[-1]}, "
         f"{len(q.pairs) * len(q.seeds)} pictures a row; {world.STEPS} Euler steps, CFG {world.CFG}, strengths 1/1 "
-        "unless a row says otherwise, policies with their defaults. What the world is: "
+        "unless a row says otherwise, policies with their defaults (`balanced` is `recommended`). What the world is: "
         "[benchmarks/emoji](../../benchmarks/emoji/README.md).",
         DEFINITIONS,
         "## Headline",
@@ -199,7 +199,7 @@ def document(q: Quality, images: str) -> str:
         "\n".join(by_pair(q)),
         "## Pictures",
         f"![The first seed's picture of each pair]({images}/quality_sheet.jpg)",
-        "*Rows: the pairs in the order of the table above, first seed. Columns: see their heads.*",
+        "Rows: the pairs in the order of the table above, first seed. *ours* is `recommended`.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -31,15 +31,22 @@ def best(verdicts: dict[str, Verdicts]) -> tuple[float, float]:
 
 
 def headline(tuned: tuple[float, float], guided: bool) -> list[Entry]:
-    """The rows of the first table. tuned: strengths of the stack; guided: whether metric guidance can be had."""
-    from lora_conductor.fusion.policies import POLICIES, SSRMerge
+    """The rows of the first table. The policy that ``recommended`` is, under its own name, is left out.
 
+    Args:
+        tuned: strengths (subject, style) of the tuned stack.
+        guided: whether metric guidance can be had.
+    """
+    from lora_conductor.fusion.policies import POLICIES, SSRMerge
+    from lora_conductor.fusion.policies import RECOMMENDED as OURS
+
+    published = [name for name, policy in POLICIES.items() if policy() != OURS]
     strengths = "/".join(f"{s:g}" for s in tuned)
     rows = [
         Entry(RECOMMENDED, RECOMMENDED, kind="ours"),
         stacked(1, 1),
         stacked(*tuned),
-        *(Entry(name, name) for name in (*POLICIES, SSRMerge.name)),
+        *(Entry(name, name) for name in (*published, SSRMerge.name)),
         Entry("sum, emphasis 2.5", "sum(emphasis=2.5)", kind="ablation"),
         Entry(f"sum {strengths}, emphasis 2.5", f"{strengths}:sum(emphasis=2.5)", kind="ablation"),
     ]
