@@ -24,7 +24,10 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
         RECOMMENDED,
         "How often should the LoRAs' effect count under CFG? At 2.5, the default, it counts as often as CFG 2.5 can "
         "make it. With little emphasis the drive rises, see `Balanced`.",
-        _around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2"),
+        [
+            *_around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2"),
+            *(Entry(f"{s} sum(emphasis=2.5)", f"{s}:sum(emphasis=2.5)", kind="ablation") for s in ("1/1", "1/1.5")),
+        ],
     ),
     "Drive and leads": (
         RECOMMENDED,
@@ -92,7 +95,6 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
                 for s in ("2/1", "1/2")
             ),
             *(Entry(f"stacked {s}", f"core:{s}", kind="imbalance") for s in ("1/1", "2/1", "1/2")),
-            Entry("sum(emphasis=2.5)", "sum(emphasis=2.5)", kind="ablation"),
         ],
     ),
     "CFG": (
