@@ -39,8 +39,8 @@ format: setup ## rewrite the files in the agreed format
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python benchmarks/speed.py $(ARGS)
 
-bench-quality: setup ## subject and style fidelity in the small world
-	@$(RUN)/python benchmarks/emoji/evaluate_policies.py $(ARGS)
+bench-quality: setup ## every policy judged in the small world, into docs/benchmarks/quality.md; ARGS=--quick: minutes
+	@$(RUN)/python benchmarks/emoji/bench_quality.py $(ARGS)
 
 bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
 	@$(RUN)/python benchmarks/emoji/evaluate_guidance.py $(ARGS)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import world
-from evaluate_policies import HEADER, Result, core_stacked, parse_policy, routed, table_row
+from evaluate_policies import HEADER, Result, table_row
 from judge import Judge
+from methods import core_stacked, parse_policy, routed
 from repo_paths import OUTPUT
 
 PAIRS = (

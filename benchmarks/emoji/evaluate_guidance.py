@@ -28,8 +28,8 @@ from torch import Tensor
 
 import world
 from data import Pictures, load_pictures
-from evaluate_policies import parse_method
-from judge import Judge
+from judge import SUBJECT_STYLES, Judge
+from methods import parse_method
 
 STANDARD = (
     "none", "x0", "x0(every=1, strength=0.1)", "x0(every=1, strength=0.1, crops=3)",
@@ -37,7 +37,6 @@ STANDARD = (
     "x0(every=1, strength=0.05, inner_steps=4, crops=3)", "x0(every=1, strength=0.1, time_travel=1)",
     "paper", "paper(mode='paper, VP scale')", "paper(paper_step=100)",
 )  # fmt: skip
-SUBJECT_STYLES = ("noto", "twemoji")
 STYLE_SUBJECTS = ("koala", "cactus", "bell-with-slash")
 
 
@@ -235,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(STANDARD))
     parser.add_argument("--world", type=Path, required=True, help="folder with emoji64.npz and the LoRAs")
-    parser.add_argument("--policy", default="recommended", help="how the LoRAs are fused (see evaluate_policies.py)")
+    parser.add_argument("--policy", default="recommended", help="how the LoRAs are fused (see methods.py)")
     parser.add_argument("--subjects", default="tune", help="tune, test, or names with commas")
     parser.add_argument("--styles", default=",".join(world.STYLES))
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each pair")

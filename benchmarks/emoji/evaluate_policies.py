@@ -4,13 +4,7 @@
     python benchmarks/emoji/evaluate_policies.py --world FOLDER "core:1/1.5" "kl_soft(temperature=1.0,balance=-2)" \
         "1/2:paper" --subjects test --seeds 4
 
-A method on the command line is one of
-
-    core:A/B            both LoRAs merged by core's stacked loaders at strengths A (subject) and B (style)
-    POLICY              a routing policy of this pack at strengths 1/1, with settings of its own and of the router:
-                        kl_soft(temperature=1,share=both,smoothing=.7), recommended(floor=.3)
-    A/B:POLICY          the same at other strengths
-    FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
+How a method is written: see methods.py. The published tables are bench_quality.py's; this is for trying things out.
 
 From Python: ``evaluate(world, judge, {"label": make_model, ...}, subjects, styles, seeds)``.
 """
@@ -18,11 +12,7 @@ From Python: ``evaluate(world, judge, {"label": make_model, ...}, subjects, styl
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.util
 import json
-import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,94 +24,11 @@ from torch import Tensor
 
 import world
 from judge import Judge
-
-Maker = Callable[[Any, Path, Path], Any]
-"""(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
+from methods import Maker, parse_method
 
 STANDARD = (
     "core:1/0", "core:0/1", "core:1/1", "core:.7/1.3", "core:1/1.5", "core:1/2", "paper", "kl_soft", "recommended",
 )  # fmt: skip
-
-
-# One setting of the router at a time, on the policy that we recommend and on the paper's evened out.
-SETTINGS = (
-    "recommended", "recommended(smoothing=.7)", "recommended(follow_cond=True)", "recommended(granularity=token)",
-    "recommended(granularity=head)", "recommended(cap=1.5)", "recommended(floor=.7)", "recommended(layer_prior=1)",
-    "recommended(even_out=.5)", "recommended(start=.1)", "recommended(end=.8)", "recommended(freeze_after=5)",
-    "recommended(score=standardised_kl)", "paper", "paper(even_out=1)", "paper(even_out=1,smoothing=.7)",
-    "paper(even_out=1,hysteresis=.3)", "paper(even_out=1,time_lead=1)", "paper(even_out=1,floor=.5)",
-    "paper(score=standardised_kl)", "kl_soft", "kl_soft(share=both)", "kl_soft(share=both,even_out=1,time_lead=1)",
-)  # fmt: skip
-
-
-def core_stacked(subject_strength: float, style_strength: float) -> Maker:
-    """Core's two LoRA loaders in a row."""
-
-    def make(model: Any, subject: Path, style: Path) -> Any:
-        import comfy.sd
-        import comfy.utils
-
-        for path, strength in ((subject, subject_strength), (style, style_strength)):
-            if strength:
-                weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-                model, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0)
-        return model
-
-    return make
-
-
-def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1.0, refinement: Any = None) -> Maker:
-    """This pack's loader and router with a policy object of ``lora_conductor.fusion.policies``, and its settings."""
-
-    def make(model: Any, subject: Path, style: Path) -> Any:
-        from lora_conductor.host.fusion_patch import add_loras, set_policy
-        from lora_conductor.host.lora_patches import model_patches
-        from lora_conductor.host.lora_reading import read_lora
-
-        patches = [model_patches(read_lora(path.name, str(path)), model) for path in (subject, style)]
-        fused = add_loras(model, [(patches[0], "subject", subject_strength), (patches[1], "style", style_strength)])
-        return set_policy(fused, policy, refinement)
-
-    return make
-
-
-def parse_policy(text: str) -> tuple[Any, Any]:
-    """A policy and the router's settings from one text, e.g. ``kl_soft(temperature=0.5, smoothing=.7)``."""
-    from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
-    from lora_conductor.fusion.refinement import Refinement
-
-    known = {"recommended": lambda: RECOMMENDED, **POLICIES}
-    found = re.fullmatch(r"(\w+)(?:\((.*)\))?", text.strip())
-    if not found or found[1] not in known:
-        raise ValueError(f"unknown policy {text!r}; known: {', '.join(known)}")
-    settings = {}
-    for item in filter(None, (found[2] or "").split(",")):
-        key, _, value = item.partition("=")
-        try:
-            settings[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):  # a bare word
-            settings[key.strip()] = value.strip()
-    refined = {name: settings.pop(name) for name in list(settings) if name in Refinement.__dataclass_fields__}
-    return known[found[1]](**settings), Refinement(**refined)
-
-
-def parse_method(text: str) -> Maker:
-    """A method as written on the command line (see the module's docstring)."""
-    if found := re.fullmatch(r"(.+\.py):(\w+)", text):
-        spec = importlib.util.spec_from_file_location("plugged_in", found[1])
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["plugged_in"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        value = getattr(module, found[2])
-        return routed(value) if hasattr(value, "weights") else value
-    number = r"[\d.]+"
-    if found := re.fullmatch(rf"core:({number})/({number})", text):
-        return core_stacked(float(found[1]), float(found[2]))
-    if found := re.fullmatch(rf"({number})/({number}):(.+)", text):
-        policy, refinement = parse_policy(found[3])
-        return routed(policy, float(found[1]), float(found[2]), refinement)
-    policy, refinement = parse_policy(text)
-    return routed(policy, refinement=refinement)
 
 
 @dataclass(frozen=True)
@@ -181,31 +88,6 @@ def table_row(label: str, result: Result, styles: int) -> str:
     )
 
 
-def markdown(title: str, arguments: argparse.Namespace, results: dict[str, Result]) -> str:
-    """The table for the docs, with the command that made it."""
-    flags = f"--subjects {arguments.subjects} --seeds {arguments.seeds} --first-seed {arguments.first_seed}"
-    count = len(next(iter(results.values())).pictures)
-    lines = [
-        f"# Small world: {title}",
-        "",
-        "```",
-        f'make bench-quality ARGS="{"--settings " if arguments.settings else ""}{flags} --table {arguments.table}"',
-        "```",
-        "",
-        f"Shares of {count} pictures in which the judge recognises the subject, the style, and both; `p` is the mean "
-        "probability that it gives to both. A share of one half has a standard error of "
-        f"{0.5 / count**0.5:.2f}: smaller differences are noise.",
-        "",
-        "| method | subject | style | both | p |",
-        "|---|---|---|---|---|",
-    ]
-    for label, result in results.items():
-        m = result.means()
-        values = " | ".join(f"{m[name]:.2f}" for name in ("subject_ok", "style_ok", "both"))
-        lines.append(f"| `{label}` | {values} | {m['both_p']:.3f} |")
-    return "\n".join([*lines, ""])
-
-
 def truth(
     small: world.SmallWorld, judge: Judge, pictures: Any, subjects: Sequence[str], styles: Sequence[str]
 ) -> Result:
@@ -221,8 +103,6 @@ def truth(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(STANDARD))
-    parser.add_argument("--settings", action="store_true", help="the router's settings, one at a time")
-    parser.add_argument("--table", type=Path, help="write the table there too, as Markdown")
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
     parser.add_argument("--subjects", default="tune", help="tune, test, or names with commas")
     parser.add_argument("--styles", default=",".join(world.STYLES))
@@ -236,7 +116,7 @@ def main() -> None:
     subjects = named.get(arguments.subjects) or tuple(arguments.subjects.split(","))
     styles = arguments.styles.split(",")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    methods = {text: parse_method(text) for text in (SETTINGS if arguments.settings else arguments.methods)}
+    methods = {text: parse_method(text) for text in arguments.methods}
 
     print(f"{len(subjects)} subjects x {len(styles)} styles x {len(seeds)} seeds\n{HEADER}", flush=True)
     results = evaluate(
@@ -255,10 +135,6 @@ def main() -> None:
         ceiling = truth(small, judge, load_pictures(arguments.world), subjects, styles)
         print(table_row("truth through the autoencoder", ceiling, len(styles)))
         columns["truth"] = ceiling.pictures
-    if arguments.table is not None:
-        title = "one setting at a time" if arguments.settings else "policies"
-        arguments.table.parent.mkdir(parents=True, exist_ok=True)
-        arguments.table.write_text(markdown(title, arguments, results), encoding="utf-8")
     if arguments.out is not None:
         world.contact_sheet(columns, arguments.out / "sheet.png")
         figures = {label: result.means() for label, result in results.items()}

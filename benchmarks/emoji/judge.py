@@ -18,6 +18,8 @@ from torch.nn import functional
 
 JUDGE_FILE = Path(__file__).resolve().parent / "assets" / "judge" / "emoji_judge.safetensors"
 METADATA_KEY = "emoji_judge"
+SUBJECT_STYLES = ("noto", "twemoji")
+"""Styles of the drawings that subject LoRAs are trained on."""
 
 
 class Residual(nn.Module):
@@ -70,12 +72,17 @@ class Judge:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return cls(net, references, names["subjects"], names["styles"])
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the judge sees of the subject: unit vectors [N, 128] of images [N, 3, 64, 64] in [0, 1]."""
+        with torch.inference_mode():
+            return functional.normalize(self.net(images.float())[0], dim=1)
+
     def probabilities(self, images: Tensor, style: str, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
         """Softer than right or wrong: (softmax over the subjects [N, 24], over the styles [N, 10])."""
         with torch.inference_mode():
-            embedding, logits = self.net(images.float())
+            _, logits = self.net(images.float())
             known = self.references[:, self.styles.index(style)]
-            cosine = functional.normalize(embedding, dim=1) @ known.nan_to_num(0.0).T
+            cosine = self.features(images) @ known.nan_to_num(0.0).T
             cosine[:, known.isnan().any(dim=1)] = -1.0
         return (cosine / temperature).softmax(dim=1), logits.softmax(dim=1)
 
@@ -83,12 +90,16 @@ class Judge:
         """Judge pictures that should show the subjects in the style.
 
         images: [N, 3, 64, 64] in [0, 1]. subject_names: one for each picture, or one for all; of the 24 held-out ones.
-        Returns boolean tensors [N]: subject_ok, style_ok, both; and their probabilities subject_p, style_p.
+        Returns boolean tensors [N]: subject_ok, style_ok, both; and their probabilities subject_p, style_p. Also
+        training_look, whether the style is one of those in which the subject LoRA's pictures were drawn; and distance,
+        one minus the cosine between the picture's subject features and those of the true picture, 0 to 2.
         """
         if isinstance(subject_names, str):
             subject_names = [subject_names] * len(images)
         wanted = torch.tensor([self.subjects.index(name) for name in subject_names])
         subject_p, style_p = self.probabilities(images, style_name)
+        true = self.references[wanted, self.styles.index(style_name)]
+        looks = torch.tensor([self.styles.index(name) for name in SUBJECT_STYLES])
         subject_ok = subject_p.argmax(dim=1) == wanted
         style_ok = style_p.argmax(dim=1) == self.styles.index(style_name)
         return {
@@ -97,4 +108,6 @@ class Judge:
             "both": subject_ok & style_ok,
             "subject_p": subject_p.gather(1, wanted[:, None])[:, 0],
             "style_p": style_p[:, self.styles.index(style_name)],
+            "training_look": torch.isin(style_p.argmax(dim=1), looks),
+            "distance": 1 - (self.features(images) * true).sum(dim=1),
         }

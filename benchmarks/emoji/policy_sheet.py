@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import world
-from evaluate_policies import core_stacked, parse_policy, routed
+from methods import core_stacked, parse_policy, routed, ssr_merged
 
 PAIRS = (("fox", "openmoji"), ("sunflower", "fluent-emoji-high-contrast"))
 SEED = 3
@@ -22,19 +22,13 @@ SEED = 3
 def made_by(small: world.SmallWorld, policy: str, subject: str, style: str) -> tuple[Any, Any]:
     """Picture ``[3, 64, 64]`` of a policy, and its routing record."""
     from lora_conductor.fusion.policies import SSRMerge
-    from lora_conductor.host.calibration import calibrated
-    from lora_conductor.host.fusion_patch import set_policy
     from lora_conductor.host.routing import record_of_latent
 
-    paths = small.lora("subject", subject), small.lora("style", style)
     if policy == SSRMerge.name:
-        import torch
-
-        model = routed(parse_policy("sum")[0])(small.model, *paths)
-        prompts = {"subject": small.prompt(subject, None), "style": small.style_prompt(style)}
-        model = set_policy(model, calibrated(model, prompts, torch.zeros(1, 16, 8, 8)))
+        model = ssr_merged(small, subject, style)
     else:
         chosen, refinement = parse_policy(policy)
+        paths = small.lora("subject", subject), small.lora("style", style)
         model = routed(chosen, refinement=refinement)(small.model, *paths)
     latent = small.sample(model, subject, style, [SEED])
     return small.decode(latent)[0], record_of_latent(model, latent)

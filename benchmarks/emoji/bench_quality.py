@@ -1,0 +1,172 @@
+"""Every policy side by side in the small world, judged against ground truth: docs/benchmarks/quality.md.
+
+    make bench-quality ARGS="--world FOLDER"               # the table of the fresh split
+    make bench-quality ARGS="--world FOLDER --ablations"   # one setting at a time on the tune pairs: ablations.md
+    make bench-quality ARGS=--quick                        # minutes, shipped files only; writes no document
+
+Pictures are sampled by the real ComfyUI and this pack, and kept in output/quality/: a run that was cut goes on where
+it was. FOLDER holds emoji64.npz and the LoRAs that are not shipped; without the former there is no row with metric
+guidance, no ceiling and no count of intruders. The last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import quality_rows
+import world
+from bench_runs import Entry, Pair, Runs, Store
+from data import Pictures, load_pictures
+from quality_doc import Quality, table, write, write_all
+from repo_paths import OUTPUT, REPO
+from verdicts import Bench, Verdicts
+
+FIRST_SEEDS = {"tune": 300, "test": 500, "fresh": 1000}
+STORE = OUTPUT / "quality" / "pictures.jsonl"
+SHEET = ("recommended", "recommended + guidance", "stacked 1/1", "paper", "k_lora", "np_lora")
+
+
+def pairs_of(split: str, subjects: int | None = None) -> list[Pair]:
+    """All pairs of a split, style by style; or of its first few subjects."""
+    names = {"tune": world.TUNE, "test": world.TEST, "fresh": world.FRESH}[split]
+    return [(subject, style) for style in world.STYLES for subject in names[:subjects]]
+
+
+def sample(runs: Runs, entries: Sequence[Entry], pairs: Sequence[Pair], seeds: Sequence[int], what: str) -> None:
+    """Make what is missing, with a bar on stderr."""
+    missing = sum(len(runs.missing(entry, pair, seeds)) for entry in entries for pair in pairs)
+    with tqdm(total=missing, desc=what, unit="picture", file=sys.stderr, disable=not missing) as bar:
+        runs.sample(entries, pairs, seeds, bar.update)
+
+
+def measure(
+    runs: Runs, bench: Bench, entries: Sequence[Entry], pairs: Sequence[Pair], seeds: Sequence[int], what: str
+) -> dict[str, Verdicts]:
+    """Sample and judge rows; by label."""
+    sample(runs, entries, pairs, seeds, what)
+    return {entry.label: bench.of(runs, entry, pairs, seeds) for entry in entries}
+
+
+def ceiling(small: world.SmallWorld, bench: Bench, pictures: Pictures, pairs: Sequence[Pair]) -> tuple[Any, Verdicts]:
+    """The true pictures through the autoencoder, ``[pairs, 3, 64, 64]``, and what the judge says of them."""
+    true = [small.decode(small.encode(pictures.picture(*pair)[None])) for pair in pairs]
+    return torch.cat(true), bench.verdicts(true, pairs)
+
+
+def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argparse.Namespace) -> Quality:
+    """Everything of the document, sampled and judged."""
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    pairs = pairs_of(arguments.split, arguments.subjects)
+    tuned, grid, tune_seeds = quality_rows.TUNED, {}, range(FIRST_SEEDS["tune"], FIRST_SEEDS["tune"] + 4)
+    if arguments.quick:
+        rows, doubled = quality_rows.quick(), []
+    else:
+        if has_loras(runs.small, world.TUNE):
+            grid = measure(runs, bench, quality_rows.grid(), pairs_of("tune"), tune_seeds, "tuning the stack")
+            tuned = quality_rows.best(grid)
+        rows = quality_rows.headline(tuned, guided=runs.make_plan is not None)
+        doubled = quality_rows.doubled(tuned)
+    every = {entry.label: entry for entry in [*rows, *(entry for _, group in doubled for entry in group)]}
+    verdicts = measure(runs, bench, list(every.values()), pairs, seeds, arguments.split)
+    top = None if pictures is None else ceiling(runs.small, bench, pictures, pairs)[1]
+    return Quality(
+        command_of(arguments), arguments.split, pairs, seeds, rows, doubled, verdicts, top, tuned, grid, tune_seeds
+    )
+
+
+def columns(q: Quality, runs: Runs, pictures: Pictures | None) -> dict[str, Any]:
+    """For the contact sheet: the first seed's pictures of a few methods, the best rival among them; and the truth."""
+    shown = [row for row in q.rows if row.label in (*SHEET, quality_rows.stacked(*q.tuned).label, q.next_best().label)]
+    # "recommended" is wider than a picture.
+    sheet = {
+        row.label.replace("recommended", "ours"): torch.cat([runs.pictures(row, pair, q.seeds[:1]) for pair in q.pairs])
+        for row in shown
+    }
+    if pictures is not None:
+        sheet["truth"] = torch.stack([pictures.picture(*pair) for pair in q.pairs])
+    return sheet
+
+
+def has_loras(small: world.SmallWorld, subjects: Sequence[str]) -> bool:
+    """Whether the subjects' LoRAs are at hand."""
+    try:
+        return all(small.lora("subject", subject) for subject in subjects)
+    except FileNotFoundError:
+        return False
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command that repeats this run."""
+    flags = ["--quick"] if arguments.quick else []
+    flags += ["--world FOLDER"] if arguments.world is not None else []
+    flags += ["--ablations"] if arguments.ablations else [f"--split {arguments.split}"]
+    flags += [f"--seeds {arguments.seeds}", f"--first-seed {arguments.first_seed}"]
+    return f'make bench-quality ARGS="{" ".join(flags)}"'
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what depends on other flags is filled in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few rows on a few pairs; writes no document")
+    parser.add_argument("--ablations", action="store_true", help="one setting at a time, on the tune pairs")
+    parser.add_argument("--split", choices=list(FIRST_SEEDS), help="default: fresh; with --quick: test")
+    parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
+    parser.add_argument("--subjects", type=int, help="only the first so many of the split")
+    parser.add_argument("--seeds", type=int, help="pictures of each pair; default: 4, with --quick 2")
+    parser.add_argument("--first-seed", type=int, help="default: the split's own")
+    parser.add_argument("--steps", type=int, default=world.STEPS, help="of sampling")
+    parser.add_argument("--store", type=Path, default=STORE, help="where pictures are kept")
+    parser.add_argument("--docs", type=Path, default=REPO / "docs", help="folder the documents are written to")
+    found = parser.parse_args(arguments)
+    found.split = "tune" if found.ablations else found.split or ("test" if found.quick else "fresh")
+    found.seeds = found.seeds or (2 if found.quick else 4)
+    found.first_seed = FIRST_SEEDS[found.split] if found.first_seed is None else found.first_seed
+    return found
+
+
+def guidance(small: world.SmallWorld, pictures: Pictures) -> Any:
+    """(text of evaluate_guidance.py) -> its plans."""
+    from evaluate_guidance import Encoders, parse_guidance
+
+    encoders = Encoders.load()
+    return lambda text: parse_guidance(text, small, pictures, encoders)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(given)
+    world.enter_host()
+    small, pictures = world.SmallWorld(arguments.world), None
+    if arguments.world is not None and (arguments.world / "emoji64.npz").is_file():
+        pictures = load_pictures(arguments.world)
+    else:
+        print("No emoji64.npz: no metric guidance, no ceiling, no intruders.", file=sys.stderr)
+    runs = Runs(small, Store(arguments.store), arguments.steps, pictures and guidance(small, pictures))
+    bench = Bench.load(arguments.world, pictures, world.STYLES)
+    if arguments.ablations:
+        import ablations
+
+        pairs = pairs_of("tune", arguments.subjects)
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        verdicts = measure(runs, bench, ablations.rows(), pairs, seeds, "ablations")
+        path = arguments.docs / "benchmarks" / "ablations.md"
+        write(ablations.document(verdicts, command_of(arguments), pairs, seeds), path)
+        print(path)
+        print(json.dumps(ablations.as_json(verdicts)))
+        return
+    q = quality(runs, bench, pictures, arguments)
+    print("\n".join(table(q)))
+    if not arguments.quick:
+        print(write_all(q, columns(q, runs, pictures), arguments.docs))
+    print(json.dumps(q.json()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The quality benchmark in the small: cut runs go on, figures are what they are called, words by hand are kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from repo_paths import WORLD
+
+sys.path.append(str(WORLD))
+import bench_quality  # noqa: E402
+import quality_doc  # noqa: E402
+import quality_rows  # noqa: E402
+import verdicts  # noqa: E402
+import world  # noqa: E402
+from bench_runs import Entry, Runs, Store  # noqa: E402
+
+ROWS = [Entry("recommended", "recommended", kind="ours"), Entry("stacked 1/1", "core:1/1")]
+PAIR = ("fox", "openmoji")
+SEEDS = [1, 2]
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def small() -> world.SmallWorld:
+    return world.SmallWorld()
+
+
+def sampled(runs: Runs, rows: list[Entry] = ROWS) -> int:
+    """How many pictures had to be made."""
+    made: list[int] = []
+    runs.sample(rows, [PAIR], SEEDS, made.append)
+    return sum(made)
+
+
+def test_a_run_that_was_cut_goes_on(small: world.SmallWorld, tmp_path: Path) -> None:
+    path = tmp_path / "pictures.jsonl"
+    whole = Runs(small, Store(path), STEPS)
+    assert sampled(whole) == 4
+    before = [whole.pictures(row, PAIR, SEEDS) for row in ROWS]
+    lines = path.read_text(encoding="utf-8").splitlines()
+
+    path.write_text("\n".join([*lines[:3], lines[3][:200]]), encoding="utf-8")  # killed while it wrote
+    again = Runs(small, Store(path), STEPS)
+    assert sampled(again) == 1
+    assert path.read_text(encoding="utf-8").splitlines()[:3] == lines[:3]
+    for row, pictures in zip(ROWS, before, strict=True):
+        assert (again.pictures(row, PAIR, SEEDS) - pictures).abs().max() < 1.5 / 255
+
+    assert sampled(Runs(small, Store(path), STEPS)) == 0
+    other = [Entry("paper", "paper"), Entry("recommended", "recommended", cfg=4.0)]
+    assert sampled(Runs(small, Store(path), STEPS), other) == 4
+    assert sampled(Runs(small, Store(path), STEPS + 1), ROWS[1:]) == 2
+
+
+def test_the_command_ends_with_a_line_of_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(world, "enter_host", lambda: None)  # this process has
+    monkeypatch.setattr(world, "STYLES", (PAIR[1],))
+    monkeypatch.setattr(quality_rows, "quick", lambda: ROWS)
+    store = tmp_path / "pictures.jsonl"
+    bench_quality.main(f"--quick --subjects 1 --seeds 2 --steps 3 --store {store} --docs {tmp_path}".split())
+    policies = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]
+    assert set(policies) == {"recommended", "stacked 1/1"}
+    for figures in policies.values():
+        assert set(figures) == {"subject", "style", "both", "hmean", "ci"}
+        low, high = figures["ci"]
+        assert 0 <= low <= figures["hmean"] <= high <= 1
+    assert len(store.read_text(encoding="utf-8").splitlines()) == 4
+    assert not (tmp_path / "benchmarks").exists()
+
+
+def made_up(subject: list[list[float]], style: list[list[float]]) -> verdicts.Verdicts:
+    subjects, styles = np.array(subject, float), np.array(style, float)
+    both, nothing = subjects * styles, np.full(subjects.shape, np.nan)
+    return verdicts.Verdicts(subjects, styles, both, 0.5 * both, 1 - subjects, 1 - styles, nothing)
+
+
+def test_figures_of_two_pairs_by_hand() -> None:
+    """Two pairs drawn with replacement: both the first, one of each, both the second; 1/4, 1/2, 1/4."""
+    v = made_up([[1, 1], [1, 0]], [[1, 1], [0, 1]])
+    assert v.hmean == pytest.approx(0.75) and v.rate("both") == pytest.approx(0.5)
+    values, counts = np.unique(v.replicates().round(6), return_counts=True)
+    assert values == pytest.approx([0.5, 0.75, 1.0])
+    assert counts / verdicts.REPLICATES == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert v.interval() == pytest.approx((0.5, 1.0))
+    assert made_up([[1, 1]], [[0, 0]]).hmean == 0
+
+    worse = made_up([[1, 0], [0, 0]], [[1, 1], [0, 1]])  # right in .25 and .75
+    gain, (low, high) = verdicts.difference(v, worse)
+    assert gain == pytest.approx(0.75 - 2 * 0.25 * 0.75)
+    assert low == pytest.approx(1 - 2 * 0.5 / 1.5) and high == pytest.approx(0.5)
+    # both: (1, 0) against (.5, 0): p is half of it.
+    assert v.gain(worse) == pytest.approx((0.125, 0.125))
+
+
+def test_the_document_says_what_was_measured_and_keeps_what_was_written(tmp_path: Path) -> None:
+    good, bad = made_up([[1, 1], [1, 0]], [[1, 1], [1, 1]]), made_up([[1, 0], [1, 1]], [[0, 0], [0, 1]])
+    rows = [*ROWS, quality_rows.stacked(1, 1.5)]
+    plain, twice = quality_rows.stacked(1, 1), quality_rows.stacked(2, 1, kind="imbalance")
+    lost = made_up([[1, 0], [1, 1]], [[0, 0], [0, 0]])
+    found = {"recommended": good, plain.label: bad, rows[2].label: bad, twice.label: lost}
+    doubled = [("recommended", [rows[0]] * 3), (plain.label, [plain, twice, plain])]
+    q = quality_doc.Quality(
+        "make it", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, doubled, found, good, (1.0, 1.5),
+        {plain.label: bad}, SEEDS,
+    )  # fmt: skip
+    columns = {row.label: torch.rand(2, 3, 64, 64) for row in rows}
+    path = quality_doc.write_all(q, columns, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert "| **`recommended`** | 0.75 | 1.00 | 0.75 | **0.86** |" in text
+    assert "loses 0.00 of its harmonic mean, `stacked 1/1` 0.38: less than half." in text
+    assert "clear of zero" in text and "| alien | openmoji | 0.50 |" in text
+    assert [line.split("`")[1] for line in quality_doc.table(q)[2:4]] == ["recommended", "stacked 1/1"]
+    for image in ("quality.png", "quality_sheet.jpg"):
+        assert Image.open(tmp_path / "images" / image).width > 150
+
+    path.write_text(text + "\n## Looked at\n\nFoxes.\n", encoding="utf-8")
+    again = quality_doc.write_all(q, columns, tmp_path).read_text(encoding="utf-8")
+    assert again == text + "\n## Looked at\n\nFoxes.\n"
