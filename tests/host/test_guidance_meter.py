@@ -1,35 +1,47 @@
 """What a run's report says of time and memory."""
 
-import gc
+import json
+import subprocess
+import sys
 import time
 
-import comfy.model_management
 import pytest
-import torch
 
-from lora_conductor.host.guidance_meter import MIB, Meter
+from lora_conductor.host.guidance_meter import Meter
 from lora_conductor.host.guidance_plan import GuidanceOptions
 
 from .test_guidance_sampling import parts, plan, run  # noqa: F401 - a fixture
 
+BLOCK = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import torchvision_shim
+torchvision_shim.install()
+from comfy.cli_args import args
+args.cpu = json.loads(sys.argv[2])
+import comfy.model_management, torch
+from lora_conductor.host.guidance_meter import MIB, Meter
+device = comfy.model_management.get_torch_device()
+meter = Meter()
+meter.look()
+meter.begin()
+block = torch.ones(96 * MIB, dtype=torch.uint8, device=device)
+meter.look()
+del block
+spent = meter.end()
+meter.stop()
+print(json.dumps([spent, meter.memory()]))
+"""
+
 
 def test_peaks_of_corrections_and_of_the_rest_are_told_apart(record_property):
-    device, size = comfy.model_management.get_torch_device(), 96 * MIB
-    # What else the process holds must hold still: earlier tests leave garbage.
-    gc.collect()
-    gc.disable()
-    try:
-        meter = Meter()
-        meter.look()
-        meter.begin()
-        block = torch.ones(size, dtype=torch.uint8, device=device)
-        meter.look()
-        del block
-        spent = meter.end()
-        meter.stop()
-    finally:
-        gc.enable()
-    memory = meter.memory()
+    """In a process of its own: one that has freed much memory takes the block from that, and does not grow."""
+    from comfy.cli_args import args
+
+    command = [sys.executable, "-c", BLOCK, json.dumps(sys.path), json.dumps(args.cpu)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spent, memory = json.loads(done.stdout.splitlines()[-1])
     record_property("MiB seen of a block of 96", memory["over_unguided_mb"])
     assert 90 <= memory["over_unguided_mb"] <= 110
     assert spent["memory_mb"] == memory["guided_mb"]
