@@ -22,7 +22,7 @@ class HardChoice(ScoredPolicy):
 
     hard: ClassVar[bool] = True
 
-    tokens: int = 256
+    tokens: int = 128
 
     @property
     def max_tokens(self) -> int:
