@@ -41,13 +41,15 @@ class Emphasis:
     """Applies a share to the negative conditions of one model call after another."""
 
     share: float = 1.0
-    _batch: Batch = Batch()
+    _shares: tuple[float, ...] = (1.0,)
     _factors: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def open_call(self, batch: Batch) -> None:
         """A model call begins; ``batch`` says what it computes."""
-        if batch != self._batch:
-            self._batch, self._factors = batch, {}
+        # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
+        shares = tuple(self.share if "negative" in key else 1.0 for key in batch.keys)
+        if shares != self._shares:
+            self._shares, self._factors = shares, {}
 
     def of(self, weights: dict[str, Weight], roles: Sequence[str], features: Tensor) -> dict[str, Weight]:
         """The weights of a segment's roles as they are to be used.
@@ -57,25 +59,22 @@ class Emphasis:
             roles: of the segment.
             features: the segment's, ``[batch, tokens, channels]``.
         """
-        keys = self._batch.keys
-        if self.share == 1.0 or features.shape[0] % len(keys):
+        if self.share == 1.0 or features.shape[0] % len(self._shares):
             return weights
-        # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
-        shares = [self.share if "negative" in key else 1.0 for key in keys]
-        if len(set(shares)) == 1:
-            return {role: weights.get(role, 1.0) * shares[0] for role in roles}
-        factor = self._factor(shares, features)
+        if len(set(self._shares)) == 1:
+            return {role: weights.get(role, 1.0) * self._shares[0] for role in roles}
+        factor = self._factor(features)
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
-    def _factor(self, shares: Sequence[float], features: Tensor) -> Tensor:
+    def _factor(self, features: Tensor) -> Tensor:
         """``[batch, 1, 1]`` float32, filled on the device: nothing is copied there."""
         key = features.shape[0], features.device
         if key not in self._factors:
             # Not an inference tensor, so that calls that are differentiated can use it as well.
             with torch.inference_mode(False):
                 ones = torch.ones(features.shape[0], 1, 1, device=features.device)
-                for part, share in zip(ones.chunk(len(shares)), shares, strict=True):
+                for part, share in zip(ones.chunk(len(self._shares)), self._shares, strict=True):
                     part.mul_(share)
             self._factors[key] = ones
         return self._factors[key]
