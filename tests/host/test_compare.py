@@ -16,7 +16,7 @@ from lora_conductor.host.compare import Cell, Judge, best_of, policies_named
 from lora_conductor.host.compare_picture import CAPTION, GAP, LEAST, LEFT, TOP, comparison_picture
 from lora_conductor.host.errors import ConductorError
 
-from .workflows import Workflow, latent, loader, node, router, run, sampled, world
+from .workflows import Workflow, ksampler, latent, loader, node, router, run, sampled, world
 
 
 def cell(policy: str, seed: int, scores: dict[str, float], share: float | None, grey: float = 0.5) -> Cell:
@@ -54,23 +54,8 @@ def test_a_reference_without_an_encoder_is_refused() -> None:
 
 
 def comparison(**more: Any) -> dict[str, Any]:
-    return node(
-        "ComparePolicies",
-        model=["dual", 0],
-        vae=["vae", 0],
-        positive=["prompt", 0],
-        negative=["prompt", 1],
-        latent_image=["empty", 0],
-        policies="sum, kl_soft\nrecommended",
-        seed=1,
-        seeds=2,
-        steps=3,
-        cfg=2.5,
-        sampler_name="euler",
-        scheduler="simple",
-        denoise=1.0,
-        **more,
-    )
+    policies = "sum, kl_soft\nrecommended"
+    return ksampler("dual", class_type="ComparePolicies", vae=["vae", 0], policies=policies, seeds=2, **more)
 
 
 def graph(**more: Any) -> Workflow:

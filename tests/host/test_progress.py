@@ -17,7 +17,7 @@ from lora_conductor.host.lora_loading import LoraChoice, load_loras
 from lora_conductor.host.lora_reading import _read_cached
 
 from . import tiny
-from .workflows import STYLE, SUBJECT, Workflow, loader, node, router, sampled, world
+from .workflows import STYLE, SUBJECT, Workflow, ksampler, loader, node, router, sampled, world
 
 CHOICES = [LoraChoice(SUBJECT, "subject", 1.0, 1.0), LoraChoice(STYLE, "style", 1.0, 1.0)]
 Heard = list[tuple[int, int]]
@@ -67,21 +67,14 @@ def test_tells_how_far_it_is_and_stops(prepare: Callable[[], Callable[[], Any]],
 
 def comparing(steps: int) -> Workflow:
     graph = world(dual=loader(), vae=node("VAELoader", vae_name="emoji_taef1_vae_fp16.safetensors"))
-    graph["compare"] = node(
-        "ComparePolicies",
-        model=["dual", 0],
+    graph["compare"] = ksampler(
+        "dual",
+        class_type="ComparePolicies",
         vae=["vae", 0],
-        positive=["prompt", 0],
-        negative=["prompt", 1],
-        latent_image=["empty", 0],
         policies="recommended, sum",
         seed=7,
         seeds=1,
         steps=steps,
-        cfg=2.5,
-        sampler_name="euler",
-        scheduler="simple",
-        denoise=1.0,
     )
     return graph | {"look": node("PreviewImage", images=["compare", 0])}
 

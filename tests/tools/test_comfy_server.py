@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from comfy_server import ComfyServer, ServerError, WorkflowError
 from host_base import make_base
 
 
-def empty_picture(color: int = 255, batch_size: int = 1) -> dict[str, Any]:
-    size = {"width": 64, "height": 64, "batch_size": batch_size}
+def empty_picture(color: int = 255) -> dict[str, Any]:
+    size = {"width": 64, "height": 64, "batch_size": 1}
     return {
         "1": {"class_type": "EmptyImage", "inputs": {**size, "color": color}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
@@ -47,22 +45,24 @@ def test_failing_node_is_named(server: ComfyServer) -> None:
 
 
 def test_interrupt_ends_a_run(server: ComfyServer) -> None:
-    # Enough work for the interruption to arrive in time: pictures are saved one by one, then a node boundary follows.
-    workflow = empty_picture(color=1, batch_size=400)
-    workflow["3"] = {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}}
-    workflow["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "test"}}
-    started = threading.Event()
+    # The host looks for an interruption between nodes: hundreds of them are left when the first one is announced.
+    workflow = empty_picture(color=1)
+    for node in range(3, 403):
+        workflow[str(node)] = {"class_type": "ImageInvert", "inputs": {"image": [str(node - 1 if node > 3 else 1), 0]}}
+        workflow[f"save {node}"] = {
+            "class_type": "SaveImage",
+            "inputs": {"images": [str(node), 0], "filename_prefix": "interrupted"},
+        }
+    announced: list[str] = []
 
-    def stop() -> None:
-        assert started.wait(60)
-        time.sleep(0.1)
-        server.interrupt()
+    def stop_at_the_first_node(kind: str, data: dict[str, Any]) -> None:
+        if kind == "executing" and data.get("node") and not announced:
+            announced.append(data["node"])
+            server.interrupt()
 
-    thread = threading.Thread(target=stop)
-    thread.start()
     with pytest.raises(WorkflowError, match="interrupted"):
-        server.queue(workflow, timeout=120, on_event=lambda kind, _: started.set() if kind == "executing" else None)
-    thread.join()
+        server.queue(workflow, timeout=120, on_event=stop_at_the_first_node)
+    assert len(list((server.base_dir / "output").glob("interrupted*"))) < 400
 
 
 def test_everything_written_lies_under_the_base_directory(server: ComfyServer) -> None:
