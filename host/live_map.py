@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..fusion.record import RoutingRecord
 from .map_codes import encode
 from .map_columns import Columns
+from .missed_maps import keep
 from .page import ids_of_prompt, page_of_prompt
 from .run import Run
 
@@ -68,10 +70,17 @@ class LiveMap:
         self._send(self._columns.layers, self._columns.take_arrived(self._sent["steps"]), finished=False)
 
     def finish(self, record: RoutingRecord) -> None:
-        """The run is over: send whatever the page has not seen yet, from the record itself."""
-        if record.layers and self._connected():
-            columns = torch.cat([record.weights, record.scores]).permute(2, 0, 1)
-            self._send(record.layers, dict(enumerate(columns)), finished=True)
+        """The run is over: send whatever the page has not seen yet, from the record itself.
+
+        A socket may have been dead for minutes before the server knows, so all of it is kept for the page to ask for.
+        """
+        server, _, client = page_of_prompt()
+        if not record.layers or client is None:
+            return
+        if self._connected():
+            self._send(record.layers, _columns_of(record), finished=True)
+        about = self._about(server)
+        keep(client, about, partial(_whole, about, self.header, record))
 
     def _connected(self) -> bool:
         """Whether anybody is there; a page that was reloaded is told everything again."""
@@ -87,21 +96,35 @@ class LiveMap:
         if not (new or finished):
             return
         first = self._sent["layers"]
-        message: dict[str, Any] = {
-            "node": self.node,
-            **ids_of_prompt(server),
-            "run": self._id,
-            "steps": self.run.steps,
-            "first_layer": first,
-            "layers": list(layers[first:]),
-            "columns": _encoded(new),
-            "finished": finished,
-        }
-        if first == 0:
-            message["policy"] = self.header["policy"]["policy"]
-            message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in self.header["loras"]]
+        message = _message(self._about(server), self.header, first, layers, new) | {"finished": finished}
         self._sent = {"layers": len(layers), "steps": max(new, default=self._sent["steps"] - 1) + 1}
         server.send_sync(EVENT, message, client)
+
+    def _about(self, server: Any) -> dict[str, Any]:
+        return {"node": self.node, **ids_of_prompt(server), "run": self._id, "steps": self.run.steps}
+
+
+def _message(
+    about: dict[str, Any],
+    header: dict[str, Any],
+    first: int,
+    layers: tuple[str, ...] | list[str],
+    columns: dict[int, Tensor],
+) -> dict[str, Any]:
+    """What an event says: the layers from the ``first`` on, and columns of all of them."""
+    message = {**about, "first_layer": first, "layers": list(layers[first:]), "columns": _encoded(columns)}
+    if first == 0:
+        message["policy"] = header["policy"]["policy"]
+        message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in header["loras"]]
+    return message
+
+
+def _whole(about: dict[str, Any], header: dict[str, Any], record: RoutingRecord) -> dict[str, Any]:
+    return _message(about, header, 0, record.layers, _columns_of(record)) | {"finished": True}
+
+
+def _columns_of(record: RoutingRecord) -> dict[int, Tensor]:
+    return dict(enumerate(torch.cat([record.weights, record.scores]).permute(2, 0, 1)))
 
 
 def _encoded(columns: dict[int, Tensor]) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Translations of node texts: complete, nothing left over, and English as the schemas have it."""
+"""Translations of node texts and of the panels' words: complete, nothing left over, and English as the code has it."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -77,8 +78,35 @@ def test_translations_are_in_their_own_words(english: dict[str, Any], language: 
     assert same == []
 
 
+def panel_words(language: str) -> dict[str, str]:
+    """By the English text that stands in the code of the page."""
+    main = json.loads((REPO / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    return main["loraConductor"]["panels"]
+
+
+@pytest.fixture(scope="module")
+def spoken() -> set[str]:
+    """What the panels say in English, and the roles, whose names come with the events."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (REPO / "web").rglob("*.js"))
+    found = re.findall(r'inWords\("((?:[^"\\]|\\.)*)"', code)
+    assert len(found) > 20
+    return {json.loads(f'"{text}"') for text in found} | {"subject", "style", "prompt"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_panels_speak_every_language(spoken: set[str], language: str) -> None:
+    words = panel_words(language)
+    assert set(words) == spoken
+    gaps = re.compile(r"\{\w+\}")
+    for english, text in words.items():
+        assert text.strip() and sorted(gaps.findall(text)) == sorted(gaps.findall(english)), english
+        sentence = " " in gaps.sub("", english).strip()
+        assert not sentence or (text == english) is (language == "en"), english
+
+
 def test_server_hands_them_out(server: ComfyServer) -> None:
     handed_out = server.get("/i18n")
     for language in LANGUAGES:
         own = texts(language)
         assert {name: handed_out[language]["nodeDefs"][name] for name in own} == own
+        assert handed_out[language]["loraConductor"]["panels"] == panel_words(language)

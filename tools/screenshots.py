@@ -3,8 +3,9 @@
     screenshots.py [--run] [WORKFLOW.json ...]
 
 Every picture is taken in both of the page's renderers. ``--run`` also queues workflows of the small world from the
-page and takes pictures in the middle of the run, when it has finished, and of routing map, curves and grid at 100 %
-and 50 %. The last picture is the template browser's. Chromium is the one in $CHROMIUM, else the system's.
+page and takes pictures in the middle of the run, when it has finished, and of routing map, curves, report and grid:
+at 100 % and 50 %, and at 100 % in the light theme. The last picture is the template browser's. Chromium is the one in
+$CHROMIUM, else the system's.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ CHROMIUM_FLAGS = [
 WINDOW = {"width": 2560, "height": 1440}
 RENDERERS = ("LiteGraph", "Nodes 2.0")
 MAPS = "window.app.graph.nodes.map(n => n.widgets?.find(w => w.name === 'routing_map')?.value).filter(Boolean)"
-CLOSE_UPS = {"KLLayerRouter": "map", "MetricGuidedSampler": "curves", "ComparePolicies": "grid"}
+CLOSE_UPS = {
+    "KLLayerRouter": "map",
+    "MetricGuidedSampler": "curves",
+    "ComparePolicies": "grid",
+    "RoutingReport": "report",
+}
+VIEWS = (("100", "dark", 1.0), ("50", "dark", 0.5), ("light", "light", 1.0))
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -91,6 +98,12 @@ def open_page(server: ComfyServer) -> Iterator[Any]:
             yield page
         finally:
             browser.close()
+
+
+def use_theme(page: Any, name: str) -> None:
+    """ "dark" or "light"."""
+    page.evaluate("name => window.app.extensionManager.setting.set('Comfy.ColorPalette', name)", name)
+    page.wait_for_timeout(500)
 
 
 def use_renderer(page: Any, name: str) -> None:
@@ -158,6 +171,19 @@ def show_closely(page: Any, node_type: str, scale: float) -> None:
     page.wait_for_timeout(800)
 
 
+def open_report(page: Any, node_type: str) -> None:
+    """Unfold the report in words on a node of that type, if it has one."""
+    page.evaluate(
+        """type => {
+        const node = window.app.graph.nodes.find(n => n.type === type)
+        const report = node.widgets?.find(w => w.name === 'report_text')?.element
+        if (report?.classList.contains('lc-shut')) report.querySelector('.lc-head').click()
+    }""",
+        node_type,
+    )
+    page.wait_for_timeout(300)
+
+
 def show_templates(page: Any) -> None:
     """Open the template browser at this pack's templates."""
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -192,9 +218,12 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
         for node_type, shows in CLOSE_UPS.items():
             if not any(node["type"] == node_type for node in workflow["nodes"]):
                 continue
-            for scale in (1.0, 0.5):
+            open_report(page, node_type)
+            for view, theme, scale in VIEWS:
+                use_theme(page, theme)
                 show_closely(page, node_type, scale)
-                save(page, target / f"{name}_{shows}_{scale * 100:.0f}.png")
+                save(page, target / f"{name}_{shows}_{view}.png")
+            use_theme(page, "dark")
 
 
 def main() -> None:

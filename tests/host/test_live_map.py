@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from lora_conductor.host.live_map import EVENT, RATE
 from lora_conductor.host.lora_loading import LoraChoice, load_loras
 from lora_conductor.host.map_codes import decode, encode
 from lora_conductor.host.map_columns import Columns
+from lora_conductor.host.missed_maps import KEPT, ROUTE
 
 from .tiny import sample, tiny_flux
 from .workflows import STYLE, SUBJECT, Workflow, loader, record, router, sampled, world
@@ -156,6 +158,33 @@ def test_copies_of_a_router_have_maps_of_their_own(server: ComfyServer) -> None:
     outputs = server.queue(graph, timeout=300, on_event=told)["outputs"]
     for name, node in (("a", "one"), ("b", "two")):
         assert same(told.map_of(node)[1], as_table(record(outputs, name)))
+
+
+def test_a_page_that_was_away_is_given_the_whole_map(server: ComfyServer) -> None:
+    """Its runs alone, each node's newest, and only the newest few."""
+
+    def asked(client: str) -> list[dict[str, Any]]:
+        return server.get(f"{ROUTE}?client_id={client}")
+
+    graph = world(dual=loader(), routed=router("kl_soft"), **sampled("a", "routed", report=True, steps=3))
+    away = uuid.uuid4().hex
+    for seed in (51, 52):
+        graph["a.sample"]["inputs"]["seed"] = seed
+        prompt = server.post("/prompt", {"prompt": graph, "client_id": away})["prompt_id"]
+        while prompt not in (history := server.get(f"/history/{prompt}")):
+            time.sleep(0.1)
+    (message,) = asked(away)
+    assert (message["prompt"], message["node"], message["finished"]) == (prompt, "routed", True)
+    told = Told()
+    told(EVENT, message)
+    layers, table = told.map_of("routed")
+    assert layers == record(history[prompt]["outputs"], "a")["layers"]
+    assert same(table, as_table(record(history[prompt]["outputs"], "a")))
+    assert asked("somebody else") == []
+    for seed in range(KEPT):
+        graph["a.sample"]["inputs"].update(seed=seed, steps=1)
+        server.queue(graph, timeout=300)
+    assert asked(away) == []
 
 
 def test_policies_without_decisions_send_nothing(server: ComfyServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from repo_paths import REPO
 
 from .test_guidance_curves import CURVES
 from .test_guidance_curves import workflow as guided_workflow
-from .test_routing_map import MAP, REPORT, ROUTER, SAMPLER, assert_shows, load, queue, workflow
+from .test_report_text import TEXT
+from .test_routing_map import MAP, REPORT, ROUTER, SAMPLER, assert_shows, load, queue, table, workflow
 
 PAINTED = """([id, name]) => {
     const { element } = window.app.graph.getNodeById(id).widgets.find(w => w.name === name)
@@ -87,21 +89,62 @@ def test_socket_lost_in_the_middle_of_a_run(page: Any, renderer: str, server: Co
         assert_shows(page.evaluate(MAP, str(node)), record)
 
 
+@pytest.fixture
+def cut(page: Any) -> Iterator[Callable[[], None]]:
+    """Cuts the page's connection until the test's `mend`, or its end."""
+    yield lambda: page.evaluate(
+        """() => { window.RealSocket ??= window.WebSocket
+        window.WebSocket = class extends window.RealSocket {
+            constructor() { super(`ws://${location.host}/nowhere`) } }
+        window.app.api.socket.close() }"""
+    )
+    mend(page)
+
+
+def mend(page: Any) -> None:
+    page.evaluate("() => { window.WebSocket = window.RealSocket ?? window.WebSocket }")
+
+
+def wait_for_the_server(page: Any, server: ComfyServer) -> None:
+    wait_until(page, lambda: not server.get("/prompt")["exec_info"]["queue_remaining"], "the run is over")
+
+
 @pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
-def test_socket_lost_until_the_run_is_over(page: Any, renderer: str, server: ComfyServer) -> None:
+def test_socket_lost_until_the_run_is_over(page: Any, renderer: str, server: ComfyServer, cut: Any) -> None:
     load(page, guided_workflow(a_seed(), steps=16), "socket until the end")
     page.evaluate(START)
     wait_until(page, lambda: page.evaluate(CURVES, SAMPLER) is not None, "the curves began")
-    page.evaluate("""() => { window.RealSocket = window.WebSocket
-        window.WebSocket = class extends window.RealSocket {
-            constructor() { super(`ws://${location.host}/nowhere`) } }
-        window.app.api.socket.close() }""")
-    wait_until(page, lambda: not server.get("/prompt")["exec_info"]["queue_remaining"], "the run is over")
+    cut()
+    wait_for_the_server(page, server)
     assert not page.evaluate(CURVES, SAMPLER)["finished"]
-    page.evaluate("() => { window.WebSocket = window.RealSocket }")
+    assert not page.evaluate(MAP, str(ROUTER))["finished"]
+    mend(page)
     wait_until(page, lambda: page.evaluate(CURVES, SAMPLER)["finished"], "the curves are there after reconnecting")
-    shown = page.evaluate(MAP, str(REPORT))
-    assert_shows(shown, record_of(server, shown["prompt"]))
+    record = record_of(server, page.evaluate(MAP, str(REPORT))["prompt"])
+    for node in (ROUTER, REPORT):
+        assert_shows(page.evaluate(MAP, str(node)), record)
+    assert page.evaluate(TEXT, REPORT) is not None
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_socket_lost_for_two_runs_without_a_report(page: Any, renderer: str, server: ComfyServer, cut: Any) -> None:
+    """What core's sampler did is in no output; of the second run the page did not hear a word."""
+    graph = workflow(seed=a_seed(), steps=12)
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    nodes[SAMPLER]["widgets_values"][1] = "increment"
+    nodes[REPORT]["mode"] = 4  # bypassed
+    load(page, graph, "two runs")
+    page.evaluate("async () => { await window.app.queuePrompt(0); await window.app.queuePrompt(0) }")
+    wait_until(page, lambda: shown_columns(page) > 0, "the map began")
+    first = page.evaluate(MAP, str(ROUTER))
+    cut()
+    wait_for_the_server(page, server)
+    assert page.evaluate(MAP, str(ROUTER))["run"] == first["run"]
+    mend(page)
+    wait_until(page, lambda: page.evaluate(MAP, str(ROUTER))["finished"], "the map is full after reconnecting")
+    shown = page.evaluate(MAP, str(ROUTER))
+    assert shown["prompt"] == list(server.get("/history"))[-1] != first["prompt"]
+    assert table(shown).shape[-1] == 12
 
 
 def test_a_dropped_file_runs_and_fills_the_map(page: Any, renderer: str) -> None:

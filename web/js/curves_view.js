@@ -2,12 +2,13 @@
 
 import { MARKS, colourOf, nearest, paintCurves } from "./paint_curves.js"
 import { Panel, element } from "./panel.js"
+import { inWords } from "./words.js"
 
 const OPEN_HEIGHT = 220
 
 export class CurvesView extends Panel {
   constructor(onResize) {
-    super("Guidance", OPEN_HEIGHT, onResize)
+    super(inWords("Guidance"), OPEN_HEIGHT, onResize)
     this.legend.classList.add("lc-wraps")
   }
 
@@ -42,29 +43,41 @@ export class CurvesView extends Panel {
       return element("span", "lc-curve", mark, ` ${labelOf(curve)} ${value === null ? "\u2013" : value.toFixed(4)}`)
     })
     this.legend.replaceChildren(...entries)
-    if (!run.guided) this.detail.textContent = "This node did not guide its last run."
-    else if (this.focus === null) this.detail.textContent = "Similarities; below, how far each step moved the picture."
-    else if (!point) this.detail.textContent = "finished picture"
-    else {
-      const moved = `moved ${(point.displacement ?? 0).toFixed(4)}`
-      const stopped = point.stopped ? `, guard stopped ${point.stopped} of ${run.samples}` : ""
-      this.detail.textContent = `step ${point.step + 1}: ${moved}, ${point.seconds.toFixed(2)} s${stopped}`
+    this.detail.textContent = this.said(point)
+  }
+
+  /** What the line under the legend says, of the point under the pointer if there is one. */
+  said(point) {
+    const { guided, samples } = this.data
+    if (!guided) return inWords("This node did not guide its last run.")
+    if (this.focus === null) return inWords("Similarities; below, how far each step moved the picture.")
+    if (!point) return inWords("finished picture")
+    const { stopped } = point
+    const values = {
+      step: point.step + 1,
+      distance: (point.displacement ?? 0).toFixed(4),
+      seconds: point.seconds.toFixed(2),
     }
+    if (!stopped) return inWords("step {step}: moved {distance}, {seconds} s", values)
+    const guarded = { ...values, stopped, samples }
+    return inWords("step {step}: moved {distance}, {seconds} s, guard stopped {stopped} of {samples}", guarded)
   }
 }
 
 function statusOf(run) {
-  if (!run.guided) return "off"
-  const steps = new Set(run.points.map((point) => point.step)).size
-  const now = (run.points.at(-1)?.step ?? 0) + 1
-  const parts = [run.finished ? `${steps} of ${run.steps} steps guided` : `step ${now} of ${run.steps}`]
+  if (!run.guided) return inWords("off")
+  const { steps, samples } = run
+  const guided = new Set(run.points.map((point) => point.step)).size
+  const step = (run.points.at(-1)?.step ?? 0) + 1
+  const reached = inWords("step {step} of {steps}", { step, steps })
+  const parts = [run.finished ? inWords("{guided} of {steps} steps guided", { guided, steps }) : reached]
   const stop = run.stop()
-  if (stop >= 0) parts.push(`guard stopped it at step ${run.points[stop].step + 1}`)
-  if (run.samples > 1) parts.push(`mean of ${run.samples}`)
+  if (stop >= 0) parts.push(inWords("guard stopped it at step {step}", { step: run.points[stop].step + 1 }))
+  if (samples > 1) parts.push(inWords("mean of {samples}", { samples }))
   return parts.join(" \u00b7 ")
 }
 
 /** "S_DINO_content" of the subject -> "subject, DINO" */
 function labelOf({ name, role, watched }) {
-  return watched ? `${role}, watched` : `${role}, ${name.split("_")[1] ?? name}`
+  return `${inWords(role)}, ${watched ? inWords("watched") : (name.split("_")[1] ?? name)}`
 }

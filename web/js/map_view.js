@@ -4,14 +4,15 @@ import { blockLabel, blocksOf, foldedAtFirst, rowsOf, shortName } from "./blocks
 import { ROW, paint, placeAt } from "./paint.js"
 import { Panel, element } from "./panel.js"
 import { STYLE, SUBJECT } from "./run_map.js"
+import { inWords } from "./words.js"
 
 const OPEN_HEIGHT = 210
 
 export class MapView extends Panel {
   constructor(onResize) {
-    super("Routing map", OPEN_HEIGHT, onResize)
+    super(inWords("Routing map"), OPEN_HEIGHT, onResize)
     this.folds = new Map() // block name -> folded, where the user has said so
-    this.legend.append("subject", element("span", "lc-scale"), "style")
+    this.legend.append(inWords("subject"), element("span", "lc-scale"), inWords("style"))
   }
 
   isFolded = (block) => this.folds.get(block) ?? foldedAtFirst(this.data.layers)
@@ -20,8 +21,10 @@ export class MapView extends Panel {
     const map = this.data
     if (!map) return
     const share = map.share()
-    const parts = [map.policy, map.finished ? `${map.steps} steps` : `step ${map.columns.size} of ${map.steps}`]
-    if (share !== null) parts.push(`subject ${Math.round(share * 100)} %`)
+    const { steps } = map
+    const reached = inWords("step {step} of {steps}", { step: map.columns.size, steps })
+    const parts = [map.policy, map.finished ? inWords("{steps} steps", { steps }) : reached]
+    if (share !== null) parts.push(inWords("subject {share} %", { share: Math.round(share * 100) }))
     this.say(parts.join(" \u00b7 "))
     if (this.layers !== map.layers.length || this.drawnRun !== map.run) {
       this.blocks = blocksOf(map.layers).map((block) => ({ ...block, label: blockLabel(block.name) }))
@@ -57,15 +60,23 @@ export class MapView extends Panel {
     const row = this.focus && this.rows[this.focus.row]
     const cell = row && this.data.cell(row.layers, this.focus.step)
     if (!cell) {
-      this.detail.textContent = row ? "not decided" : "Point at the map: layer, weights, scores. \u25be folds a block."
+      const hint = inWords("Point at the map: layer, weights, scores. \u25be folds a block.")
+      this.detail.textContent = row ? inWords("not decided") : hint
       return
     }
-    const one = row.layers.length === 1
-    const name = one ? shortName(this.data.layers[row.layers[0]]) : `${row.block.name} (${row.layers.length} layers)`
+    const { length } = row.layers
+    const several = () => inWords("{block} ({count} layers)", { block: row.block.name, count: length })
     const pair = ([subject, style], digits) => `${digits(subject)} / ${digits(style)}`
-    let text = `${name}, step ${this.focus.step + 1}: weights ${pair(cell.weights, (v) => v.toFixed(2))}`
-    if (cell.scores[SUBJECT] !== null && cell.scores[STYLE] !== null)
-      text += `, scores ${pair(cell.scores, (v) => v.toPrecision(2))}`
-    this.detail.textContent = text
+    const values = {
+      layer: length === 1 ? shortName(this.data.layers[row.layers[0]]) : several(),
+      step: this.focus.step + 1,
+      weights: pair(cell.weights, (v) => v.toFixed(2)),
+    }
+    if (cell.scores[SUBJECT] === null || cell.scores[STYLE] === null)
+      this.detail.textContent = inWords("{layer}, step {step}: weights {weights}", values)
+    else {
+      values.scores = pair(cell.scores, (v) => v.toPrecision(2))
+      this.detail.textContent = inWords("{layer}, step {step}: weights {weights}, scores {scores}", values)
+    }
   }
 }

@@ -1,5 +1,7 @@
 // Curves over steps: similarities above, how far each guided step moved the picture below, the window shaded.
 
+import { inWords } from "./words.js"
+
 const LEFT = 34 // numbers of the upper axis
 const RIGHT = 10
 const STEPS = 13 // names of steps, at the bottom
@@ -93,7 +95,7 @@ function paintAxes(context, size, run, plot, strip, colours) {
   context.fillStyle = colours.faint
   context.textBaseline = "bottom"
   context.textAlign = "left"
-  context.fillText("step 1", LEFT, size.height)
+  context.fillText(inWords("step {step}", { step: 1 }), LEFT, size.height)
   context.textAlign = "right"
   context.fillText(String(run.steps), size.width - RIGHT, size.height)
 }
@@ -169,7 +171,7 @@ function paintStop(context, run, across, bottom, colours) {
   const isRight = x > LEFT + 60
   context.textAlign = isRight ? "right" : "left"
   context.textBaseline = "top"
-  context.fillText("guard", x + (isRight ? -3 : 3), 0)
+  context.fillText(inWords("guard"), x + (isRight ? -3 : 3), 0)
 }
 
 function verticalLine(context, x, top, bottom) {

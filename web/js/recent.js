@@ -1,4 +1,4 @@
-// Runs and prompts whose events are still coming in: the newest few.
+// What is still being heard of, such as runs and prompts: the newest few.
 
 const KEPT = 16
 
@@ -10,6 +10,3 @@ export class Recent extends Map {
     return this
   }
 }
-
-/** Prompt -> the workflow it was made from, as far as our events have told. */
-export const workflowOfPrompt = new Recent()

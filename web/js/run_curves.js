@@ -13,7 +13,7 @@ export class RunCurves {
   }
 
   /** Take in evaluations as the scores JSON has them, averaged over the samples of a batch. */
-  add(evaluations) {
+  add({ evaluations = [] }) {
     for (const { step, similarities, displacement_rms, stopped, seconds } of evaluations) {
       this.samples = displacement_rms.length
       this.points.push({
@@ -33,7 +33,7 @@ export class RunCurves {
   /** From a finished run's scores. */
   static ofReport(report, prompt) {
     const run = new RunCurves({ ...report, prompt })
-    run.add(report.evaluations ?? [])
+    run.add(report)
     run.final = report.final ? run.means(report.final) : null
     run.finished = true
     return run

@@ -1,6 +1,7 @@
 // A report in words as a DOM widget's element; folded until somebody wants to read it.
 
 import { Foldable, element } from "./panel.js"
+import { inWords } from "./words.js"
 
 const OPEN_HEIGHT = 190
 const STORED_CHARACTERS = 12_000 // a workflow should not grow without bounds for its reports
@@ -22,7 +23,7 @@ export class Report {
 
 export class TextView extends Foldable {
   constructor(onResize) {
-    super("Report", OPEN_HEIGHT, onResize, false)
+    super(inWords("Report"), OPEN_HEIGHT, onResize, false)
     this.scroll = element("pre", "lc-text")
     this.root.append(this.scroll)
     this.scroll.addEventListener("pointerdown", (event) => event.stopPropagation()) // the node would be dragged
