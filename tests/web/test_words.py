@@ -1,4 +1,7 @@
-"""The panels' own words: in the language that the page is set to, English where there is no other."""
+"""The panels' own words: in the language that the page is set to, English where there is no other.
+
+German is among ours, but the page cannot be set to it: it has only those it brings itself.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from .test_guidance_curves import a_seed, queue, workflow
 from .test_routing_map import load
 
 PLACES = [[10, "routing_map"], [11, "guidance_curves"], [12, "report_text"]]
-SAID = """([id, name]) => { const { element } = window.app.graph.getNodeById(id).widgets.find(w => w.name === name)
-    return element.cloneNode(true).textContent }"""
+SAID = """([id, name]) => {
+    const { element } = window.app.graph.getNodeById(id).widgets.find(w => w.name === name)
+    return [...element.children].filter(part => part.localName !== 'style').map(part => part.textContent).join(' ') }"""
 SET_LANGUAGE = "language => window.app.extensionManager.setting.set('Comfy.Locale', language)"
 TITLES = ("Routing map", "Guidance", "Report")
 
@@ -32,13 +36,13 @@ def after_a_run(page: Any) -> Iterator[Any]:
 
 
 def said(page: Any, language: str) -> list[str]:
-    """What the panels say, without numbers, once the page speaks the language."""
+    """What the panels say once the page speaks the language."""
     page.evaluate(SET_LANGUAGE, language)
     page.wait_for_timeout(3000)  # it makes all nodes anew
-    return [page.evaluate(SAID, place).split("}")[-1] for place in PLACES]
+    return [page.evaluate(SAID, place) for place in PLACES]
 
 
-@pytest.mark.parametrize("language", ["de", "ja", "zh"])
+@pytest.mark.parametrize("language", ["fr", "ja", "zh"])
 def test_panels_speak_the_page_s_language(after_a_run: Any, renderer: str, language: str) -> None:
     words = json.loads((REPO / "locales" / language / "main.json").read_text(encoding="utf-8"))
     words = words["loraConductor"]["panels"]
