@@ -9,13 +9,9 @@ async def comfy_entrypoint():
     """The extension ComfyUI asks for. Imported here so that the libraries work without ComfyUI."""
     from comfy_api.latest import ComfyExtension
 
-    from .host.missed_maps import offer_missed_maps
     from .nodes import NODES
 
     class LoraConductor(ComfyExtension):
-        async def on_load(self):
-            offer_missed_maps()
-
         async def get_node_list(self):
             return NODES
 

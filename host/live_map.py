@@ -19,7 +19,7 @@ from torch import Tensor
 from ..fusion.record import RoutingRecord
 from .map_codes import encode
 from .map_columns import Columns
-from .missed_maps import keep
+from .missed_maps import tell_when_back
 from .page import ids_of_prompt, page_of_prompt
 from .run import Run
 
@@ -70,17 +70,15 @@ class LiveMap:
         self._send(self._columns.layers, self._columns.take_arrived(self._sent["steps"]), finished=False)
 
     def finish(self, record: RoutingRecord) -> None:
-        """The run is over: send whatever the page has not seen yet, from the record itself.
-
-        A socket may have been dead for minutes before the server knows, so all of it is kept for the page to ask for.
-        """
+        """The run is over: send what the page has not seen yet, from the record itself; all of it if it comes back."""
         server, _, client = page_of_prompt()
         if not record.layers or client is None:
             return
         if self._connected():
             self._send(record.layers, _columns_of(record), finished=True)
         about = self._about(server)
-        keep(client, about, partial(_whole, about, self.header, record))
+        tell = partial(_tell_all, server, client, about, self.header, record)
+        tell_when_back(server, (client, about["workflow"], self.node), tell)
 
     def _connected(self) -> bool:
         """Whether anybody is there; a page that was reloaded is told everything again."""
@@ -119,8 +117,9 @@ def _message(
     return message
 
 
-def _whole(about: dict[str, Any], header: dict[str, Any], record: RoutingRecord) -> dict[str, Any]:
-    return _message(about, header, 0, record.layers, _columns_of(record)) | {"finished": True}
+def _tell_all(server: Any, client: str, about: dict[str, Any], header: dict[str, Any], record: RoutingRecord) -> None:
+    message = _message(about, header, 0, record.layers, _columns_of(record))
+    server.send_sync(EVENT, message | {"finished": True}, client)
 
 
 def _columns_of(record: RoutingRecord) -> dict[int, Tensor]:

@@ -1,46 +1,44 @@
-"""Finished routing maps for a page that was not connected when its run ended: it asks for them when it is back.
+"""Finished routing maps for a page that was not connected when its run ended: they are sent when it is back.
 
-What a node of ComfyUI's own sampled is in no output of ours, so the server's history does not have it.
+What a node of ComfyUI's own sampled is in no output of ours, so the server's history does not have it. A socket may be
+dead for minutes before the server knows, so what has arrived is not known either: every new connection of a page is
+told its newest maps, and the page knows which it has. All of this runs in the server's thread.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-ROUTE = "/lora_conductor/routing"
-KEPT = 8  # runs
+KEPT = 8  # maps
+INTERVAL = 1.0  # seconds between looks at the connections
 
-_finished: OrderedDict[tuple[str, str | None, str], Callable[[], dict[str, Any]]] = OrderedDict()
+_Place = tuple[str, str | None, str]  # client id of a page, workflow, node
+_finished: OrderedDict[_Place, tuple[Any, Callable[[], None]]] = OrderedDict()
 
 
-def keep(client: str, about: dict[str, Any], message: Callable[[], dict[str, Any]]) -> None:
-    """Keep what there is to say of a finished run, in place of the same node's run before it.
+def tell_when_back(server: Any, place: _Place, tell: Callable[[], None]) -> None:
+    """Call `tell` in the server's thread whenever that page has a new connection.
 
-    client: id of the page that queued it. about: with `workflow` and `node`. message: makes the whole map as one event,
-    when somebody asks; it must not hold the run, which holds the model.
+    It takes the place of what the same node had to say before. It must not hold the run, which holds the model.
     """
-    place = (client, about["workflow"], about["node"])
+    server.loop.call_soon_threadsafe(_keep, server, place, server.sockets.get(place[0]), tell)
+
+
+def _keep(server: Any, place: _Place, socket: Any, tell: Callable[[], None]) -> None:
+    if not _finished:
+        server.loop.call_later(INTERVAL, _look, server)
     _finished.pop(place, None)
-    _finished[place] = message
+    _finished[place] = (socket, tell)
     if len(_finished) > KEPT:
         _finished.popitem(last=False)
 
 
-def missed_by(client: str | None) -> list[dict[str, Any]]:
-    """The messages of the finished runs that this page queued, oldest first."""
-    return [message() for (queued_by, *_), message in list(_finished.items()) if queued_by == client]
-
-
-def offer_missed_maps() -> None:
-    """Have ComfyUI's server hand them out: GET /lora_conductor/routing?client_id=...; nothing where no server is."""
-    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if instance is None:
-        return
-    from aiohttp import web
-
-    @instance.routes.get(ROUTE)
-    async def answer(request: Any) -> Any:
-        return web.json_response(missed_by(request.query.get("client_id")))
+def _look(server: Any) -> None:
+    server.loop.call_later(INTERVAL, _look, server)
+    for place, (known, tell) in _finished.items():
+        socket = server.sockets.get(place[0])
+        if socket is not None and socket is not known:
+            _finished[place] = (socket, tell)
+            tell()

@@ -40,11 +40,11 @@ CHROMIUM_FLAGS = [
 WINDOW = {"width": 2560, "height": 1440}
 RENDERERS = ("LiteGraph", "Nodes 2.0")
 MAPS = "window.app.graph.nodes.map(n => n.widgets?.find(w => w.name === 'routing_map')?.value).filter(Boolean)"
-CLOSE_UPS = {
-    "KLLayerRouter": "map",
-    "MetricGuidedSampler": "curves",
-    "ComparePolicies": "grid",
-    "RoutingReport": "report",
+CLOSE_UPS = {  # node: what it shows, and the node to go to for it
+    "KLLayerRouter": ("map", "KLLayerRouter"),
+    "MetricGuidedSampler": ("curves", "MetricGuidedSampler"),
+    "ComparePolicies": ("grid", "SaveImage"),
+    "RoutingReport": ("report", "RoutingReport"),
 }
 VIEWS = (("100", "dark", 1.0), ("50", "dark", 0.5), ("light", "light", 1.0))
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -215,13 +215,13 @@ def take_pictures(page: Any, path: Path, target: Path, *, run: bool) -> None:
         save(page, target / f"{name}_running.png")
         finish_workflow(page, timeout_s=600)
         save(page, target / f"{name}_finished.png")
-        for node_type, shows in CLOSE_UPS.items():
+        for node_type, (shows, place) in CLOSE_UPS.items():
             if not any(node["type"] == node_type for node in workflow["nodes"]):
                 continue
-            open_report(page, node_type)
+            open_report(page, place)
             for view, theme, scale in VIEWS:
                 use_theme(page, theme)
-                show_closely(page, node_type, scale)
+                show_closely(page, place, scale)
                 save(page, target / f"{name}_{shows}_{view}.png")
             use_theme(page, "dark")
 

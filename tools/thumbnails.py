@@ -17,6 +17,7 @@ from typing import Any
 
 from bootstrap_host import find_host
 from comfy_server import ComfyServer
+from help_pictures import draw_nodes_of, draw_pairs, draw_panels, panel_of
 from host_base import make_base, named_base
 from repo_paths import REPO
 from screenshots import (
@@ -30,7 +31,6 @@ from screenshots import (
 )
 
 EXAMPLES = REPO / "example_workflows"
-HELP = REPO / "web" / "docs" / "images"
 SIZE = {"width": 560, "height": 560}  # tiles of the template browser are square
 TITLES = {
     "compare_policies": "Compare policies",
@@ -64,25 +64,6 @@ img { min-width: 0; min-height: 0; max-width: 100%; flex: 0 1 auto; object-fit: 
 
 def picture(data: bytes) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-
-def panel_of(page: Any, node_type: str, widget: str) -> bytes:
-    """A node's panel as it looks at twice its size."""
-    page.evaluate(
-        """type => {
-        const { canvas, graph } = window.app, node = graph.nodes.find(n => n.type === type)
-        canvas.ds.scale = 2
-        const at = [node.pos[0] + node.size[0] / 2, node.pos[1] + node.size[1] - 120]
-        canvas.ds.offset[0] = canvas.canvas.width / 4 - at[0]
-        canvas.ds.offset[1] = canvas.canvas.height / 4 - at[1]
-        canvas.setDirty(true, true)
-    }""",
-        node_type,
-    )
-    page.wait_for_timeout(1000)
-    find = """([type, name]) => window.app.graph.nodes.find(n => n.type === type)
-        .widgets.find(w => w.name === name).element"""
-    return page.evaluate_handle(find, [node_type, widget]).as_element().screenshot()
 
 
 def graph_of(page: Any) -> bytes:
@@ -127,21 +108,6 @@ def content(server: ComfyServer, page: Any, path: Path) -> str:
     return row + f'<div class="panel">{picture(panel_of(page, *panel))}</div>'
 
 
-def draw_help(page: Any, path: Path) -> None:
-    """The panels on the help pages, of a run that is guided at every step."""
-    workflow = json.loads(path.read_text(encoding="utf-8"))
-    load_workflow(page, workflow, "help")
-    page.evaluate(
-        """values => { const { widgets } = window.app.graph.nodes.find(n => n.type === 'MetricGuidedSampler')
-        for (const [name, value] of Object.entries(values)) widgets.find(w => w.name === name).value = value }""",
-        {"guidance_every": 1, "guidance_strength": 0.1},
-    )
-    start_workflow(page)
-    finish_workflow(page, timeout_s=600)
-    for node, widget in (("KLLayerRouter", "routing_map"), ("MetricGuidedSampler", "guidance_curves")):
-        (HELP / f"{widget}.png").write_bytes(panel_of(page, node, widget))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflows", nargs="*", type=Path)
@@ -159,8 +125,10 @@ def main() -> None:
             )
             sheet.screenshot(path=path.with_suffix(".jpg"), type="jpeg", quality=88)
             print(f"wrote {path.with_suffix('.jpg').relative_to(REPO)}", flush=True)
+            draw_nodes_of(page, path.stem)
             if path.stem == "small_world_demo":
-                draw_help(page, path)
+                draw_panels(page, path)
+        draw_pairs(page)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ addPanel({
     nodes: LIVE,
     begins: (message) => message.first_layer === 0,
     make: (message) => new RunMap(message),
-    missed: "/lora_conductor/routing", // a sampler of core's has no output of ours in the history
   },
   done: {
     nodes: REPORT,

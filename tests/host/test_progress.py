@@ -17,7 +17,7 @@ from lora_conductor.host.lora_loading import LoraChoice, load_loras
 from lora_conductor.host.lora_reading import _read_cached
 
 from . import tiny
-from .workflows import STYLE, SUBJECT, Workflow, ksampler, loader, node, router, sampled, world
+from .workflows import STYLE, SUBJECT, Workflow, guidance_world, guided, ksampler, loader, node, router, sampled, world
 
 CHOICES = [LoraChoice(SUBJECT, "subject", 1.0, 1.0), LoraChoice(STYLE, "style", 1.0, 1.0)]
 Heard = list[tuple[int, int]]
@@ -79,11 +79,15 @@ def comparing(steps: int) -> Workflow:
     return graph | {"look": node("PreviewImage", images=["compare", 0])}
 
 
-@pytest.mark.parametrize("what", ["routed sampling", "compare"])
+@pytest.mark.parametrize("what", ["routed sampling", "guided sampling", "compare"])
 def test_sampling_tells_how_far_it_is_and_stops(server: ComfyServer, what: str) -> None:
     def graph(steps: int) -> Workflow:
         if what == "compare":
             return comparing(steps)
+        if what == "guided sampling":
+            return guidance_world(
+                "emoji_clip.safetensors", "emoji_dino.safetensors", **guided("a", steps=steps, seed=92)
+            )
         return world(dual=loader(), routed=router("kl_soft"), **sampled("a", "routed", steps=steps, seed=91))
 
     done: set[int] = set()

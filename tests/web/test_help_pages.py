@@ -42,6 +42,15 @@ def test_the_server_has_the_page(server: ComfyServer, name: str) -> None:
         assert answer.read().decode() == page(name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_it_has_a_picture_that_the_server_has(server: ComfyServer, name: str) -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\((images/[^)]+)\)", page(name))
+    assert pictures
+    for picture in pictures:
+        with urllib.request.urlopen(f"{server.url}/extensions/lora-conductor/docs/{picture}") as answer:
+            assert answer.read() == (PAGES / picture).read_bytes()
+
+
 @pytest.mark.parametrize("node", NODES, ids=NAMES)
 def test_what_it_speaks_of_exists(node: type) -> None:
     schemas = [other.define_schema() for other in NODES]

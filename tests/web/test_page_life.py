@@ -119,7 +119,8 @@ def test_socket_lost_until_the_run_is_over(page: Any, renderer: str, server: Com
     assert not page.evaluate(CURVES, SAMPLER)["finished"]
     assert not page.evaluate(MAP, str(ROUTER))["finished"]
     mend(page)
-    wait_until(page, lambda: page.evaluate(CURVES, SAMPLER)["finished"], "the curves are there after reconnecting")
+    for panel, node in ((CURVES, SAMPLER), (MAP, str(ROUTER)), (MAP, str(REPORT))):
+        wait_until(page, lambda p=panel, n=node: (page.evaluate(p, n) or {}).get("finished"), "full after reconnecting")
     record = record_of(server, page.evaluate(MAP, str(REPORT))["prompt"])
     for node in (ROUTER, REPORT):
         assert_shows(page.evaluate(MAP, str(node)), record)

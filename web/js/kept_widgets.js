@@ -39,6 +39,7 @@ export class KeptWidgets {
     const node = nodeOfExecution(id)
     if (!node || !classes.includes(node.comfyClass)) return
     if (data.isNothing && !this.views.has(node)) return
+    if (data.run && data.run === node.properties?.[this.property]?.run) return // heard again after a lost connection
     this.newest.set(placeOf(node), data)
     this.show(node, data)
     if (save) changing(() => this.store(node, data))

@@ -16,7 +16,7 @@ const ended = new Recent() // prompt -> that the page was there when it ended
  * Have a kind of panel filled by the server's events.
  *
  * kept: its KeptWidgets. nodes: classes of the nodes that have it.
- * live: null, or { event, nodes, begins(message), make(message), missed: where the server keeps what was not heard }
+ * live: null, or { event, nodes, begins(message), make(message) }
  * done: { nodes, read(output, prompt): its data, null if the output has none }
  */
 export function addPanel(panel) {
@@ -39,25 +39,17 @@ function onExecuted({ prompt_id, node, display_node, output }) {
   }
 }
 
+/** Outputs of this page's prompts whose end it did not hear of, oldest first. */
 async function catchUp() {
-  for (const panel of panels.filter(({ live }) => live?.missed)) {
-    const messages = await ask(`${panel.live.missed}?client_id=${encodeURIComponent(api.clientId)}`)
-    for (const message of messages ?? []) if (!panel.runs.get(message.run)?.finished) onMessage(panel, message)
-  }
-  // Outputs of this page's prompts whose end it did not hear of, oldest first.
-  const history = await ask(`/history?max_items=${MISSED_PROMPTS}`)
-  for (const [prompt_id, { prompt, outputs, meta }] of Object.entries(history ?? {})) {
+  const answer = await api.fetchApi(`/history?max_items=${MISSED_PROMPTS}`)
+  if (!answer.ok) return
+  for (const [prompt_id, { prompt, outputs, meta }] of Object.entries(await answer.json())) {
     const extra = prompt[3] ?? {}
     if (extra.client_id !== api.clientId || ended.has(prompt_id)) continue
     workflowOfPrompt.set(prompt_id, extra.extra_pnginfo?.workflow?.id)
     for (const [node, output] of Object.entries(outputs ?? {}))
       onExecuted({ prompt_id, node, display_node: meta?.[node]?.display_node, output })
   }
-}
-
-async function ask(place) {
-  const answer = await api.fetchApi(place)
-  return answer.ok ? answer.json() : null
 }
 
 app.registerExtension({
