@@ -89,7 +89,7 @@ def draw_pairs(page: Any) -> None:
 
 
 def save_nodes(page: Any, types: tuple[str, ...], name: str) -> None:
-    """A picture of the first nodes of these types, in few colours: everybody who installs the pack loads it."""
+    """A picture of the first nodes of these types."""
     box = page.evaluate(
         """([types, margin]) => {
         const { canvas, graph } = window.app
@@ -108,5 +108,10 @@ def save_nodes(page: Any, types: tuple[str, ...], name: str) -> None:
         [list(types), MARGIN],
     )
     page.wait_for_timeout(1000)
-    picture = Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")
-    picture.quantize(COLOURS).save(HELP / f"{name}.png", optimize=True)
+    save_small(page.screenshot(clip=box), name)
+
+
+def save_small(data: bytes, name: str, colours: int = COLOURS) -> None:
+    """A picture in few colours: everybody who installs the pack loads it."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.quantize(colours).save(HELP / f"{name}.png", optimize=True)

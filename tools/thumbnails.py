@@ -17,7 +17,7 @@ from typing import Any
 
 from bootstrap_host import find_host
 from comfy_server import ComfyServer
-from help_pictures import draw_nodes_of, draw_pairs, draw_panels, panel_of
+from help_pictures import draw_nodes_of, draw_pairs, draw_panels, panel_of, save_small
 from host_base import make_base, named_base
 from repo_paths import REPO
 from screenshots import (
@@ -111,7 +111,7 @@ def content(server: ComfyServer, page: Any, path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflows", nargs="*", type=Path)
-    workflows = parser.parse_args().workflows or sorted(EXAMPLES.glob("*.json"))
+    workflows = [path.resolve() for path in parser.parse_args().workflows] or sorted(EXAMPLES.glob("*.json"))
     if unknown := [path.stem for path in workflows if path.stem not in TITLES]:
         sys.exit(f"error: no title for {', '.join(unknown)}")
     base = make_base(named_base("thumbnails"))
@@ -126,6 +126,9 @@ def main() -> None:
             sheet.screenshot(path=path.with_suffix(".jpg"), type="jpeg", quality=88)
             print(f"wrote {path.with_suffix('.jpg').relative_to(REPO)}", flush=True)
             draw_nodes_of(page, path.stem)
+            if path.stem == "compare_policies":
+                (grid,) = drawn(server, json.loads(path.read_text(encoding="utf-8")))
+                save_small(grid, "policies", colours=96)
             if path.stem == "small_world_demo":
                 draw_panels(page, path)
         draw_pairs(page)

@@ -19,7 +19,7 @@ export class CurvesView extends Panel {
     this.size = this.fit(0)
     if (!this.size) return
     const colours = this.colours()
-    paintCurves(this.canvas, this.size, run, colours, this.focus)
+    this.label(paintCurves(this.canvas, this.size, run, colours, this.focus))
     this.tell(colours)
   }
 

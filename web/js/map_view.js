@@ -1,7 +1,7 @@
 // The routing map as a DOM widget's element.
 
 import { blockLabel, blocksOf, foldedAtFirst, rowsOf, shortName } from "./blocks.js"
-import { ROW, paint, placeAt } from "./paint.js"
+import { ROW, labelsOf, paint, placeAt } from "./paint.js"
 import { Panel, element } from "./panel.js"
 import { STYLE, SUBJECT } from "./run_map.js"
 import { inWords } from "./words.js"
@@ -34,7 +34,8 @@ export class MapView extends Panel {
     this.rows = rowsOf(this.blocks, this.isFolded)
     this.size = this.fit(this.rows.length * ROW)
     if (!this.size) return
-    paint(this.canvas, this.size, map, this.rows, this.colours(), this.focus, this.isFolded)
+    paint(this.canvas, this.size, map, this.rows, this.colours(), this.focus)
+    this.label(labelsOf(this.rows, this.size, this.isFolded))
     this.tell()
   }
 

@@ -5,8 +5,8 @@ export const ROW = 3 // least height of a row, in pixels
 const LABEL_HEIGHT = 10
 const FINEST_SHARE = 0.01 // of an even split: closer ones are painted alike
 
-/** Paint all cells and block names; returns nothing. `size` is in CSS pixels. */
-export function paint(canvas, size, map, rows, colours, focus, isFolded) {
+/** Paint all cells; returns nothing. `size` is in CSS pixels. */
+export function paint(canvas, size, map, rows, colours, focus) {
   const context = canvas.getContext("2d")
   const scale = canvas.width / size.width
   context.setTransform(scale, 0, 0, scale, 0, 0)
@@ -32,7 +32,7 @@ export function paint(canvas, size, map, rows, colours, focus, isFolded) {
     })
   })
   context.globalAlpha = 1
-  paintLabels(context, rows, height, size, colours, isFolded)
+  paintEdges(context, rows, height, size, colours)
   if (focus) {
     context.strokeStyle = colours.text
     context.lineWidth = 1.5
@@ -40,31 +40,36 @@ export function paint(canvas, size, map, rows, colours, focus, isFolded) {
   }
 }
 
-function paintLabels(context, rows, height, size, colours, isFolded) {
-  context.font = `${LABEL_HEIGHT}px sans-serif`
-  context.textBaseline = "middle"
+function paintEdges(context, rows, height, size, colours) {
   context.strokeStyle = colours.line
   context.lineWidth = 0.5
+  rows.forEach((row, r) => {
+    if (r === 0 || rows[r - 1].block === row.block) return
+    context.beginPath()
+    context.moveTo(GUTTER, r * height)
+    context.lineTo(size.width, r * height)
+    context.stroke()
+  })
+}
+
+/** Names of the blocks, as Panel.label takes them. */
+export function labelsOf(rows, size, isFolded) {
+  const height = size.height / Math.max(1, rows.length)
+  const labels = []
   let freeFrom = 0 // names of thin blocks would lie on each other: those that find no room are left out
   for (let r = 0; r < rows.length; ) {
     let end = r
     while (end < rows.length && rows[end].block === rows[r].block) end++
     const [top, bottom] = [r * height, end * height]
-    const middle = Math.max(Math.min((top + bottom) / 2, top + LABEL_HEIGHT), LABEL_HEIGHT / 2)
-    if (middle - LABEL_HEIGHT / 2 >= freeFrom - 1 && middle + LABEL_HEIGHT / 2 <= size.height) {
-      context.fillStyle = colours.text
+    const y = Math.max(Math.min((top + bottom) / 2, top + LABEL_HEIGHT), LABEL_HEIGHT / 2)
+    if (y - LABEL_HEIGHT / 2 >= freeFrom - 1 && y + LABEL_HEIGHT / 2 <= size.height) {
       const mark = isFolded(rows[r].block.name) ? "\u25b8" : "\u25be"
-      context.fillText(`${mark} ${rows[r].block.label}`, 0, middle, GUTTER - 4)
-      freeFrom = middle + LABEL_HEIGHT / 2
-    }
-    if (r > 0) {
-      context.beginPath()
-      context.moveTo(GUTTER, top)
-      context.lineTo(size.width, top)
-      context.stroke()
+      labels.push({ text: `${mark} ${rows[r].block.label}`, x: 0, y, width: GUTTER - 4 })
+      freeFrom = y + LABEL_HEIGHT / 2
     }
     r = end
   }
+  return labels
 }
 
 /** Row and step under a point of the canvas, in CSS pixels; `step` is null in the gutter. */

@@ -7,7 +7,7 @@ const RIGHT = 10
 const STEPS = 13 // names of steps, at the bottom
 const STRIP = 0.24 // of the height: displacement
 const GAP = 6
-const FONT = "10px sans-serif"
+const HALF_LINE = 5 // of a label
 const SIZE = 3.2 // of a mark
 
 /** Shape as well as colour says which curve it is. */
@@ -36,13 +36,12 @@ function acrossOf(size, run) {
   return (place) => LEFT + (place / Math.max(1, run.steps)) * width
 }
 
-/** Paint it all; `size` is in CSS pixels, `focus` as `nearest` gives it. */
+/** Paint it all; `size` is in CSS pixels, `focus` as `nearest` gives it. Returns what to label, for Panel.label. */
 export function paintCurves(canvas, size, run, colours, focus) {
   const context = canvas.getContext("2d")
   const scale = canvas.width / size.width
   context.setTransform(scale, 0, 0, scale, 0, 0)
   context.clearRect(0, 0, size.width, size.height)
-  context.font = FONT
   const bottom = size.height - STEPS
   const strip = { top: bottom - STRIP * size.height, bottom }
   const plot = { top: GAP, bottom: strip.top - GAP }
@@ -53,7 +52,6 @@ export function paintCurves(canvas, size, run, colours, focus) {
   paintDisplacement(context, run, across, strip, colours)
   const [low, high] = rangeOf(run)
   const up = (value) => plot.bottom - ((value - low) / (high - low)) * (plot.bottom - plot.top)
-  paintNumbers(context, [low, high], plot, colours)
   run.curves.forEach((curve, i) => {
     const values = [...run.points.map((point) => point.values[i]), ...(run.final ? [run.final[i]] : [])]
     paintCurve(context, curve, values, places.map(across), up, colours)
@@ -64,6 +62,29 @@ export function paintCurves(canvas, size, run, colours, focus) {
     context.lineWidth = 1
     verticalLine(context, across(places[focus]), 0, bottom)
   }
+  return labelsOf(size, run, plot, strip, [low, high], across)
+}
+
+function labelsOf(size, run, plot, strip, [low, high], across) {
+  const number = (value, y) => ({ text: value.toFixed(2), x: LEFT - 4, y, ends: true, faint: true })
+  const y = size.height - HALF_LINE
+  const labels = [
+    { text: inWords("step {step}", { step: 1 }), x: LEFT, y, faint: true },
+    { text: String(run.steps), x: size.width - RIGHT, y, ends: true, faint: true },
+    number(high, plot.top),
+    number(low, plot.bottom - HALF_LINE + 2),
+    number(most(run), strip.top + HALF_LINE - 2),
+  ]
+  const stop = run.stop()
+  if (stop < 0) return labels
+  const x = across(run.places()[stop])
+  const ends = x > LEFT + 60
+  return [...labels, { text: inWords("guard"), x: x + (ends ? -3 : 3), y: HALF_LINE, ends }]
+}
+
+/** The largest displacement. */
+function most(run) {
+  return Math.max(...run.points.map((point) => point.displacement ?? 0), 0)
 }
 
 function rangeOf(run) {
@@ -92,33 +113,15 @@ function paintAxes(context, size, run, plot, strip, colours) {
     context.lineTo(size.width - RIGHT, y)
     context.stroke()
   }
-  context.fillStyle = colours.faint
-  context.textBaseline = "bottom"
-  context.textAlign = "left"
-  context.fillText(inWords("step {step}", { step: 1 }), LEFT, size.height)
-  context.textAlign = "right"
-  context.fillText(String(run.steps), size.width - RIGHT, size.height)
-}
-
-function paintNumbers(context, [low, high], plot, colours) {
-  context.fillStyle = colours.faint
-  context.textAlign = "right"
-  context.textBaseline = "top"
-  context.fillText(high.toFixed(2), LEFT - 4, plot.top - 4)
-  context.textBaseline = "bottom"
-  context.fillText(low.toFixed(2), LEFT - 4, plot.bottom + 2)
 }
 
 function paintDisplacement(context, run, across, strip, colours) {
-  const most = Math.max(...run.points.map((point) => point.displacement ?? 0), 0)
+  const top = most(run)
+  if (top <= 0) return
   context.fillStyle = colours.faint
-  context.textAlign = "right"
-  context.textBaseline = "top"
-  context.fillText(most.toFixed(2), LEFT - 4, strip.top - 2)
-  if (most <= 0) return
   const width = Math.max(1.5, (across(1) - across(0)) * 0.5)
   run.places().forEach((place, i) => {
-    const height = ((run.points[i].displacement ?? 0) / most) * (strip.bottom - strip.top)
+    const height = ((run.points[i].displacement ?? 0) / top) * (strip.bottom - strip.top)
     context.fillRect(across(place) - width / 2, strip.bottom - height, width, height)
   })
 }
@@ -164,14 +167,10 @@ function paintStop(context, run, across, bottom, colours) {
   const stop = run.stop()
   if (stop < 0) return
   const x = across(run.places()[stop])
-  context.strokeStyle = context.fillStyle = colours.text
+  context.strokeStyle = colours.text
   context.setLineDash([2, 2])
   verticalLine(context, x, 0, bottom)
   context.setLineDash([])
-  const isRight = x > LEFT + 60
-  context.textAlign = isRight ? "right" : "left"
-  context.textBaseline = "top"
-  context.fillText(inWords("guard"), x + (isRight ? -3 : 3), 0)
 }
 
 function verticalLine(context, x, top, bottom) {

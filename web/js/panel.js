@@ -16,6 +16,12 @@ const CSS = `
 .lora-conductor-panel .lc-status { overflow: hidden; text-overflow: ellipsis; color: var(--descrip-text, #999); }
 .lora-conductor-panel .lc-scroll { flex: 1 1 0; min-height: 0; overflow: hidden auto; position: relative; }
 .lora-conductor-panel canvas { display: block; position: absolute; inset: 0 auto auto 0; touch-action: manipulation; }
+.lora-conductor-panel .lc-labels { position: absolute; inset: 0 auto auto 0; pointer-events: none;
+  font: 10px/10px sans-serif; }
+.lora-conductor-panel .lc-labels span { position: absolute; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; transform: translateY(-50%); }
+.lora-conductor-panel .lc-labels .lc-ends { transform: translate(-100%, -50%); }
+.lora-conductor-panel .lc-labels .lc-faint { color: var(--descrip-text, #999); }
 .lora-conductor-panel .lc-legend { display: flex; align-items: center; gap: 5px; white-space: nowrap; }
 .lora-conductor-panel .lc-scale { flex: 1; height: 7px; border-radius: 2px; opacity: .95;
   background: linear-gradient(to right, var(--lc-subject), var(--border-color, #666), var(--lc-style)); }
@@ -88,7 +94,8 @@ export class Panel extends Foldable {
     this.focus = null
     this.canvas = element("canvas", "")
     this.canvas.setAttribute("role", "img")
-    this.scroll = element("div", "lc-scroll", this.canvas)
+    this.labels = element("div", "lc-labels")
+    this.scroll = element("div", "lc-scroll", this.canvas, this.labels)
     this.legend = element("div", "lc-legend")
     this.detail = element("div", "lc-detail")
     this.root.append(this.scroll, this.legend, this.detail)
@@ -133,6 +140,19 @@ export class Panel extends Foldable {
       Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` })
     }
     return { width, height }
+  }
+
+  /**
+   * Texts over the painted part: as elements they stay sharp when the graph is zoomed out.
+   * Each { text, x, y: of its middle, ends: whether it ends at x, faint, width: at most }.
+   */
+  label(texts) {
+    const made = texts.map(({ text, x, y, ends = false, faint = false, width = null }) => {
+      const label = element("span", `${ends ? "lc-ends" : ""} ${faint ? "lc-faint" : ""}`, text)
+      Object.assign(label.style, { left: `${x}px`, top: `${y}px`, maxWidth: width === null ? "" : `${width}px` })
+      return label
+    })
+    this.labels.replaceChildren(...made)
   }
 
   /** Of the theme, as it is now. */
