@@ -150,13 +150,14 @@ def test_pointing_tells_the_values(page: Any, renderer: str) -> None:
         const canvas = root.querySelector('canvas'), box = canvas.getBoundingClientRect()
         canvas.dispatchEvent(new PointerEvent('pointermove', { clientX: box.x + fraction * box.width,
             clientY: box.y + box.height / 2, bubbles: true }))
-        return [root.querySelector('.lc-detail').textContent, root.querySelector('.lc-legend').textContent] }"""
-    detail, legend = page.evaluate(at, [SAMPLER, 0.02])
+        return ['detail', 'legend', 'labels'].map(part => root.querySelector(`.lc-${part}`).textContent) }"""
+    detail, legend, labels = page.evaluate(at, [SAMPLER, 0.02])
+    assert labels.startswith(f"step 1{report['steps']}")
     first = report["evaluations"][0]
     assert detail.startswith(f"step {first['step'] + 1}: moved {first['displacement_rms'][0]:.4f}"), detail
     for values in first["similarities"].values():
         assert f"{values[0]:.4f}" in legend
-    detail, legend = page.evaluate(at, [SAMPLER, 0.99])
+    detail, legend, _ = page.evaluate(at, [SAMPLER, 0.99])
     assert detail == "finished picture"
     assert f"{report['final'][report['terms'][0]['name']][0]:.4f}" in legend
 
