@@ -34,10 +34,10 @@ STORE = OUTPUT / "quality" / "pictures.jsonl"
 SHEET = ("recommended", "recommended + guidance", "stacked 1/1", "paper", "k_lora", "np_lora")
 
 
-def pairs_of(split: str, subjects: int | None = None) -> list[Pair]:
-    """All pairs of a split, style by style; or of its first few subjects."""
-    names = {"tune": world.TUNE, "test": world.TEST, "fresh": world.FRESH}[split]
-    return [(subject, style) for style in world.STYLES for subject in names[:subjects]]
+def pairs_of(split: str, subjects: int | None = None, styles: str | None = None) -> list[Pair]:
+    """All pairs of a split, style by style; or of its first few subjects, or in some styles (names with commas)."""
+    _, chosen = world.chosen(split, styles)
+    return [(subject, style) for style in chosen for subject in world.SUBJECTS[split][:subjects]]
 
 
 def sample(runs: Runs, entries: Sequence[Entry], pairs: Sequence[Pair], seeds: Sequence[int], what: str) -> None:
@@ -64,7 +64,7 @@ def ceiling(small: world.SmallWorld, bench: Bench, pictures: Pictures, pairs: Se
 def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argparse.Namespace) -> Quality:
     """Everything of the document, sampled and judged."""
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    pairs = pairs_of(arguments.split, arguments.subjects)
+    pairs = pairs_of(arguments.split, arguments.subjects, arguments.styles)
     tuned, grid, tune_seeds = quality_rows.TUNED, {}, range(FIRST_SEEDS["tune"], FIRST_SEEDS["tune"] + 4)
     if arguments.quick:
         rows, doubled = quality_rows.quick(), []
@@ -108,6 +108,7 @@ def command_of(arguments: argparse.Namespace) -> str:
     flags = ["--quick"] if arguments.quick else []
     flags += ["--world FOLDER"] if arguments.world is not None else []
     flags += ["--ablations"] if arguments.ablations else [f"--split {arguments.split}"]
+    flags += [f"--styles {arguments.styles}"] if arguments.styles else []
     flags += [f"--seeds {arguments.seeds}", f"--first-seed {arguments.first_seed}"]
     return f'make bench-quality ARGS="{" ".join(flags)}"'
 
@@ -120,14 +121,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", choices=list(FIRST_SEEDS), help="default: fresh; with --quick: test")
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
     parser.add_argument("--subjects", type=int, help="only the first so many of the split")
-    parser.add_argument("--seeds", type=int, help="pictures of each pair; default: 4, with --quick 2")
+    parser.add_argument("--styles", help="names with commas; default: all of the split")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
     parser.add_argument("--first-seed", type=int, help="default: the split's own")
     parser.add_argument("--steps", type=int, default=world.STEPS, help="of sampling")
     parser.add_argument("--store", type=Path, default=STORE, help="where pictures are kept")
     parser.add_argument("--docs", type=Path, default=REPO / "docs", help="folder the documents are written to")
     found = parser.parse_args(arguments)
     found.split = "tune" if found.ablations else found.split or ("test" if found.quick else "fresh")
-    found.seeds = found.seeds or (2 if found.quick else 4)
     found.first_seed = FIRST_SEEDS[found.split] if found.first_seed is None else found.first_seed
     return found
 
@@ -149,11 +150,11 @@ def main(given: Sequence[str] | None = None) -> None:
     else:
         print("No emoji64.npz: no metric guidance, no ceiling, no intruders.", file=sys.stderr)
     runs = Runs(small, Store(arguments.store), arguments.steps, pictures and guidance(small, pictures))
-    bench = Bench.load(arguments.world, pictures, world.STYLES)
+    bench = Bench.load(arguments.world, pictures)
     if arguments.ablations:
         import ablations
 
-        pairs = pairs_of("tune", arguments.subjects)
+        pairs = pairs_of("tune", arguments.subjects, arguments.styles)
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         verdicts = measure(runs, bench, ablations.rows(), pairs, seeds, "ablations")
         path = arguments.docs / "benchmarks" / "ablations.md"

@@ -1,7 +1,8 @@
 """The small world's pictures: loading, the split and augmentations.
 
 The archive ``emoji64.npz`` (1,129 subjects x up to 10 styles, 64 x 64 RGB on white) is not part of the repository; only
-training needs it. What a run needs of it lies in ``assets``.
+training needs it. What a run needs of it lies in ``assets``. The pictures of the rendered styles are made when it is
+read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from rendered_styles import RENDERED, SOURCE
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -47,14 +50,24 @@ class Pictures:
 
 
 def load_pictures(world: Path) -> Pictures:
-    """Read ``emoji64.npz`` and the hold-outs named in ``emoji_tokens.json`` from the world's folder."""
+    """Read ``emoji64.npz`` and the hold-outs named in ``emoji_tokens.json`` from the world's folder.
+
+    The rendered styles come after the archive's own, and are held out too.
+    """
     with np.load(world / "emoji64.npz", allow_pickle=False) as archive:
         images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
         subject = torch.from_numpy(archive["subject"]).long()
         style = torch.from_numpy(archive["style"]).long()
         subjects, styles = archive["subject_names"].tolist(), archive["style_names"].tolist()
     names = json.loads((world / "emoji_tokens.json").read_text(encoding="utf-8"))
-    return Pictures(images, subject, style, subjects, styles, names["holdout_subjects"], names["holdout_styles"])
+    source = style == styles.index(SOURCE)
+    drawings, drawn = images[source].float() / 255, subject[source]
+    for i, render in enumerate(RENDERED.values()):
+        rendered = (torch.stack([render(drawing) for drawing in drawings]) * 255).round().byte()
+        images, subject = torch.cat([images, rendered]), torch.cat([subject, drawn])
+        style = torch.cat([style, torch.full((len(rendered),), len(styles) + i)])
+    held_styles = [*names["holdout_styles"], *RENDERED]
+    return Pictures(images, subject, style, subjects, [*styles, *RENDERED], names["holdout_subjects"], held_styles)
 
 
 def crop(images: Tensor, scale: tuple[float, float], flip: bool = True, size: int = 64) -> Tensor:

@@ -104,17 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(STANDARD))
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
-    parser.add_argument("--subjects", default="tune", help="tune, test, or names with commas")
-    parser.add_argument("--styles", default=",".join(world.STYLES))
+    parser.add_argument("--subjects", default="tune", help="a split (tune, test, fresh), or names with commas")
+    parser.add_argument("--styles", help="names with commas; default: the split's, or those of the emoji sets")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--out", type=Path, help="folder for sheet.png and results.json")
     arguments = parser.parse_args()
     world.enter_host()
     small, judge = world.SmallWorld(arguments.world), Judge.load()
-    named = {"tune": world.TUNE, "test": world.TEST}
-    subjects = named.get(arguments.subjects) or tuple(arguments.subjects.split(","))
-    styles = arguments.styles.split(",")
+    subjects, styles = world.chosen(arguments.subjects, arguments.styles)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     methods = {text: parse_method(text) for text in arguments.methods}
 

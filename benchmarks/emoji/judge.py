@@ -2,7 +2,7 @@
 
 A small residual CNN, another network from other data than the guidance encoders: it has seen held-out subjects (in the
 other styles) and held-out styles (of other subjects), only never a pair that is tested. Subject = nearest, by cosine,
-of the 24 held-out subjects' true pictures in that style; style = 10-way; both = both right on the same picture.
+of the 24 held-out subjects' true pictures in that style; style = 16-way; both = both right on the same picture.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Residual(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """images [B, 3, 64, 64] in [0, 1] -> (subject embedding [B, 128], style logits [B, 10])."""
+    """images [B, 3, 64, 64] in [0, 1] -> (subject embedding [B, 128], style logits [B, styles])."""
 
-    def __init__(self, styles: int = 10, widths: tuple[int, ...] = (32, 64, 128, 192), embedding: int = 128) -> None:
+    def __init__(self, styles: int, widths: tuple[int, ...] = (32, 64, 128, 192), embedding: int = 128) -> None:
         super().__init__()
         stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks = [Residual(a, b) for a, b in zip(widths, widths[1:], strict=False)]
@@ -78,7 +78,7 @@ class Judge:
             return functional.normalize(self.net(images.float())[0], dim=1)
 
     def probabilities(self, images: Tensor, style: str, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
-        """Softer than right or wrong: (softmax over the subjects [N, 24], over the styles [N, 10])."""
+        """Softer than right or wrong: (softmax over the subjects [N, 24], over the styles [N, 16])."""
         with torch.inference_mode():
             _, logits = self.net(images.float())
             known = self.references[:, self.styles.index(style)]

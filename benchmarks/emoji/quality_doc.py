@@ -154,12 +154,12 @@ def by_pair(q: Quality) -> list[str]:
 DEFINITIONS = """\
 A judge that no method can see looks at every picture (`judge.py`). **subject**: share of pictures nearer to the right
 subject's true picture than to those of the other 23 held-out subjects; **style**: share whose style it names right, of
-ten; **both**: both on the same picture. The headline is **hmean**, the harmonic mean of the subject rate and the style
-rate, with a 95 % interval from 10,000 bootstraps over pairs. **p(both)**: mean product of the judge's probabilities.
-**distance**: one minus the cosine between the judge's subject features of the picture and of the true picture.
-Leakage: **training look**, share of pictures whose style the judge names as noto or twemoji, those of the subject
-LoRA's training drawings; **intruder**, share of pictures that one of the style LoRA's 120 training pictures is nearer
-to than the true picture is."""
+sixteen; **both**: both on the same picture. The headline is **hmean**, the harmonic mean of the subject rate and the
+style rate, with a 95 % interval from 10,000 bootstraps over pairs. **p(both)**: mean product of the judge's
+probabilities. **distance**: one minus the cosine between the judge's subject features of the picture and of the true
+picture. Leakage: **training look**, share of pictures whose style the judge names as noto or twemoji, those of the
+subject LoRA's training drawings; **intruder**, share of pictures that one of the style LoRA's 120 training pictures is
+nearer to than the true picture is."""
 
 
 def document(q: Quality, images: str) -> str:

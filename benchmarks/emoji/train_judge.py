@@ -1,4 +1,4 @@
-"""Train the small world's judge (a few minutes on one CPU core).
+"""Train the small world's judge (a quarter of an hour on one CPU core).
 
     python benchmarks/emoji/train_judge.py --world FOLDER_WITH_emoji64.npz
 
@@ -30,7 +30,7 @@ def split(pictures: Pictures, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def references(net: JudgeNet, pictures: Pictures) -> Tensor:
-    """Unit embeddings [24, 10, 128] of the held-out subjects' true pictures, NaN where there is none."""
+    """Unit embeddings [24, styles, 128] of the held-out subjects' true pictures, NaN where there is none."""
     table = torch.full((len(pictures.holdout_subjects), len(pictures.style_names), net.subject.out_features), torch.nan)
     for i, name in enumerate(pictures.holdout_subjects):
         mask = pictures.where([name])
@@ -93,7 +93,7 @@ def report(net: JudgeNet, pictures: Pictures, table: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", type=Path, required=True, help="folder with emoji64.npz and emoji_tokens.json")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of CPU time")
+    parser.add_argument("--minutes", type=float, default=14.0, help="of CPU time")
     parser.add_argument("--out", type=Path, default=JUDGE_FILE)
     arguments = parser.parse_args()
     pictures = load_pictures(arguments.world)

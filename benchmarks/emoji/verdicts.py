@@ -95,12 +95,12 @@ class Bench:
     training: dict[str, Tensor]
 
     @classmethod
-    def load(cls, world: Path | None, pictures: Pictures | None, styles: Sequence[str]) -> Bench:
+    def load(cls, world: Path | None, pictures: Pictures | None) -> Bench:
         """With the style LoRAs' training pictures, where the world's folder lists them."""
         judge, training = Judge.load(), {}
         if pictures is not None and world is not None and (world / "style_lora_subjects.json").is_file():
             names = json.loads((world / "style_lora_subjects.json").read_text(encoding="utf-8"))
-            for style in styles:
+            for style in pictures.holdout_styles:
                 images = pictures.images[pictures.where(names, [style])].float() / 255
                 training[style] = judge.features(images)
         return cls(judge, training)

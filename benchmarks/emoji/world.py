@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rendered_styles import RENDERED
+
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
 sys.path.append(str(HERE.parents[1] / "tools"))
@@ -32,7 +34,22 @@ FRESH = (
     "smiling-face-with-sunglasses", "skull", "soccer-ball",
 )  # fmt: skip
 STYLES = ("openmoji", "fluent-emoji-high-contrast")
+SUBJECTS = {"tune": TUNE, "test": TEST, "fresh": FRESH}
+SPLIT_STYLES = {
+    "tune": (*STYLES, "duotone", "rotated"),
+    "test": STYLES,
+    "fresh": (*STYLES, "ballpoint", "sepia", "crayon", "stencil"),
+}
+"""The held-out styles of each split. Those that are not of STYLES are rendered, see ``rendered_styles.py``."""
 STEPS, CFG = 16, 2.5
+
+
+def chosen(subjects: str, styles: str | None) -> tuple[Sequence[str], Sequence[str]]:
+    """Subjects and styles of a command line: a split's name or names with commas; by default the split's own styles."""
+    return (
+        SUBJECTS.get(subjects) or subjects.split(","),
+        styles.split(",") if styles else SPLIT_STYLES.get(subjects, STYLES),
+    )
 
 
 def enter_host() -> None:
@@ -74,6 +91,9 @@ class SmallWorld:
         names = json.loads(self.file("emoji_tokens.json").read_text(encoding="utf-8"))
         self._ids = {name: i for i, name in enumerate(names["tokens"])}
         self._names = names
+        # The base was trained with eight style triggers; those that no set took are the rendered styles'.
+        own = names["sks_style_index"]
+        self._style_triggers = {**own, **{name: len(own) + i for i, name in enumerate(RENDERED)}}
 
     def file(self, name: str) -> Path:
         """Path of a file of the world. Raises FileNotFoundError naming where it was looked for."""
@@ -102,7 +122,7 @@ class SmallWorld:
 
     def style_token(self, style: str | None) -> str:
         """The trigger of a held-out style's LoRA."""
-        return "<null>" if style is None else f"<sks_style{self._names['sks_style_index'][style]}>"
+        return "<null>" if style is None else f"<sks_style{self._style_triggers[style]}>"
 
     def class_token(self, subject: str) -> str:
         return f"class:{self._names['class_of'][subject]}"

@@ -63,7 +63,7 @@ def test_the_command_ends_with_a_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(world, "enter_host", lambda: None)  # this process has
-    monkeypatch.setattr(world, "STYLES", (PAIR[1],))
+    monkeypatch.setitem(world.SPLIT_STYLES, "test", (PAIR[1],))
     monkeypatch.setattr(quality_rows, "quick", lambda: ROWS)
     store = tmp_path / "pictures.jsonl"
     bench_quality.main(f"--quick --subjects 1 --seeds 2 --steps 3 --store {store} --docs {tmp_path}".split())
