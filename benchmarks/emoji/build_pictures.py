@@ -3,8 +3,9 @@
     python benchmarks/emoji/build_pictures.py --out FOLDER [--like OTHER/emoji64.npz]
 
 writes ``emoji64.npz``: images [N, 64, 64, 3] uint8 on white, subject and style [N], and the names, code points and
-categories of the subjects. Every SVG is drawn 160 px wide, cropped to what is painted, squared, scaled to 60 px
-(Lanczos) and given a border of 2 px. --like prints how far the pictures are from those of another archive.
+categories of the subjects; and beside it who is held out and what the words are (``vocabulary.py``). Every SVG is drawn
+160 px wide, cropped to what is painted, squared, scaled to 60 px (Lanczos) and given a border of 2 px. --like prints
+how far the pictures are from those of another archive.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import vocabulary
 from emoji_sets import SETS, SetError, fetch, match, read_set
+from vocabulary import ARCHIVE
 
 DRAWN, INNER, SIDE = 160, 60, 64
 FAINT = 8  # of 255: shadows that fade out do not belong to what is painted
-ARCHIVE = "emoji64.npz"
 
 
 def draw(svg: str) -> np.ndarray:
@@ -100,12 +102,16 @@ def _pictures(file: Path) -> dict[tuple[str, str], np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--others", type=int, help="draw the held-out subjects and so many others; default: all")
     parser.add_argument("--like", type=Path, help="another emoji64.npz to compare with")
     options = parser.parse_args()
+    splits = vocabulary.read_splits()
+    few = None if options.others is None else splits["style_lora_subjects"][: options.others]
     try:
-        file = build(options.out)
+        file = build(options.out, None if few is None else splits["holdout_subjects"] + few)
     except SetError as error:
         raise SystemExit(f"error: {error}") from None
+    vocabulary.write(options.out)
     if options.like:
         print(difference(file, options.like))
 
