@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-speed bench-quality bench-guidance family-grid policy-sheet screenshots thumbnails clean
+.PHONY: help setup demo test lint format bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-quality: setup ## every policy judged in the small world, into docs/benchm
 
 bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
 	@$(RUN)/python benchmarks/emoji/evaluate_guidance.py $(ARGS)
+
+bench-world: setup ## the small world anew from public packages, hours; ARGS="--out FOLDER", with --quick minutes
+	@$(RUN)/python benchmarks/emoji/bench_world.py $(ARGS)
 
 family-grid: setup ## every family of models x every adapter against ComfyUI's merge, into docs/family-grid.md
 	@$(RUN)/python tools/family_grid.py $(ARGS)

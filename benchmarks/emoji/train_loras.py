@@ -161,7 +161,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS / "loras")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="fewer or more than usual")
     options = parser.parse_args()
+    STEPS[options.role] = options.steps or STEPS[options.role]
     world.enter_host()
     small, pictures = world.SmallWorld(options.world), load_pictures(options.world)
     for name in options.names:

@@ -1,0 +1,152 @@
+"""Rebuild the small world from public packages: pictures, autoencoder, base, encoders, judge, LoRAs of all splits.
+
+    make bench-world ARGS="--out FOLDER"             # two to three hours of two CPU cores
+    make bench-world ARGS="--out FOLDER --quick"     # minutes: every stage, nothing learned
+
+FOLDER is then what the other tools take as ``--world FOLDER``. A stage whose files are there is not run again, so a run
+that was cut goes on where it was; to make something anew, delete its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import train_autoencoder
+import train_base
+import world
+from rendered_styles import RENDERED
+from vocabulary import ARCHIVE, STYLE_SUBJECTS, TOKENS
+
+HERE = Path(__file__).resolve().parent
+SUBJECT_RANKS = (8, (*world.TUNE, *world.TEST)), (4, world.FRESH)
+STYLE_RANKS = (8, world.STYLES), (4, tuple(RENDERED))
+BUDGET_FILE = "budget.txt"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. makes: files in the world's folder; each: minutes a file takes on two idle cores."""
+
+    title: str
+    makes: Sequence[str]
+    command: Sequence[str]
+    each: float
+    names: Sequence[str] = ()
+    """What the command is told to make, one name a file of `makes`; where empty, it makes them all at once."""
+
+    def missing(self, out: Path) -> list[int]:
+        """Which of its files are not there."""
+        return [i for i, name in enumerate(self.makes) if not (out / name).exists()]
+
+    def minutes(self, out: Path) -> float:
+        """What is left of it takes about so long."""
+        missing = self.missing(out)
+        return self.each * (len(missing) if self.names else bool(missing))
+
+    def run(self, out: Path) -> None:
+        """Make what is missing. Raises subprocess.CalledProcessError, and FileNotFoundError if it made too little."""
+        script, *arguments = self.command
+        chosen = [self.names[i] for i in self.missing(out)] if self.names else []
+        # Names come first: they are what argparse would otherwise take for values of an option.
+        subprocess.run([sys.executable, str(HERE / script), *arguments[:1], *chosen, *arguments[1:]], check=True)
+        if left := self.missing(out):
+            raise FileNotFoundError(f"{self.title}: {script} did not write {self.makes[left[0]]}")
+
+
+def stages(out: Path, quick: bool) -> list[Stage]:
+    """All stages in order. quick: a few steps each."""
+
+    def brief(*arguments: str) -> tuple[str, ...]:
+        return arguments if quick else ()
+
+    there, here = ("--world", str(out)), str(out)
+    found = [
+        Stage(
+            "pictures",
+            (ARCHIVE, TOKENS, STYLE_SUBJECTS),
+            ("build_pictures.py", "--out", here, *brief("--others", "24")),
+            2,
+        ),
+        Stage(
+            "autoencoder",
+            (train_autoencoder.FILE,),
+            ("train_autoencoder.py", *there, *brief("--steps", "4")),
+            9,
+        ),
+        Stage(
+            "base",
+            (train_base.MODEL, train_base.TOKENS),
+            ("train_base.py", *there, *brief("--steps", "4")),
+            60,
+        ),
+    ]
+    for kind in ("clip", "dino"):
+        into = str(out / "clip_vision")
+        command = ("train_encoders.py", kind, *there, "--out", into, *brief("--minutes", "0.1"))
+        found.append(Stage(f"{kind} encoder", (f"clip_vision/emoji_{kind}.safetensors",), command, 8))
+    judge = "judge/emoji_judge.safetensors"
+    command = ("train_judge.py", *there, "--out", str(out / judge), *brief("--minutes", "0.1"))
+    found.append(Stage("judge", (judge,), command, 14))
+    for role, rank, names in (
+        *(("subject", rank, names) for rank, names in SUBJECT_RANKS),
+        *(("style", rank, names) for rank, names in STYLE_RANKS),
+    ):
+        command = ("train_loras.py", role, *there, "--out", str(out / "loras"), "--rank", str(rank))
+        files = [f"loras/lora_{role}_{name}.safetensors" for name in names]
+        title, each = f"{role} LoRAs of rank {rank}", {"subject": 1.0, "style": 2.5}[role]
+        found.append(Stage(title, files, (*command, *brief("--steps", "2")), each, names))
+    return found
+
+
+def build(out: Path, quick: bool) -> None:
+    """Run what is missing; a line before and after each stage.
+
+    Raises ValueError if the folder holds a world of the other budget, and what `Stage.run` raises.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    budget, wanted = out / BUDGET_FILE, "quick" if quick else "full"
+    if budget.exists() and budget.read_text() != wanted:
+        raise ValueError(f"{out} holds a {budget.read_text()} world; choose another folder or delete it")
+    budget.write_text(wanted)
+    todo = stages(out, quick)
+    if not quick:
+        minutes = sum(stage.minutes(out) for stage in todo)
+        print(f"About {minutes / 60:.1f} hours on two idle CPU cores, into {out}", flush=True)
+    begun = time.monotonic()
+    for i, stage in enumerate(todo):
+        label = f"[{i + 1}/{len(todo)}] {stage.title}"
+        if not stage.missing(out):
+            print(f"{label}: there already", flush=True)
+            continue
+        print(label + ("" if quick else f": about {stage.minutes(out):.0f} min"), flush=True)
+        start = time.monotonic()
+        stage.run(out)
+        print(f"{label}: done in {(time.monotonic() - start) / 60:.1f} min", flush=True)
+    print(f"World complete after {(time.monotonic() - begun) / 60:.1f} min: --world {out}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the world")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
+    options = parser.parse_args()
+    # Idle OpenMP threads that spin slow many small operators down many times on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    try:
+        build(options.out.resolve(), options.quick)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"error: {Path(error.cmd[1]).name} failed; the same command goes on from here") from None
+
+
+if __name__ == "__main__":
+    main()

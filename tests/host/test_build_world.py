@@ -1,0 +1,186 @@
+"""Rebuilding the small world: pictures matched across sets, and trained files that ComfyUI's own loaders read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn import functional
+
+from repo_paths import WORLD
+
+sys.path.append(str(WORLD))
+import bench_world  # noqa: E402
+import build_pictures  # noqa: E402
+import emoji_sets  # noqa: E402
+import train_autoencoder  # noqa: E402
+import train_base  # noqa: E402
+import vocabulary  # noqa: E402
+import world  # noqa: E402
+
+SQUARE = '<path d="M0 0h8v4h-8z" fill="#f00"/>'
+DISC = '<circle cx="12" cy="12" r="3"/>'
+
+
+def emoji_set(names: dict[str, str], characters: dict[str, str], aliases: dict[str, str] | None = None):
+    """A set of 16 x 16 drawings: SVG bodies by name."""
+    bodies = {name: (body, (0.0, 0.0, 16.0, 16.0)) for name, body in names.items()}
+    return emoji_sets.EmojiSet(bodies, aliases or {}, characters, dict.fromkeys(names, "Objects"))
+
+
+@pytest.fixture
+def sets() -> dict[str, emoji_sets.EmojiSet]:
+    characters = {"1f3af": "target", "26bd": "ball", "1f550": "one-oclock", "1f3f3-1f308": "flag"}
+    known = emoji_set(
+        {"target": SQUARE, "ball": DISC, "one-oclock": DISC, "flag": DISC}, characters, {"direct-hit": "target"}
+    )
+    silent = emoji_set({"direct-hit": SQUARE}, {})
+    return {name: known if i < 5 or name == "openmoji" else silent for i, name in enumerate(emoji_sets.SETS)}
+
+
+def test_subjects_are_matched_by_code_point_and_by_older_names(sets: dict[str, emoji_sets.EmojiSet]) -> None:
+    ((subject, drawn),) = emoji_sets.match(sets)  # the ball is in five sets only; no clock, no sequence
+    assert (subject.name, subject.code_point, subject.category) == ("target", "1f3af", "Objects")
+    assert drawn == {name: "target" if sets[name].characters else "direct-hit" for name in emoji_sets.SETS}
+
+
+def test_a_name_that_is_anothers_own_is_not_taken() -> None:
+    one = emoji_set({"a": SQUARE, "b": DISC}, {"1": "a", "2": "b"}, {"old-a": "a"})
+    other = emoji_set({"b": DISC, "a": SQUARE}, {"2": "b"}, {"b": "a"})
+    assert emoji_sets._names([one, other])["1"] == ["a", "old-a"]
+
+
+def test_drawings_are_cropped_squared_and_centred(sets: dict[str, emoji_sets.EmojiSet]) -> None:
+    wide, disc = (build_pictures.draw(sets["noto"].svg(name)) for name in ("target", "ball"))
+    assert wide.shape == disc.shape == (64, 64, 3)
+    red = (wide == (255, 0, 0)).all(axis=2)
+    assert red[32, 2:62].all() and red[18:46, 32].all()
+    assert (wide[:14] == 255).all() and (wide[:, :2] == 255).all() and (wide[50:] == 255).all()
+    assert (disc[32, 4:60] < 10).all() and (disc[2, 2] == 255).all()
+    with pytest.raises(ValueError, match="paints nothing"):
+        build_pictures.draw(emoji_set({"x": ""}, {}).svg("x"))
+
+
+def test_a_failing_npm_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = [sys.executable, "-c", "import sys; sys.exit('no registry here')"]
+    monkeypatch.setattr(emoji_sets, "npm_command", lambda: failing)
+    with pytest.raises(emoji_sets.SetError, match="(?s)no registry here.*npm ping"):
+        emoji_sets.fetch(tmp_path)
+
+
+def test_splits_are_those_of_the_tools_and_of_the_shipped_world() -> None:
+    splits = vocabulary.read_splits()
+    assert sorted(splits["holdout_subjects"]) == sorted((*world.TUNE, *world.TEST, *world.FRESH))
+    assert tuple(splits["holdout_styles"]) == world.STYLES
+    shipped = json.loads((WORLD / "assets" / "tokens" / vocabulary.TOKENS).read_text(encoding="utf-8"))
+    for held in ("holdout_subjects", "holdout_styles"):
+        assert splits[held] == shipped[held]
+    assert all(f"subject:{name}" in shipped["tokens"] for name in splits["style_lora_subjects"])
+
+
+def make_archive(folder: Path) -> None:
+    """Held-out subjects, four for training and a person: coloured boxes in ten styles of frames."""
+    learned = vocabulary.read_splits()["style_lora_subjects"][:4]
+    names = [*vocabulary.read_splits()["holdout_subjects"], *learned, "guard"]
+    images = np.full((len(names), len(emoji_sets.SETS), 64, 64, 3), 255, dtype=np.uint8)
+    colours = np.random.default_rng(0).integers(0, 200, (len(names), 3))
+    for style in range(len(emoji_sets.SETS)):
+        images[:, style, 8:56, 8:56] = colours[:, None, None]
+        images[:, style, 20:40, 20 : 22 + 2 * style] = 255
+    subject, style = np.indices(images.shape[:2]).reshape(2, -1)
+    np.savez_compressed(
+        folder / vocabulary.ARCHIVE,
+        images=images.reshape(-1, 64, 64, 3),
+        subject=subject,
+        style=style,
+        subject_names=np.array(names),
+        subject_cat=np.array(["Objects"] * (len(names) - 1) + [vocabulary.PEOPLE]),
+        style_names=np.array(list(emoji_sets.SETS)),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A world trained for moments."""
+    path = tmp_path_factory.mktemp("world")
+    make_archive(path)
+    vocabulary.write(path)
+    yield path
+
+
+def keys(file: Path) -> dict[str, tuple[str, list[int]]]:
+    with safe_open(file, "pt") as opened:
+        names = list(opened.keys())
+        return {k: (opened.get_slice(k).get_dtype(), opened.get_slice(k).get_shape()) for k in names}
+
+
+def test_training_lowers_the_loss_and_the_host_loads_and_samples(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    monkeypatch.setattr(train_autoencoder, "BATCH", 8)
+    with np.load(folder / vocabulary.ARCHIVE) as archive:
+        images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
+    some = images[::31].float() / 255
+    torch.manual_seed(0)
+    before = float(train_autoencoder.loss_of(train_autoencoder.fresh(), some).detach())
+    trained = train_autoencoder.train(images, 12)
+    after = float(train_autoencoder.loss_of(trained, some).detach())
+    record_property("autoencoder loss after / before", after / before)
+    assert after < 0.7 * before
+    file = folder / train_autoencoder.FILE
+    train_autoencoder.save(trained, file)
+    assert keys(file) == keys(WORLD / "assets" / "vae" / file.name)
+
+    lessons = train_base.Lessons.read(folder, train_autoencoder.load(file))
+    assert len(lessons.ids) == 4 * 8, "four subjects in eight styles: nothing held out, no people"
+    train_base.save(train_base.train(lessons, 30, batch=16), lessons.names, folder)
+    assert keys(folder / train_base.MODEL) == keys(WORLD / "assets" / "diffusion_models" / train_base.MODEL)
+
+    small = world.SmallWorld(folder)
+    assert all(small.file(name).parent == folder for name in (train_base.MODEL, train_base.TOKENS, vocabulary.TOKENS))
+    noise = torch.randn(len(lessons.ids), 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    at = torch.full((len(noise),), 0.7)
+    mixed = 0.3 * lessons.latents + 0.7 * noise
+    conditions = [small.conditioning([lessons.names[i] for i in ids])[0] for ids in lessons.ids.tolist()]
+    context = torch.cat([each for each, _ in conditions])
+    pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
+    with torch.inference_mode():
+        base = small.model.model.diffusion_model
+        predicted = base(mixed, at, context, pooled, None, transformer_options={})
+    wanted = noise - lessons.latents
+    share = float(functional.mse_loss(predicted, wanted) / wanted.square().mean())
+    record_property("base loss after / before", share)
+    assert share < 0.8, "as bad as at the start, where the model says zero"
+    pictures = small.decode(small.sample(small.model, "fox", "openmoji", [1, 2], steps=2))
+    assert pictures.shape == (2, 3, 64, 64) and pictures.isfinite().all()
+    assert (pictures[0] - pictures[1]).abs().max() > 0.01
+
+
+def test_stages_are_skipped_where_their_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(command: list[str], check: bool) -> None:
+        ran.append(command)
+        for stage in bench_world.stages(tmp_path, quick=True):
+            if stage.command[0] == Path(command[1]).name and set(stage.command[1:]) <= set(command):
+                for name in stage.makes:
+                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    (tmp_path / name).touch()
+
+    ran: list[list[str]] = []
+    monkeypatch.setattr(bench_world.subprocess, "run", pretend)
+    bench_world.build(tmp_path, quick=True)
+    assert len(ran) == len(bench_world.stages(tmp_path, quick=True))
+    ran.clear()
+    gone = [tmp_path / "loras" / f"lora_subject_{name}.safetensors" for name in ("alien", "fox")]
+    for file in gone:
+        file.unlink()
+    bench_world.build(tmp_path, quick=True)
+    (command,) = ran
+    assert command[2:5] == ["subject", "fox", "alien"]
+    with pytest.raises(ValueError, match="holds a quick world"):
+        bench_world.build(tmp_path, quick=False)
