@@ -89,9 +89,12 @@ def claims(q: Quality) -> list[str]:
     """What we hold ourselves to, and whether it holds."""
     ours, rival = q.verdicts[RECOMMENDED], q.next_best()
     gain, (low, high) = difference(ours, q.verdicts[rival.label])
+    _, by_subject = difference(ours, q.verdicts[rival.label], [subject for subject, _ in q.pairs])
     lines = [
         f"- `recommended` against the next best, `{rival.label}`: harmonic mean {gain:+.3f}, 95 % interval over pairs "
-        f"{low:+.3f} to {high:+.3f}: " + ("clear of zero." if low > 0 else "**not clear of zero.**")
+        f"{low:+.3f} to {high:+.3f}: "
+        + ("clear of zero." if low > 0 else "**not clear of zero.**")
+        + f" (Pairs share subjects: over whole subjects {by_subject[0]:+.3f} to {by_subject[1]:+.3f}.)"
     ]
     losses = [
         f"{100 * (v.rate(name) - ours.rate(name)):.0f} points of {name} to `{row.label}`"

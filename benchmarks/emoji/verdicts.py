@@ -56,11 +56,19 @@ class Verdicts:
         """Harmonic mean of the subject rate and the style rate."""
         return float(harmonic(self.subject.mean()[None], self.style.mean()[None])[0])
 
-    def replicates(self) -> Array:
-        """The harmonic mean ``[REPLICATES]`` of as many pairs drawn with replacement, the same for every method."""
-        count = len(self.subject)
+    def replicates(self, groups: Sequence[object] | None = None) -> Array:
+        """The harmonic mean ``[REPLICATES]`` of as many pairs drawn with replacement, the same for every method.
+
+        groups: one name a pair; then whole groups of pairs are drawn.
+        """
+        _, group = np.unique([str(g) for g in groups or range(len(self.subject))], return_inverse=True)
+        count = group.max() + 1
         drawn = np.random.default_rng(0).integers(0, count, (REPLICATES, count))
-        return harmonic(self.subject.mean(axis=1)[drawn].mean(axis=1), self.style.mean(axis=1)[drawn].mean(axis=1))
+        size = np.bincount(group)[drawn].sum(axis=1)
+        means = [
+            np.bincount(group, rates.mean(axis=1))[drawn].sum(axis=1) / size for rates in (self.subject, self.style)
+        ]
+        return harmonic(*means)
 
     def interval(self) -> tuple[float, float]:
         """95 % interval of the harmonic mean, bootstrapped over pairs."""
@@ -78,9 +86,11 @@ def between(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(ours: Verdicts, other: Verdicts) -> tuple[float, tuple[float, float]]:
-    """Of the harmonic means, on the same pairs; and its 95 % interval, bootstrapped over pairs."""
-    return ours.hmean - other.hmean, between(ours.replicates() - other.replicates())
+def difference(
+    ours: Verdicts, other: Verdicts, groups: Sequence[object] | None = None
+) -> tuple[float, tuple[float, float]]:
+    """Of the harmonic means, on the same pairs; and its 95 % interval, bootstrapped over pairs, or groups of them."""
+    return ours.hmean - other.hmean, between(ours.replicates(groups) - other.replicates(groups))
 
 
 @dataclass(frozen=True)

@@ -187,4 +187,4 @@ def contact_sheet(columns: dict[str, Tensor], path: Path, scale: int = 2) -> Non
             tile = Image.fromarray(array).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(tile, (left, head + r * (side + gap)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    sheet.save(path, quality=60, optimize=True)  # of JPEGs

@@ -97,6 +97,8 @@ def test_figures_of_two_pairs_by_hand() -> None:
     gain, (low, high) = verdicts.difference(v, worse)
     assert gain == pytest.approx(0.75 - 2 * 0.25 * 0.75)
     assert low == pytest.approx(1 - 2 * 0.5 / 1.5) and high == pytest.approx(0.5)
+    # One subject's pairs are drawn together: there is nothing to vary.
+    assert verdicts.difference(v, worse, ["fox", "fox"]) == (pytest.approx(gain), pytest.approx((gain, gain)))
     # both: (1, 0) against (.5, 0): p is half of it.
     assert v.gain(worse) == pytest.approx((0.125, 0.125))
 
