@@ -10,16 +10,19 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from comfy_api.latest import io
 from nodes import VAELoader
 from PIL import Image
 
 from comfy_server import ComfyServer, WorkflowError
 from lora_conductor.fusion.plan import Plan
+from lora_conductor.fusion.refinement import Refinement
+from lora_conductor.fusion.settings import NAMED, heeds, with_settings
 from lora_conductor.host.compare import Cell, Judge, best_of
 from lora_conductor.host.compare_axes import Setting, axis
 from lora_conductor.host.compare_picture import CAPTION, GAP, LEAST, LEFT, TOP, comparison_picture
 from lora_conductor.host.errors import ConductorError
-from lora_conductor.nodes.compare import comparable
+from lora_conductor.nodes.compare import SAMPLING, comparable
 
 from .workflows import Workflow, ksampler, latent, loader, node, router, run, sampled, world
 
@@ -90,6 +93,24 @@ def test_values_are_those_of_their_inputs(name: str, text: str, values: list[Any
 def test_bad_values_are_refused_by_name(name: str, text: str, bad: str, allowed: str) -> None:
     with pytest.raises(ConductorError, match=f"^row_values: there is no {name} '{bad}' .*{allowed}"):
         axis("rows", text, "row_values", comparable()[name])
+
+
+def another(part: io.Input) -> Any:
+    """A value that is not the input's default."""
+    if isinstance(part, io.Combo.Input):
+        return part.options[-1]
+    if isinstance(part, io.Boolean.Input):
+        return not part.default
+    return part.min if part.default == part.max else part.max
+
+
+def test_every_choice_changes_something() -> None:
+    settings = {name: part for name, part in comparable().items() if name not in (*SAMPLING, "policy")}
+    for name, part in settings.items():
+        changes = {name: another(part)}
+        heeding = [policy for policy in NAMED.values() if heeds(policy, name)]
+        made = [with_settings(policy, Refinement(), changes) != (policy, Refinement()) for policy in heeding]
+        assert any(made), name
 
 
 def test_an_empty_list_is_refused() -> None:
@@ -196,10 +217,15 @@ def test_policies_and_seeds_change_sides(server: ComfyServer) -> None:
 def test_bad_grids_are_refused_before_sampling(server: ComfyServer, changes: dict[str, str], complaint: str) -> None:
     bad = comparison()
     bad["inputs"] |= changes
-    begun = []
+    steps: list[str] = []  # other nodes have progress bars too
+
+    def watch(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress":
+            steps.append(data["node"])
+
     with pytest.raises(WorkflowError, match=f"ComparePolicies .*{complaint}"):
-        server.queue(graph(compare=bad), timeout=300, on_event=lambda kind, data: begun.append(kind))
-    assert begun and "progress" not in begun
+        server.queue(graph(compare=bad), timeout=300, on_event=watch)
+    assert "compare" not in steps
 
 
 def test_references_score_the_cells(server: ComfyServer) -> None:
