@@ -1,9 +1,10 @@
-"""The same picture under several policies and seeds, scored and side by side."""
+"""The same picture under several settings, by default policies and seeds, scored and side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import comfy.model_management
@@ -12,8 +13,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..fusion.plan import Plan
-from ..fusion.policies import POLICIES, RECOMMENDED, Policy
+from ..fusion.policies import Policy
+from ..fusion.settings import NAMED, heeds, name_of, with_settings
 from ..guidance.losses import cosine_similarity
+from .compare_axes import Axis, Setting
 from .encoders import open_encoder
 from .errors import ConductorError
 from .fusion_patch import attachment_of, set_policy
@@ -31,6 +34,7 @@ class Cell:
         scores: cosine similarity to the reference of "subject" and of "style", as far as there are references.
         share: the subject's mean share; None where nothing was decided while sampling.
         plan: of the run.
+        row, column: what was set for it.
     """
 
     policy: str
@@ -39,6 +43,8 @@ class Cell:
     scores: dict[str, float]
     share: float | None
     plan: Plan
+    row: Setting
+    column: Setting
 
     @property
     def score(self) -> float | None:
@@ -46,56 +52,64 @@ class Cell:
         return sum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
-def policies_named(text: str) -> dict[str, Policy]:
-    """Policies by name, from a list separated by commas or lines.
-
-    Raises:
-        ConductorError: an unknown name, or none.
-    """
-    names = [name for part in text.splitlines() for name in map(str.strip, part.split(",")) if name]
-    known: dict[str, Policy] = {"recommended": RECOMMENDED, **{name: make() for name, make in POLICIES.items()}}
-    if not names:
-        raise ConductorError(f"policies: the list is empty. Name some of: {', '.join(known)}.")
-    for name in names:
-        if name not in known:
-            raise ConductorError(f"policies: there is no '{name}' to compare. Choose from: {', '.join(known)}.")
-    return {name: known[name] for name in names}
-
-
 def compare(
-    model: ModelPatcher,
-    policies: dict[str, Policy],
-    seeds: Iterable[int],
-    sampling: dict[str, Any],
-    vae: Any,
-    judge: Judge,
+    model: ModelPatcher, rows: Axis, columns: Axis, sampling: dict[str, Any], vae: Any, judge: Judge
 ) -> list[Cell]:
-    """All pictures, policy by policy; the model's other router settings apply to each.
+    """All pictures, row by row. What is on neither axis is the model's own, as its router was set, or ``sampling``'s.
 
     Args:
         model: with LoRAs of ours.
-        sampling: arguments of core's ``common_ksampler`` besides model and seed.
+        rows, columns: two different settings: names in ``sampling``, or of :func:`with_settings`.
+        sampling: arguments of core's ``common_ksampler`` besides the model.
         vae: decodes the pictures.
 
     Raises:
-        ConductorError: the model carries no LoRAs of ours, or a policy cannot fuse these.
+        ConductorError: the model carries no LoRAs of ours, both axes are the same, one of them would change nothing,
+            or a policy cannot fuse these LoRAs.
     """
     from nodes import common_ksampler  # ComfyUI's; its import loads every core node, so not at our import
 
-    live_of(model)
+    own = live_of(model)[1].policy
+    _check(rows, columns, own, sampling)
     refinement = attachment_of(model).refinement
-    cells, seeds = [], list(seeds)
-    for name, policy in policies.items():
-        routed = set_policy(model, policy, refinement)
-        for seed in seeds:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            (latent,) = common_ksampler(routed, seed, **sampling)
-            samples = latent["samples"]
-            image = vae.decode(samples)
-            image = image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
-            share = record_of_latent(routed, samples).subject_share()
-            cells.append(Cell(name, seed, image, judge.scores(image), share, plan_of_latent(routed, samples)))
-    return cells
+    in_order = list(product(rows.settings, columns.settings))
+    places = in_order
+    if rows.name in sampling:  # column by column: a change of the model costs more than one of the sampling
+        places = [(row, column) for column, row in product(columns.settings, rows.settings)]
+    routed = model
+    routing: dict[str, Any] | None = None
+    cells = {}
+    for place in places:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        changes = {setting.name: setting.value for setting in place}
+        asked = {name: value for name, value in changes.items() if name not in sampling}
+        if asked != routing:
+            routed, routing = set_policy(model, *with_settings(own, refinement, asked)), asked
+        used = {name: changes.get(name, value) for name, value in sampling.items()}
+        (latent,) = common_ksampler(routed, **used)
+        samples = latent["samples"]
+        image = vae.decode(samples)
+        image = image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
+        share = record_of_latent(routed, samples).subject_share()
+        policy, plan = changes.get("policy", name_of(own)), plan_of_latent(routed, samples)
+        cells[place] = Cell(policy, used["seed"], image, judge.scores(image), share, plan, *place)
+    return [cells[place] for place in in_order]
+
+
+def _check(rows: Axis, columns: Axis, own: Policy, sampling: dict[str, Any]) -> None:
+    if rows.name == columns.name:
+        raise ConductorError(
+            f"columns: '{columns.name}' is in the rows already. Choose another setting for one of them."
+        )
+    policies = [NAMED[s.value] for axis in (rows, columns) if axis.name == "policy" for s in axis.settings] or [own]
+    for axis in (rows, columns):
+        if axis.name in (*sampling, "policy") or any(heeds(policy, axis.name) for policy in policies):
+            continue
+        names = ", ".join(map(name_of, policies))
+        raise ConductorError(
+            f"{axis.field}: '{axis.name}' would change nothing, as it is no setting of {names}. Choose another, or set "
+            "a policy that has it in KLLayerRouter."
+        )
 
 
 def best_of(cells: Sequence[Cell]) -> Cell:

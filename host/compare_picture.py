@@ -1,7 +1,8 @@
-"""A labelled grid of pictures: policies down, seeds across, scores under each cell."""
+"""A labelled grid of pictures, scores under each cell."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,20 +19,22 @@ FONT_SIZE = 15
 
 def comparison_picture(cells: Sequence[Cell], best: Cell) -> Tensor:
     """The grid as an image ``[1, height, width, 3]`` between 0 and 1; the best cell is framed."""
-    policies = list(dict.fromkeys(cell.policy for cell in cells))
-    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    rows = list(dict.fromkeys(cell.row.label for cell in cells))
+    columns = list(dict.fromkeys(cell.column.label for cell in cells))
     height, width = cells[0].image.shape[:2]
     scale = min(MOST, max(LEAST, height, width)) / max(height, width)
     width, height = round(width * scale), round(height * scale)
-    across, down = width + GAP, height + CAPTION
-    page = Image.new("RGB", (LEFT + across * len(seeds), TOP + down * len(policies)), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
-    for i, seed in enumerate(seeds):
-        draw.text((LEFT + i * across, 6), f"seed {seed}", INK, font)
-    for i, policy in enumerate(policies):
-        draw.text((8, TOP + i * down + height / 2), policy, INK, font)
+    font = ImageFont.load_default(FONT_SIZE)
+    left = max(LEFT, GAP + _widest(rows, font) + GAP // 2)
+    across, down = max(width, _widest(columns, font)) + GAP, height + CAPTION
+    page = Image.new("RGB", (left + across * len(columns), TOP + down * len(rows)), "white")
+    draw = ImageDraw.Draw(page)
+    for i, label in enumerate(columns):
+        draw.text((left + i * across, 6), label, INK, font)
+    for i, label in enumerate(rows):
+        draw.text((GAP, TOP + i * down + height / 2), label, INK, font)
     for cell in cells:
-        x, y = LEFT + seeds.index(cell.seed) * across, TOP + policies.index(cell.policy) * down
+        x, y = left + columns.index(cell.column.label) * across, TOP + rows.index(cell.row.label) * down
         pixels = (cell.image.clamp(0, 1) * 255).round().to(torch.uint8)
         picture = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.flatten().tolist()))
         page.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (x, y))
@@ -41,6 +44,10 @@ def comparison_picture(cells: Sequence[Cell], best: Cell) -> Tensor:
             draw.text((x, y + height + 2 + row * (FONT_SIZE + 3)), line, GOOD if cell is best else INK, font)
     pixels = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).reshape(1, page.height, page.width, 3)
     return pixels.float() / 255
+
+
+def _widest(labels: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return math.ceil(max(font.getlength(label) for label in labels))
 
 
 def _captions(cell: Cell) -> tuple[str, str]:

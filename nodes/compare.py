@@ -6,15 +6,28 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.compare import Judge, best_of, compare, policies_named
+from ..fusion.settings import NAMED
+from ..host.compare import Judge, best_of, compare
+from ..host.compare_axes import Axis, axis
 from ..host.compare_picture import comparison_picture
 from .common import CATEGORY, RoutingPlan
 from .guidance_inputs import encoder_inputs
+from .router_settings import emphasis_input, policy_inputs, settings_inputs
 from .sampling_inputs import sampling_inputs
+
+SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
+
+
+def comparable() -> dict[str, io.Input]:
+    """The inputs of this node and of KLLayerRouter whose values can be compared, by name."""
+    policy, *settings = policy_inputs(list(NAMED))
+    sampling = sampling_inputs()
+    inputs = [policy, *(sampling[name] for name in SAMPLING), *settings, *settings_inputs(), emphasis_input()]
+    return {part.id: part for part in inputs}
 
 
 class ComparePolicies(io.ComfyNode):
-    """Samples the same prompt by several policies and seeds, and shows and scores the pictures side by side."""
+    """Samples the same prompt by several policies and seeds, or values of other settings; shows and scores them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,8 +37,9 @@ class ComparePolicies(io.ComfyNode):
             display_name="Compare Policies",
             category=CATEGORY,
             description=(
-                "Samples the same picture by several policies and seeds and lays the results side by side, with "
-                "scores under each. Give the plan of the best one to KLLayerRouter, or set the policy that won."
+                "Samples the same picture by several policies and seeds, or values of any two settings, and lays the "
+                "results side by side, with scores under each. Give the plan of the best one to KLLayerRouter, or set "
+                "what won."
             ),
             search_aliases=["xy plot", "lora grid", "compare loras", "policy grid"],
             inputs=[
@@ -45,11 +59,12 @@ class ComparePolicies(io.ComfyNode):
                     max=64,
                     tooltip="How many seeds, counted up from the first: one column of pictures each.",
                 ),
-                *(sampling[name] for name in ("steps", "cfg", "sampler_name", "scheduler", "denoise")),
+                *(sampling[name] for name in SAMPLING if name != "seed"),
                 *_judging_inputs(),
+                *_axis_inputs(),
             ],
             outputs=[
-                io.Image.Output("grid", tooltip="Policies down, seeds across; the best cell is framed."),
+                io.Image.Output("grid", tooltip="Rows down, columns across; the best cell is framed."),
                 io.String.Output("scores", tooltip="JSON: similarities and subject's share of every cell."),
                 RoutingPlan.Output("plan", tooltip="The plan of the best cell, for KLLayerRouter."),
             ],
@@ -66,34 +81,43 @@ class ComparePolicies(io.ComfyNode):
         policies: str,
         seed: int,
         seeds: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        denoise: float,
         subject_image=None,
         style_image=None,
         clip_encoder=None,
         dino_encoder=None,
+        rows: str = "policy",
+        row_values: str = "",
+        columns: str = "seed",
+        column_values: str = "",
+        **sampling,
     ) -> io.NodeOutput:
+        own = {"policy": ("policies", policies), "seed": ("seeds", ", ".join(map(str, range(seed, seed + seeds))))}
+        row_axis = _axis("rows", rows, "row_values", "" if rows == "policy" else row_values, own)
+        column_axis = _axis("columns", columns, "column_values", "" if columns == "seed" else column_values, own)
         judge = Judge({"subject": subject_image, "style": style_image}, clip_encoder, dino_encoder)
-        sampling = {
-            "steps": steps,
-            "cfg": cfg,
-            "sampler_name": sampler_name,
-            "scheduler": scheduler,
-            "positive": positive,
-            "negative": negative,
-            "latent": latent_image,
-            "denoise": denoise,
-        }
-        cells = compare(model, policies_named(policies), range(seed, seed + seeds), sampling, vae, judge)
+        sampling |= {"seed": seed, "positive": positive, "negative": negative, "latent": latent_image}
+        cells = compare(model, row_axis, column_axis, sampling, vae, judge)
         best = best_of(cells)
-        rows = [
-            {"policy": c.policy, "seed": c.seed, "scores": c.scores, "subject_share": c.share, "best": c is best}
-            for c in cells
+        table = [
+            {
+                "policy": cell.policy,
+                "seed": cell.seed,
+                "scores": cell.scores,
+                "subject_share": cell.share,
+                "best": cell is best,
+                "row": {cell.row.name: cell.row.value},
+                "column": {cell.column.name: cell.column.value},
+            }
+            for cell in cells
         ]
-        return io.NodeOutput(comparison_picture(cells, best), json.dumps(rows), best.plan)
+        return io.NodeOutput(comparison_picture(cells, best), json.dumps(table), best.plan)
+
+
+def _axis(field: str, name: str, values_field: str, values: str, own: dict[str, tuple[str, str]]) -> Axis:
+    """What a side of the grid shows; ``own`` are the lists that the node has inputs for, used where none is written."""
+    if name in own and not values.strip():
+        values_field, values = own[name]
+    return axis(field, values, values_field, comparable()[name])
 
 
 def _judging_inputs() -> list[io.Input]:
@@ -103,6 +127,41 @@ def _judging_inputs() -> list[io.Input]:
         ),
         io.Image.Input("style_image", optional=True, tooltip="Picture in the style: each cell is compared with it."),
         *encoder_inputs(),
+    ]
+
+
+def _axis_inputs() -> list[io.Input]:
+    """Optional and last: workflows saved without them keep working."""
+    choices = list(comparable())
+    return [
+        io.Combo.Input(
+            "rows",
+            options=choices,
+            default="policy",
+            optional=True,
+            tooltip="What changes from row to row: the policies above, or any setting of sampling or of KLLayerRouter. "
+            "What is on neither side is as set here and in the model's router.",
+        ),
+        io.String.Input(
+            "row_values",
+            default="",
+            optional=True,
+            tooltip="The values of the rows, separated by commas, such as 1, 2.5 for cfg. Not used for policy, whose "
+            "values are the policies above.",
+        ),
+        io.Combo.Input(
+            "columns",
+            options=choices,
+            default="seed",
+            optional=True,
+            tooltip="What changes from column to column: the seeds above, or any other setting than that of the rows.",
+        ),
+        io.String.Input(
+            "column_values",
+            default="",
+            optional=True,
+            tooltip="The values of the columns, separated by commas. Not used for seed, which counts up as above.",
+        ),
     ]
 
 

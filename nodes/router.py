@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..fusion.policies import POLICIES, RECOMMENDED, KLSoft, Policy, SSRMerge
+from ..fusion.policies import Policy, SSRMerge
 from ..fusion.refinement import Refinement
+from ..fusion.settings import NAMED, with_settings
 from ..host.calibration import calibrated_by_prompts
 from ..host.fusion_patch import set_policy, show_on
 from ..host.plans import replaying
 from .common import CATEGORY, RoutingPlan
 from .router_settings import emphasis_input, policy_inputs, settings_inputs
 
-CHOICES = ["recommended", *POLICIES, SSRMerge.name]
+CHOICES = [*NAMED, SSRMerge.name]
 
 
 class KLLayerRouter(io.ComfyNode):
@@ -63,8 +64,6 @@ class KLLayerRouter(io.ComfyNode):
         cls,
         model,
         policy: str,
-        temperature: float,
-        balance: float,
         plan=None,
         subject_prompt=None,
         style_prompt=None,
@@ -76,13 +75,9 @@ class KLLayerRouter(io.ComfyNode):
         chosen: Policy
         if policy == SSRMerge.name:
             chosen = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
-        elif policy == "recommended":
-            chosen = RECOMMENDED
-        elif policy == KLSoft.name:
-            chosen = KLSoft(temperature=temperature)
         else:
-            chosen = POLICIES[policy]()
-        return cls._shown(set_policy(model, chosen, Refinement(lean=balance, **settings)))
+            chosen = NAMED[policy]
+        return cls._shown(set_policy(model, *with_settings(chosen, Refinement(), settings)))
 
     @classmethod
     def _shown(cls, model) -> io.NodeOutput:
