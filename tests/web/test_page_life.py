@@ -90,13 +90,17 @@ def test_socket_lost_in_the_middle_of_a_run(page: Any, renderer: str, server: Co
 
 
 @pytest.fixture
-def cut(page: Any) -> Iterator[Callable[[], None]]:
-    """Cuts the page's connection until the test's `mend`, or its end."""
-    yield lambda: page.evaluate(
-        """() => { window.RealSocket ??= window.WebSocket
-        window.WebSocket = class extends window.RealSocket {
-            constructor() { super(`ws://${location.host}/nowhere`) } }
-        window.app.api.socket.close() }"""
+def cut(page: Any) -> Iterator[Callable[[str], None]]:
+    """Has the page's connection cut by its next event of a kind, until the test's `mend`, or its end."""
+    # By the page itself: a slow one works off many events between two looks from outside.
+    yield lambda event: page.evaluate(
+        """event => { window.RealSocket ??= window.WebSocket
+        window.app.api.addEventListener(event, () => {
+            window.WebSocket = class extends window.RealSocket {
+                constructor() { super(`ws://${location.host}/nowhere`) } }
+            window.app.api.socket.close()
+        }, { once: true }) }""",
+        event,
     )
     mend(page)
 
@@ -110,11 +114,13 @@ def wait_for_the_server(page: Any, server: ComfyServer) -> None:
 
 
 @pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
-def test_socket_lost_until_the_run_is_over(page: Any, renderer: str, server: ComfyServer, cut: Any) -> None:
+def test_socket_lost_until_the_run_is_over(
+    page: Any, renderer: str, server: ComfyServer, cut: Callable[[str], None]
+) -> None:
     load(page, guided_workflow(a_seed(), steps=16), "socket until the end")
+    cut("lora_conductor.guidance")
     page.evaluate(START)
     wait_until(page, lambda: page.evaluate(CURVES, SAMPLER) is not None, "the curves began")
-    cut()
     wait_for_the_server(page, server)
     assert not page.evaluate(CURVES, SAMPLER)["finished"]
     assert not page.evaluate(MAP, str(ROUTER))["finished"]
@@ -128,17 +134,19 @@ def test_socket_lost_until_the_run_is_over(page: Any, renderer: str, server: Com
 
 
 @pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
-def test_socket_lost_for_two_runs_without_a_report(page: Any, renderer: str, server: ComfyServer, cut: Any) -> None:
+def test_socket_lost_for_two_runs_without_a_report(
+    page: Any, renderer: str, server: ComfyServer, cut: Callable[[str], None]
+) -> None:
     """What core's sampler did is in no output; of the second run the page did not hear a word."""
     graph = workflow(seed=a_seed(), steps=12)
     nodes = {node["id"]: node for node in graph["nodes"]}
     nodes[SAMPLER]["widgets_values"][1] = "increment"
     nodes[REPORT]["mode"] = 4  # bypassed
     load(page, graph, "two runs")
+    cut("lora_conductor.routing")
     page.evaluate("async () => { await window.app.queuePrompt(0); await window.app.queuePrompt(0) }")
-    wait_until(page, lambda: shown_columns(page) > 0, "the map began")
+    wait_until(page, lambda: page.evaluate(MAP, str(ROUTER)) is not None, "the map began")
     first = page.evaluate(MAP, str(ROUTER))
-    cut()
     wait_for_the_server(page, server)
     assert page.evaluate(MAP, str(ROUTER))["run"] == first["run"]
     mend(page)
