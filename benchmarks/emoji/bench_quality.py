@@ -69,7 +69,7 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
     if arguments.quick:
         rows, doubled = quality_rows.quick(), []
     else:
-        if has_loras(runs.small, world.TUNE):
+        if has_loras(runs.small, "tune"):
             grid = measure(runs, bench, quality_rows.grid(), pairs_of("tune"), tune_seeds, "tuning the stack")
             tuned = quality_rows.best(grid)
         rows = quality_rows.headline(tuned, guided=runs.make_plan is not None)
@@ -95,10 +95,12 @@ def columns(q: Quality, runs: Runs, pictures: Pictures | None) -> dict[str, Any]
     return sheet
 
 
-def has_loras(small: world.SmallWorld, subjects: Sequence[str]) -> bool:
-    """Whether the subjects' LoRAs are at hand."""
+def has_loras(small: world.SmallWorld, split: str) -> bool:
+    """Whether the LoRAs of a split are at hand."""
     try:
-        return all(small.lora("subject", subject) for subject in subjects)
+        return all(
+            small.lora(*which) for pair in pairs_of(split) for which in zip(("subject", "style"), pair, strict=True)
+        )
     except FileNotFoundError:
         return False
 

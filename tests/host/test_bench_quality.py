@@ -77,6 +77,11 @@ def test_the_command_ends_with_a_line_of_json(
     assert not (tmp_path / "benchmarks").exists()
 
 
+def test_the_stack_is_tuned_only_where_all_its_files_are(small: world.SmallWorld) -> None:
+    assert bench_quality.has_loras(small, "fresh") and bench_quality.has_loras(small, "test")
+    assert not bench_quality.has_loras(small, "tune")  # not shipped
+
+
 def made_up(subject: list[list[float]], style: list[list[float]]) -> verdicts.Verdicts:
     subjects, styles = np.array(subject, float), np.array(style, float)
     both, nothing = subjects * styles, np.full(subjects.shape, np.nan)
