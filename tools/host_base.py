@@ -6,12 +6,14 @@ ComfyUI that COMFYUI_PATH points at is written to.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
-from repo_paths import HOSTS, REPO, WORLD, link
+from repo_paths import BUILD, HOSTS, REPO, WORLD, link
 
 MODEL_FOLDERS = ("diffusion_models", "vae", "loras", "clip_vision", "text_encoders", "checkpoints")
+PACKED, UNPACKED = "_fp8_e4m3fn.safetensors", "_fp16.safetensors"
 
 
 def make_base(directory: Path, *, pack: bool = True, world: bool = True) -> Path:
@@ -47,7 +49,25 @@ def _add_world(directory: Path) -> None:
         for old in (directory / "models" / folder).iterdir():
             if old.is_symlink() and not old.exists():
                 old.unlink()
-        for file in sorted((assets / folder).glob("*.safetensors")):
+        for asset in sorted((assets / folder).glob("*.safetensors")):
+            file = _unpacked(asset) if asset.name.endswith(PACKED) else asset
             link(file, directory / "models" / folder / file.name)
     for picture in sorted((assets / "pictures").rglob("*.png")):
         shutil.copy2(picture, directory / "input" / picture.name)
+
+
+def _unpacked(file: Path) -> Path:
+    """The same weights in float16, made once.
+
+    ComfyUI would keep a model whose file is FP8 in FP8: what core merges into it would then be rounded, and each step
+    would cast every weight.
+    """
+    made = BUILD / "world" / file.name.replace(PACKED, UNPACKED)
+    if not made.exists() or made.stat().st_mtime < file.stat().st_mtime:
+        from safetensors.torch import load_file, save_file
+
+        made.parent.mkdir(parents=True, exist_ok=True)
+        part = made.with_suffix(f".{os.getpid()}")  # others may be making it at the same time
+        save_file({name: value.half() for name, value in load_file(file).items()}, part, {"format": "pt"})
+        os.replace(part, made)
+    return made

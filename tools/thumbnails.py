@@ -3,7 +3,7 @@
     thumbnails.py [WORKFLOW.json ...]
 
 Workflows of the small world are run: the thumbnail shows what they drew, and the panel of the node they are about.
-Others show their graph.
+Others show the files that they ask for.
 """
 
 from __future__ import annotations
@@ -66,19 +66,22 @@ def picture(data: bytes) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 
-def graph_of(page: Any) -> bytes:
-    """The whole graph, without the page around it."""
+def files_of(page: Any) -> bytes:
+    """The part of the graph that names the files: the loaders, ours among them, large enough to be read."""
     box = page.evaluate(
         """() => {
-        const { canvas, graph } = window.app, { scale, offset } = canvas.ds
-        const boxes = graph.nodes.filter(n => n.type !== 'MarkdownNote')
-        boxes.forEach(n => { n.has_errors = false }) // it has only not been told which files to use
-        canvas.draw(true, true)
+        const { canvas, graph } = window.app, { ds } = canvas
+        const boxes = graph.nodes.filter(n => /Loader/.test(n.type))
+        graph.nodes.forEach(n => { n.has_errors = false }) // it has only not been told which files to use
         const edge = (pick, of) => of(...boxes.map(pick))
         const [x, y] = [edge(n => n.pos[0], Math.min) - 20, edge(n => n.pos[1], Math.min) - 50]
-        const right = edge(n => n.pos[0] + n.size[0], Math.max), bottom = edge(n => n.pos[1] + n.size[1], Math.max)
-        return { x: (x + offset[0]) * scale, y: (y + offset[1]) * scale,
-            width: (right + 20 - x) * scale, height: (bottom + 20 - y) * scale }
+        const right = edge(n => n.pos[0] + n.size[0], Math.max)
+        const bottom = Math.max(y + 0.7 * (right - x), edge(n => n.pos[1] + n.size[1], Math.max))
+        ds.scale = 1.25
+        ds.offset = [300 - x, 120 - y] // clear of the page's side and tool bars
+        canvas.draw(true, true)
+        return { x: 300 * ds.scale, y: 120 * ds.scale,
+            width: (right + 20 - x) * ds.scale, height: (bottom + 20 - y) * ds.scale }
     }"""
     )
     return page.screenshot(clip=box)
@@ -96,7 +99,7 @@ def content(server: ComfyServer, page: Any, path: Path) -> str:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     load_workflow(page, workflow, path.stem)
     if not is_of_small_world(workflow):
-        return picture(graph_of(page))
+        return picture(files_of(page))
     start_workflow(page)
     finish_workflow(page, timeout_s=600)
     results = drawn(server, workflow)

@@ -27,8 +27,8 @@ import world
 
 PACK = ("fusion", "guidance", "host")
 MODEL_FILES = (
-    "emoji_tinyflux_fp16.safetensors", "emoji_taef1_vae_fp16.safetensors", "emoji_tokens_fp16.safetensors",
-    "emoji_tokens.json",
+    "emoji_tinyflux_fp8_e4m3fn.safetensors", "emoji_taef1_vae_fp16.safetensors",
+    "emoji_tokens_fp16.safetensors", "emoji_tokens.json",
 )  # fmt: skip
 Pair = tuple[str, str]
 """(subject, style)"""

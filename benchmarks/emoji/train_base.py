@@ -29,7 +29,7 @@ import world
 from data import load_pictures
 from train_loras import noise_levels
 
-MODEL, TOKENS = "emoji_tinyflux_fp16.safetensors", "emoji_tokens_fp16.safetensors"
+MODEL, TOKENS = "emoji_tinyflux_fp8_e4m3fn.safetensors", "emoji_tokens_fp16.safetensors"
 STEPS, BATCH, AVERAGING = 3100, 128, 0.995
 RATE, MUON_RATE, TOKEN_FACTOR = 1e-3, 2e-3, 3.0
 WIDTH = 256
@@ -202,11 +202,16 @@ def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0) -> di
     return masters.average
 
 
+def packed(value: Tensor) -> Tensor:
+    """As it is kept: matrices in FP8 (E4M3), all else in float16."""
+    return value.to(torch.float8_e4m3fn if value.ndim == 2 else torch.float16).contiguous()
+
+
 def save(weights: dict[str, Tensor], names: list[str], folder: Path) -> None:
-    """Write the model with FLUX's keys, and the tokens, both float16."""
+    """Write the model with FLUX's keys, packed, and the tokens, float16."""
     model = {
         # FLUX's files say scale where ComfyUI's newer modules say weight.
-        name.removeprefix("flux.").replace("_norm.weight", "_norm.scale"): value.half().contiguous()
+        name.removeprefix("flux.").replace("_norm.weight", "_norm.scale"): packed(value)
         for name, value in weights.items()
         if name.startswith("flux.")
     }

@@ -81,7 +81,7 @@ class SmallWorld:
         import comfy.utils
 
         self.folders = [ASSETS] if folder is None else [folder, ASSETS]
-        model_file = str(self.file("emoji_tinyflux_fp16.safetensors"))
+        model_file = str(self.file("emoji_tinyflux_fp8_e4m3fn.safetensors"))
         self.model = comfy.sd.load_diffusion_model(model_file, model_options={"dtype": dtype})
         # Under inference mode the autoencoder could not be differentiated later.
         with torch.inference_mode(False):

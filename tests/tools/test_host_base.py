@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import host_base
+import repo_paths
 
 
 @pytest.fixture
@@ -33,6 +36,27 @@ def test_refresh_follows_the_assets(world: Path, tmp_path: Path) -> None:
     (world / "assets/loras/a.safetensors").rename(world / "assets/loras/b.safetensors")
     host_base.make_base(base)
     assert [p.name for p in (base / "models/loras").iterdir()] == ["b.safetensors"]
+
+
+def test_packed_models_are_unpacked_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_base, "BUILD", tmp_path / "build")
+    packed = {"linear.weight": torch.randn(8, 4).to(torch.float8_e4m3fn), "linear.bias": torch.randn(8).half()}
+    (world / "assets/diffusion_models").mkdir()
+    save_file(packed, world / "assets/diffusion_models/tiny_fp8_e4m3fn.safetensors")
+    models = host_base.make_base(tmp_path / "base") / "models/diffusion_models"
+    assert [file.name for file in models.iterdir()] == ["tiny_fp16.safetensors"]
+    unpacked = load_file(models / "tiny_fp16.safetensors")
+    assert all(value.dtype == torch.float16 and value.equal(packed[name].half()) for name, value in unpacked.items())
+    made = (models / "tiny_fp16.safetensors").resolve()
+    before = made.stat().st_mtime_ns
+    host_base.make_base(tmp_path / "other")
+    assert made.stat().st_mtime_ns == before
+    assert [file.name for file in made.parent.iterdir()] == [made.name]
+
+
+def test_the_small_world_stays_small() -> None:
+    files = [file for file in (repo_paths.WORLD / "assets").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 40e6
 
 
 def test_bare_base(world: Path, tmp_path: Path) -> None:
