@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import trial_scores
 from bench_runs import Entry, Pair
 from verdicts import Verdicts
 
@@ -65,10 +66,15 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     ),
     "The paper's rule": (
         PAPER,
-        "What would the hard choice need? Softmax over channels or not, evening out, a lead, hysteresis, emphasis.",
+        "Where the paper is silent, and what the hard choice would need: features standardised first, KL the other way "
+        "round, softmax over tokens, one decision for a batch (both prompts, four pictures), evening out, a lead, "
+        "hysteresis, emphasis.",
         _around(
             PAPER,
             "score=standardised_kl",
+            "score=reverse_kl",
+            "score=kl_over_tokens",
+            "score=kl_of_batch",
             "even_out=1",
             "even_out=1,hysteresis=.3",
             "even_out=1,time_lead=1",
@@ -97,6 +103,16 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
             *(Entry(f"stacked {s}", f"core:{s}", kind="imbalance") for s in ("1/1", "2/1", "1/2")),
         ],
     ),
+    "One LoRA of a smaller rank": (
+        RECOMMENDED,
+        "Who survives when a file has less room? Files cut to rank 2 by singular values (subject/style); the others "
+        "have rank 8, the rendered styles' 4.",
+        [
+            Entry(f"rank {ranks}: {method}", f"rank {ranks}:{method}", kind="imbalance")
+            for method in (RECOMMENDED, "balanced(evenness=0)", PAPER, STACKED)
+            for ranks in ("2/8", "8/2")
+        ],
+    ),
     "CFG": (
         RECOMMENDED,
         "Does it hold at other scales of classifier-free guidance? At CFG 1 there is no negative pass to leave "
@@ -112,6 +128,7 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
 
 def rows() -> list[Entry]:
     """All rows and what they are compared with, each once."""
+    trial_scores.register()
     bases = [Entry(name, name, kind="ours" if name == RECOMMENDED else "rival") for name in (RECOMMENDED, PAPER)]
     entries = bases + [entry for _, _, group in QUESTIONS.values() for entry in group]
     return list({entry.label: entry for entry in entries}.values())

@@ -4,6 +4,7 @@ core:A/B            both LoRAs merged by core's stacked loaders at strengths A (
 POLICY              a routing policy of this pack at strengths 1/1, with settings of its own and of the router:
                     kl_soft(temperature=1,share=both,smoothing=.7), recommended(floor=.3)
 A/B:POLICY          the same at other strengths
+rank A/B:METHOD     any of these with the files cut down to rank A (subject) and B (style), see lora_ranks.py
 FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import world
+from lora_ranks import cut
 
 Maker = Callable[[Any, Path, Path], Any]
 """(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
@@ -54,6 +56,11 @@ def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1
     return make
 
 
+def with_ranks(subject_rank: int, style_rank: int, make: Maker) -> Maker:
+    """A method whose files have no more than these ranks."""
+    return lambda model, subject, style: make(model, cut(subject, subject_rank), cut(style, style_rank))
+
+
 def parse_policy(text: str) -> tuple[Any, Any]:
     """A policy and the router's settings from one text, e.g. ``kl_soft(temperature=0.5, smoothing=.7)``."""
     from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
@@ -83,6 +90,8 @@ def parse_method(text: str) -> Maker:
         spec.loader.exec_module(module)
         value = getattr(module, found[2])
         return routed(value) if hasattr(value, "weights") else value
+    if found := re.fullmatch(r"rank (\d+)/(\d+):(.+)", text):
+        return with_ranks(int(found[1]), int(found[2]), parse_method(found[3]))
     number = r"[\d.]+"
     if found := re.fullmatch(rf"core:({number})/({number})", text):
         return core_stacked(float(found[1]), float(found[2]))
