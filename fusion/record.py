@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .policies import title
 from .segments import ROLES
 
 
@@ -40,6 +41,11 @@ class RoutingRecord:
     def steps(self) -> int:
         return self.weights.shape[-1]
 
+    @property
+    def title(self) -> str:
+        """What users call the policy."""
+        return title(self.policy)
+
     def subject_share(self) -> float | None:
         """Mean of ``w_subject / (w_subject + w_style)`` over all decisions; None if there were none."""
         share = self.weights[0] / self.weights.sum(0).clamp_min(1e-12)
@@ -50,6 +56,7 @@ class RoutingRecord:
         """As plain JSON; values that were not decided are null."""
         return {
             "version": 1,
+            "title": self.title,
             "policy": self.policy,
             "loras": list(self.loras),
             "refinement": self.refinement,

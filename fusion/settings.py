@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from .plan import Replay
-from .policies import POLICIES, RECOMMENDED, Policy
+from .policies import POLICIES, RECOMMENDED, Policy, title
 from .refinement import Refinement
 
 NAMED: dict[str, Policy] = {"recommended": RECOMMENDED, **{name: make() for name, make in POLICIES.items()}}
@@ -43,4 +43,4 @@ def heeds(policy: Policy, name: str) -> bool:
 
 def name_of(policy: Policy) -> str:
     """What users call it."""
-    return next((name for name, known in NAMED.items() if known == policy), policy.name)
+    return title(policy.settings())

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fusion.policies import title
 from ..fusion.record import RoutingRecord
 from .map_codes import encode
 from .map_columns import Columns
@@ -112,7 +113,7 @@ def _message(
     """What an event says: the layers from the ``first`` on, and columns of all of them."""
     message = {**about, "first_layer": first, "layers": list(layers[first:]), "columns": _encoded(columns)}
     if first == 0:
-        message["policy"] = header["policy"]["policy"]
+        message["policy"] = title(header["policy"])
         message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in header["loras"]]
     return message
 

@@ -18,12 +18,11 @@ def routing_picture(record: RoutingRecord) -> Tensor:
     """The map as an image ``[1, height, width, 3]`` between 0 and 1; a note in its place if nothing was routed."""
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
-    policy = record.policy.get("policy", "")
     share = record.subject_share()
     if share is None:
-        draw.text((LEFT, HEIGHT // 2), f"{policy}: nothing was routed", INK, font)
+        draw.text((LEFT, HEIGHT // 2), f"{record.title}: nothing was routed", INK, font)
     else:
-        title = f"{policy}: {len(record.layers)} layers, {record.steps} steps, subject's share {share:.0%}"
+        title = f"{record.title}: {len(record.layers)} layers, {record.steps} steps, subject's share {share:.0%}"
         draw.text((LEFT, 14), title, INK, font)
         size = (WIDTH - LEFT - 20, HEIGHT - TOP - BOTTOM)
         page.paste(_cells(record).resize(size, Image.Resampling.NEAREST), (LEFT, TOP))

@@ -62,7 +62,7 @@ def _listed(items: Iterable[str]) -> list[str]:
 
 def record_report(record: RoutingRecord) -> str:
     """The routing record in a few lines: who owned how much, and which blocks leaned furthest."""
-    lines = [f"policy: {json.dumps(record.policy)}"]
+    lines = [f"policy: {record.title} {json.dumps(record.policy)}"]
     lines += [f"{lora['role']}: {lora['name']} at {lora['strength']:g}" for lora in record.loras]
     share = record.subject_share()
     if share is None:

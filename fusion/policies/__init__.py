@@ -1,5 +1,8 @@
 """All routing policies, by name."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from .base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
 from .passes import Composite, PassPolicy, Solo, Switch
 from .scheduled import BlockMask, Chance, ESTLoRA, KLoRA
@@ -34,6 +37,12 @@ POLICIES: dict[str, type[Policy]] = {
 }
 RECOMMENDED: Policy = Balanced()
 
+
+def title(settings: Mapping[str, Any]) -> str:
+    """What users call the policy with these settings: they choose ``recommended``, whichever policy it is by now."""
+    return "recommended" if dict(settings) == RECOMMENDED.settings() else str(settings["policy"])
+
+
 __all__ = [
     "DARE",
     "DELLA",
@@ -65,4 +74,5 @@ __all__ = [
     "StepContext",
     "Sum",
     "Switch",
+    "title",
 ]

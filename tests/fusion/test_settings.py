@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lora_conductor.fusion.plan import Plan, Replay
-from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, KLSoft, Sum
+from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, KLSoft, Sum, title
 from lora_conductor.fusion.refinement import Refinement
 from lora_conductor.fusion.settings import NAMED, heeds, name_of, with_settings
 
@@ -35,3 +37,12 @@ def test_policies_by_the_names_users_know() -> None:
     assert set(NAMED) == {"recommended", *POLICIES}
     assert name_of(RECOMMENDED) == "recommended"
     assert name_of(KLSoft()) == name_of(KLSoft(temperature=2.0)) == "kl_soft"
+
+
+def test_a_policy_has_the_name_that_users_choose() -> None:
+    assert title(RECOMMENDED.settings()) == "recommended"
+    changed = replace(RECOMMENDED, tokens=1)
+    assert title(changed.settings()) == changed.name != "recommended"
+    assert [title(make().settings()) for make in POLICIES.values() if make() != RECOMMENDED] == [
+        name for name, make in POLICIES.items() if make() != RECOMMENDED
+    ]

@@ -25,8 +25,8 @@ export class RunMap {
 
   /** From a routing record, as RoutingReport gives it. */
   static ofRecord(record, prompt) {
-    const { steps, layers, loras } = record
-    const map = new RunMap({ prompt, steps, layers, loras, policy: record.policy.policy, finished: true })
+    const { steps, layers, loras, title: policy } = record
+    const map = new RunMap({ prompt, steps, layers, loras, policy, finished: true })
     const tables = [...record.weights, ...record.scores]
     for (let step = 0; step < steps; step++) {
       const column = layers.flatMap((_, layer) => tables.map((table) => table[layer][step] ?? NaN))
