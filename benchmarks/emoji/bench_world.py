@@ -1,6 +1,6 @@
 """Rebuild the small world from public packages: pictures, autoencoder, base, encoders, judge, LoRAs of all splits.
 
-    make bench-world ARGS="--out FOLDER"             # two to three hours of two CPU cores
+    make bench-world ARGS="--out FOLDER"             # about three hours of two CPU cores
     make bench-world ARGS="--out FOLDER --quick"     # minutes: every stage, nothing learned
 
 FOLDER is then what the other tools take as ``--world FOLDER``. A stage whose files are there is not run again, so a run
@@ -93,7 +93,7 @@ def stages(out: Path, quick: bool) -> list[Stage]:
         found.append(Stage(f"{kind} encoder", (f"clip_vision/emoji_{kind}.safetensors",), command, 8))
     judge = "judge/emoji_judge.safetensors"
     command = ("train_judge.py", *there, "--out", str(out / judge), *brief("--minutes", "0.1"))
-    found.append(Stage("judge", (judge,), command, 14))
+    found.append(Stage("judge", (judge,), command, 30))
     for role, rank, names in (
         *(("subject", rank, names) for rank, names in SUBJECT_RANKS),
         *(("style", rank, names) for rank, names in STYLE_RANKS),
