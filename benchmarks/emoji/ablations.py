@@ -67,7 +67,7 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     "The paper's rule": (
         PAPER,
         "Where the paper is silent, and what the hard choice would need: features standardised first, KL the other way "
-        "round, softmax over tokens, one decision for a batch (both prompts, four pictures), evening out, a lead, "
+        "round, softmax over tokens, one decision for a batch (both prompts, both seeds), evening out, a lead, "
         "hysteresis, emphasis.",
         _around(
             PAPER,

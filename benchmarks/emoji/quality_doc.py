@@ -104,7 +104,9 @@ def claims(q: Quality) -> list[str]:
         if v.rate(name) - ours.rate(name) > 0.02
     ]
     lines.append(
-        "- It loses more than 2 points to a method that it beats: " + (", ".join(losses) if losses else "nowhere") + "."
+        "- It loses more than 2 points of subject or of style to a rival that it beats: "
+        + (", ".join(losses) if losses else "nowhere")
+        + "."
     )
     if q.doubled:
         (_, mine), *others = worst_losses(q)

@@ -10,7 +10,7 @@ from verdicts import Verdicts
 RECOMMENDED, STACKED = "recommended", "stacked 1/1"
 GRID = ((1.0, 1.0), (0.7, 1.3), (1.0, 1.3), (1.0, 1.5), (1.0, 1.75), (1.0, 2.0), (0.7, 1.7), (1.3, 2.0))
 """Strengths (subject, style) among which plain stacking is tuned, on the tune pairs."""
-TUNED = (1.0, 1.75)
+TUNED = (1.0, 2.0)
 """The best of them: used where the tune subjects' LoRAs are not at hand."""
 QUICK = (STACKED, RECOMMENDED, "paper", "k_lora", "np_lora")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ import world
 from data import load_pictures
 from train_loras import noise_levels
 
+STATE, KEEP_EVERY = "base_training.pt", 100
 MODEL, TOKENS = "emoji_tinyflux_fp8_e4m3fn.safetensors", "emoji_tokens_fp16.safetensors"
 STEPS, BATCH, AVERAGING = 3100, 128, 0.995
 RATE, MUON_RATE, TOKEN_FACTOR = 1e-3, 2e-3, 3.0
@@ -175,17 +177,44 @@ class Masters:
                 p.copy_(self.weights[name])
                 self.average[name].lerp_(self.weights[name], 1 - keep)
 
+    def state(self) -> dict[str, Any]:
+        """All that the steps to come depend on."""
+        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
+        return {"weights": self.weights, "average": self.average, "steps": self.steps, "optimisers": optimisers}
 
-def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0) -> dict[str, Tensor]:
-    """Averaged weights by parameter name of `Net`; prints the loss every 20 steps."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        with torch.no_grad():
+            for name, p in self.net.named_parameters():
+                self.weights[name].copy_(state["weights"][name])
+                self.average[name].copy_(state["average"][name])
+                p.copy_(self.weights[name])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        self.steps = state["steps"]
+
+
+def train(
+    lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None
+) -> dict[str, Tensor]:
+    """Averaged weights by parameter name of `Net`; prints the loss every 20 steps.
+
+    state: file in which the training is kept every KEEP_EVERY steps; where it exists, it goes on from there.
+    """
     from lora_conductor.host.autograd import gradients_enabled, overwriting_allowed
 
     torch.manual_seed(seed)
     masters = Masters(Net(len(lessons.names), torch.float32))
     dtype = faster_dtype()
     net = masters.net.to(dtype)
-    start, mean = time.monotonic(), 0.0
-    for step in range(steps):
+    start, mean, first = time.monotonic(), 0.0, 0
+    if state is not None and state.exists():
+        kept = torch.load(state, weights_only=True)
+        masters.restore(kept["masters"])
+        torch.set_rng_state(kept["random"])
+        mean, first = kept["mean"], masters.steps
+        print(f"  going on from step {first}", flush=True)
+    for step in range(first, steps):
         x0, ids = lessons.batch(batch)
         sigma, noise = noise_levels(batch), torch.randn_like(x0)
         at = sigma[:, None, None, None]
@@ -199,6 +228,10 @@ def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0) -> di
         mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
         if step % 20 == 19 or step == steps - 1:
             print(f"  step {step + 1}/{steps}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+        if state is not None and (step + 1) % KEEP_EVERY == 0:
+            part = state.with_suffix(".part")
+            torch.save({"masters": masters.state(), "random": torch.get_rng_state(), "mean": mean}, part)
+            os.replace(part, state)
     return masters.average
 
 
@@ -229,7 +262,11 @@ def main() -> None:
     world.enter_host()
     lessons = Lessons.read(options.world, train_autoencoder.load(options.world / train_autoencoder.FILE))
     print(f"  {len(lessons.ids)} pictures, latents' standard deviation {lessons.latents.std():.2f}", flush=True)
-    save(train(lessons, options.steps), lessons.names, options.out or options.world)
+    out = options.out or options.world
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / STATE
+    save(train(lessons, options.steps, state=state), lessons.names, out)
+    state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

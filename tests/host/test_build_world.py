@@ -162,6 +162,30 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     assert (pictures[0] - pictures[1]).abs().max() > 0.01
 
 
+def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_base, "KEEP_EVERY", 2)
+    latents = torch.randn(8, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    names = ["<bos>", "<null>", "style:a", "<sks_style0>", "subject:b", "<sks_subject0>", "class:c"]
+    lessons = train_base.Lessons(latents, torch.tensor([[0, 2, 4, 6]] * 8), names)
+    whole = train_base.train(lessons, 5, batch=2)
+
+    state, step = tmp_path / train_base.STATE, train_base.Masters.step
+
+    def cut(masters: train_base.Masters, done: float) -> None:
+        if masters.steps == 3:
+            raise KeyboardInterrupt
+        step(masters, done)
+
+    monkeypatch.setattr(train_base.Masters, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train_base.train(lessons, 5, batch=2, state=state)
+    monkeypatch.setattr(train_base.Masters, "step", step)
+    again = train_base.train(lessons, 5, batch=2, seed=1, state=state)
+    assert [path.name for path in tmp_path.iterdir()] == [state.name]
+    for name, value in whole.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
+
+
 def test_stages_are_skipped_where_their_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pretend(command: list[str], check: bool) -> None:
         ran.append(command)
