@@ -24,7 +24,8 @@ import world
 from vocabulary import ARCHIVE
 
 FILE = "emoji_taef1_vae_fp16.safetensors"
-STEPS, BATCH, RATE = 480, 32, 1.2e-3
+# Many small batches: 4 pictures a step come 3 dB further than 32 on the same number of pictures.
+STEPS, BATCH, RATE = 6000, 4, 9e-4
 # FLUX's latent scale and shift: with them in the file, what the model sees are the encoder's own outputs.
 SCALE, SHIFT = 0.3611, 0.1159
 
@@ -98,7 +99,7 @@ def train(images: Tensor, steps: int, seed: int = 0) -> Any:
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
-        if step % 20 == 19:
+        if step % 200 == 199:
             print(f"  step {step + 1}/{steps}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
     return net.eval()
 
