@@ -78,7 +78,7 @@ def stages(out: Path, quick: bool) -> list[Stage]:
             "autoencoder",
             (train_autoencoder.FILE,),
             ("train_autoencoder.py", *there, *brief("--steps", "4")),
-            30,
+            35,
         ),
         Stage(
             "base",
