@@ -18,6 +18,8 @@ def cut(path: Path, rank: int) -> Path:
 
     path: LoRA of linear layers with kohya's keys.
     """
+    from lora_conductor.fusion.baking import low_rank
+
     weights = load_file(path)
     layers = [name.removesuffix(".lora_down.weight") for name in weights if name.endswith(".lora_down.weight")]
     if all(weights[f"{layer}.lora_down.weight"].shape[0] <= rank for layer in layers):
@@ -25,12 +27,10 @@ def cut(path: Path, rank: int) -> Path:
     made: dict[str, Tensor] = {}
     for layer in layers:
         down, up, alpha = (weights[f"{layer}.{name}"] for name in ("lora_down.weight", "lora_up.weight", "alpha"))
-        delta = up.double() @ down.double() * (float(alpha) / down.shape[0])
-        u, s, v = torch.linalg.svd(delta, full_matrices=False)
-        root = s[:rank].sqrt()
-        made[f"{layer}.lora_up.weight"] = (u[:, :rank] * root).to(up.dtype).contiguous()
-        made[f"{layer}.lora_down.weight"] = (root[:, None] * v[:rank]).to(down.dtype).contiguous()
-        made[f"{layer}.alpha"] = torch.tensor(float(rank))
+        kept = low_rank((up * (float(alpha) / down.shape[0]), down), rank)
+        made[f"{layer}.lora_up.weight"] = kept.up.to(up.dtype).contiguous()
+        made[f"{layer}.lora_down.weight"] = kept.down.to(down.dtype).contiguous()
+        made[f"{layer}.alpha"] = torch.tensor(float(kept.up.shape[1]))
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / f"{path.stem}_rank{rank}.safetensors"
     save_file(made, file)
