@@ -30,7 +30,7 @@ class GuidanceWindow:
     every: guide each n-th step of the window only.
     """
 
-    start: float = 0.2
+    start: float = 0.4
     end: float = 0.8
     every: int = 1
 

@@ -77,7 +77,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "guidance_start",
-            default=0.2,
+            default=0.4,
             **fraction,
             tooltip="Where guidance begins, as a fraction of the steps. Earlier predictions are too blurry to compare.",
         ),

@@ -150,6 +150,11 @@ class Runs:
             loras = self.small.lora("subject", pair[0]), self.small.lora("style", pair[1])
             self._files[pair] = [file_hash(path) for path in (*map(self.small.file, MODEL_FILES), *loras)]
         setting = [entry.method.replace(" ", ""), entry.cfg, entry.guidance, self.steps, *pair, seed]
+        if entry.guidance != "none":
+            import evaluate_guidance
+
+            encoders = [file_hash(path) for path in evaluate_guidance.ENCODER_FILES.values()]
+            setting += [evaluate_guidance.defaults(), encoders]
         return _hash([setting, self._files[pair], code_hash()])
 
     def missing(self, entry: Entry, pair: Pair, seeds: Iterable[int]) -> list[int]:

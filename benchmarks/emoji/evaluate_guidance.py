@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import ctypes
+import functools
 import re
 import statistics
 import sys
@@ -37,6 +38,7 @@ STANDARD = (
     "x0(every=1, strength=0.05, inner_steps=4, crops=3)", "x0(every=1, strength=0.1, time_travel=1)",
     "paper", "paper(mode='paper, VP scale')", "paper(paper_step=100)",
 )  # fmt: skip
+ENCODER_FILES = {name: world.ASSETS / "clip_vision" / f"emoji_{name}.safetensors" for name in ("clip", "dino")}
 STYLE_SUBJECTS = ("koala", "cactus", "bell-with-slash")
 
 
@@ -51,8 +53,7 @@ class Encoders:
     def load(cls) -> Encoders:
         from lora_conductor.host.encoders import load_metric_encoder
 
-        folder = world.ASSETS / "clip_vision"
-        return cls(*(load_metric_encoder(str(folder / f"emoji_{name}.safetensors")) for name in ("clip", "dino")))
+        return cls(**{name: load_metric_encoder(str(path)) for name, path in ENCODER_FILES.items()})
 
 
 PlanMaker = Callable[[str, str], Any]
@@ -70,7 +71,7 @@ def parse_guidance(text: str, small: world.SmallWorld, pictures: Pictures, encod
     call = ast.parse(f"f({found[2] or ''})", mode="eval").body
     assert isinstance(call, ast.Call)
     given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    settings = {"mode": found[1], **DEFAULTS, **given}
+    settings = {"mode": found[1], **defaults(), **given}
     groups = [
         {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
         for kind in (GuidanceWindow, GuidanceOptions)
@@ -98,8 +99,15 @@ def parse_guidance(text: str, small: world.SmallWorld, pictures: Pictures, encod
     return make
 
 
-DEFAULTS = {"subject": 1.0, "style": 1.0, "strength": 0.4, "start": 0.2, "end": 0.8, "every": 6}
-"""MetricGuidedSampler's."""
+@functools.cache
+def defaults() -> dict[str, float]:
+    """MetricGuidedSampler's strengths and window. In the host only."""
+    from lora_conductor.nodes.sampler import MetricGuidedSampler
+
+    node = {item.id: item.default for item in MetricGuidedSampler.define_schema().inputs if hasattr(item, "default")}
+    names = {"subject": "subject_strength", "style": "style_strength"}
+    names |= {name: f"guidance_{name}" for name in ("strength", "start", "end", "every")}
+    return {name: node[known] for name, known in names.items()}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 import world
 from judge import Judge
 from methods import Maker, parse_method
+from verdicts import between, harmonic, replicates
 
 STANDARD = (
     "core:1/0", "core:0/1", "core:1/1", "core:.7/1.3", "core:1/1.5", "core:1/2", "paper", "kl_soft", "recommended",
@@ -88,6 +89,26 @@ def table_row(label: str, result: Result, styles: int) -> str:
     )
 
 
+def compared(results: dict[str, Result], seeds: int) -> list[str]:
+    """A line a method: harmonic mean of the subject rate and the style rate, and how far the first method is above it,
+    both with their 95 % intervals over pairs."""
+    rates = {
+        label: [result.values[name].double().view(-1, seeds).numpy() for name in ("subject_ok", "style_ok")]
+        for label, result in results.items()
+    }
+    first, *_ = (replicates(*values) for values in rates.values())
+    hmeans = {
+        label: float(harmonic(subject.mean()[None], style.mean()[None])[0]) for label, (subject, style) in rates.items()
+    }
+    best = next(iter(hmeans.values()))
+    lines = [f"{'':44} hmean          95 % | first method's lead, 95 %"]
+    for label, hmean in hmeans.items():
+        drawn = replicates(*rates[label])
+        own, lead = (f"{low:.2f} to {high:.2f}" for low, high in (between(drawn), between(first - drawn)))
+        lines.append(f"{label:44} {hmean:5.2f}  {own} | {best - hmean:+.2f}, {lead}")
+    return lines
+
+
 def truth(
     small: world.SmallWorld, judge: Judge, pictures: Any, subjects: Sequence[str], styles: Sequence[str]
 ) -> Result:
@@ -126,6 +147,7 @@ def main() -> None:
         seeds,
         lambda label, result: print(table_row(label, result, len(styles)), flush=True),
     )
+    print("\n".join(compared(results, len(seeds))))
     columns = {label: result.pictures[:: len(seeds)] for label, result in results.items()}
     if arguments.world is not None and (arguments.world / "emoji64.npz").is_file():
         from data import load_pictures

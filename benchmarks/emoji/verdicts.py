@@ -29,6 +29,19 @@ def harmonic(subject: Array, style: Array) -> Array:
     return np.divide(2 * subject * style, total, out=np.zeros_like(total), where=total > 0)
 
 
+def replicates(subject: Array, style: Array, groups: Sequence[object] | None = None) -> Array:
+    """The harmonic mean ``[REPLICATES]`` of as many pairs drawn with replacement, the same for every method.
+
+    subject, style: 1 where right, ``[pairs, seeds]``. groups: one name a pair; then whole groups of pairs are drawn.
+    """
+    _, group = np.unique([str(g) for g in groups or range(len(subject))], return_inverse=True)
+    count = group.max() + 1
+    drawn = np.random.default_rng(0).integers(0, count, (REPLICATES, count))
+    size = np.bincount(group)[drawn].sum(axis=1)
+    means = [np.bincount(group, rates.mean(axis=1))[drawn].sum(axis=1) / size for rates in (subject, style)]
+    return harmonic(*means)
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """A method's figures, each ``[pairs, seeds]`` float64.
@@ -57,18 +70,8 @@ class Verdicts:
         return float(harmonic(self.subject.mean()[None], self.style.mean()[None])[0])
 
     def replicates(self, groups: Sequence[object] | None = None) -> Array:
-        """The harmonic mean ``[REPLICATES]`` of as many pairs drawn with replacement, the same for every method.
-
-        groups: one name a pair; then whole groups of pairs are drawn.
-        """
-        _, group = np.unique([str(g) for g in groups or range(len(self.subject))], return_inverse=True)
-        count = group.max() + 1
-        drawn = np.random.default_rng(0).integers(0, count, (REPLICATES, count))
-        size = np.bincount(group)[drawn].sum(axis=1)
-        means = [
-            np.bincount(group, rates.mean(axis=1))[drawn].sum(axis=1) / size for rates in (self.subject, self.style)
-        ]
-        return harmonic(*means)
+        """See the function of that name."""
+        return replicates(self.subject, self.style, groups)
 
     def interval(self) -> tuple[float, float]:
         """95 % interval of the harmonic mean, bootstrapped over pairs."""

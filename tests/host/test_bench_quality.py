@@ -15,6 +15,8 @@ from repo_paths import WORLD
 
 sys.path.append(str(WORLD))
 import bench_quality  # noqa: E402
+import evaluate_guidance  # noqa: E402
+import evaluate_policies  # noqa: E402
 import quality_doc  # noqa: E402
 import quality_rows  # noqa: E402
 import verdicts  # noqa: E402
@@ -57,6 +59,19 @@ def test_a_run_that_was_cut_goes_on(small: world.SmallWorld, tmp_path: Path) -> 
     other = [Entry("paper", "paper"), Entry("recommended", "recommended", cfg=4.0)]
     assert sampled(Runs(small, Store(path), STEPS), other) == 4
     assert sampled(Runs(small, Store(path), STEPS + 1), ROWS[1:]) == 2
+
+
+def test_guided_pictures_are_made_anew_when_the_node_s_defaults_change(
+    small: world.SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(small, Store(tmp_path / "pictures.jsonl"), STEPS)
+    rows = ROWS[0], Entry("guided", "recommended", guidance="x0")
+    plain, guided = (runs.key(row, PAIR, 1) for row in rows)
+    assert evaluate_guidance.defaults().keys() >= {"strength", "start", "end", "every"}
+    changed = evaluate_guidance.defaults() | {"start": 0.123}
+    monkeypatch.setattr(evaluate_guidance, "defaults", lambda: changed)
+    assert (runs.key(rows[0], PAIR, 1), plain != guided) == (plain, True)
+    assert runs.key(rows[1], PAIR, 1) != guided
 
 
 def test_the_command_ends_with_a_line_of_json(
@@ -106,6 +121,20 @@ def test_figures_of_two_pairs_by_hand() -> None:
     assert verdicts.difference(v, worse, ["fox", "fox"]) == (pytest.approx(gain), pytest.approx((gain, gain)))
     # both: (1, 0) against (.5, 0): p is half of it.
     assert v.gain(worse) == pytest.approx((0.125, 0.125))
+
+
+def test_leads_are_of_the_same_pairs_drawn() -> None:
+    def result(subject: list[int], style: list[int]) -> evaluate_policies.Result:
+        values = {"subject_ok": torch.tensor(subject, dtype=torch.bool), "style_ok": torch.tensor(style)}
+        return evaluate_policies.Result(torch.zeros(6, 3, 64, 64), values, 1.0)
+
+    # Three pairs, two seeds. The second method fails where the first does, and once more.
+    results = {"a": result([1, 1, 1, 1, 0, 0], [1] * 6), "b": result([1, 0, 1, 0, 0, 0], [1] * 6)}
+    _, first, second = evaluate_policies.compared(results, seeds=2)
+    assert first.split() == ["a", "0.80", "0.00", "to", "1.00", "|", "+0.00,", "0.00", "to", "0.00"]
+    # The lead is 4/5 - 1/2; its ends are the draws of the third pair alone (0 - 0)
+    # and of the other two alone (1 - 2/3).
+    assert second.split()[:2] == ["b", "0.50"] and "| +0.30, 0.00 to 0.33" in second
 
 
 def test_the_document_says_what_was_measured_and_keeps_what_was_written(tmp_path: Path) -> None:

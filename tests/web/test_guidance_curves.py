@@ -56,7 +56,7 @@ def workflow(seed: int, *, steps: int = 8, every: int = 1, strength: float = 0.1
     nodes = {node["id"]: node for node in made["nodes"]}
     values = nodes[SAMPLER]["widgets_values"]
     values[:3] = [seed, "fixed", steps]
-    values[9], values[12] = strength, every
+    values[9], values[10], values[12] = strength, 0.2, every
     nodes[4]["widgets_values"][2] = batch
     return made
 
