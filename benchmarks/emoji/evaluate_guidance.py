@@ -231,11 +231,12 @@ COLUMNS = (
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
-def row(label: str, means: dict[str, float], gain: tuple[float, float], cost: tuple[float, float, float]) -> str:
+def row(label: str, means: dict[str, float], gain: tuple[float, float], cost: tuple[float, float, float] | None) -> str:
     judged = " | ".join(f"{means[name]:.2f}" for name in ("subject_ok", "style_ok", "both"))
     seen = " | ".join(f"{means[name]:.3f}" for name in ("S_DINO_content", "S_CLIP_style"))
     probable = f"{means['both_p']:.3f} | {gain[0]:+.3f} +- {gain[1]:.3f}"
-    return f"| `{label}` | {judged} | {probable} | {seen} | {cost[0]:.2f}x | {cost[1]:.2f}x | {cost[2]:+.0f} MB |"
+    spent = f"{cost[0]:.2f}x | {cost[1]:.2f}x | {cost[2]:+.0f} MB" if cost else "- | - | -"
+    return f"| `{label}` | {judged} | {probable} | {seen} | {spent} |"
 
 
 def main() -> None:
@@ -259,7 +260,7 @@ def main() -> None:
     plans = {text: parse_guidance(text, small, pictures, encoders) for text in methods}
     score = similarity_to_references(pictures, encoders)
 
-    cost = dict.fromkeys(plans, (float("nan"),) * 3)
+    cost: dict[str, tuple[float, float, float]] = {}
     if arguments.rounds:
         cost = costs(small, make_model, plans, arguments.rounds)
     lines, sheet, first = [HEADER], {}, None
@@ -268,7 +269,7 @@ def main() -> None:
         result = evaluate(small, judge, score, make_model, plan, subjects, styles, seeds)
         first = first or result
         gain = result.gain(first, len(subjects) * len(styles))
-        lines.append(row(text, result.means(), gain, cost[text]))
+        lines.append(row(text, result.means(), gain, cost.get(text)))
         # By number, in the table's order: the names are too long for the columns.
         sheet[str(len(sheet) + 1)] = result.pictures[:: len(seeds)]
         print(lines[-1], flush=True)
