@@ -27,7 +27,7 @@ class GuidanceWindow:
 
     start, end: fractions of the steps, 0 = first step, 1 = after the last. Early predictions are blurry means and late
     artefacts cannot be cleaned up any more, hence a window (FreeDoM, arXiv 2303.09833; MPGD, arXiv 2311.16424).
-    every: guide each n-th step of the window only.
+    every: guide each n-th step of the window only. The last step of a run is guided only where end is 1.
     """
 
     start: float = 0.4
@@ -43,6 +43,9 @@ class GuidanceWindow:
     def span(self, steps: int) -> tuple[int, int]:
         """First step of the window (from 0) and the step after its last, in a run of `steps`."""
         first = self._boundary(self.start, steps)
+        if self.end < 1.0 and steps > 1:
+            # In a run of few steps, too, the last one is left for cleaning up.
+            first = min(first, steps - 2)
         # A short run never loses its guidance to rounding: the window holds one step at least.
         return first, max(self._boundary(self.end, steps), first + 1)
 

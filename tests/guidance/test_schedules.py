@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from lora_conductor.guidance.schedules import GuidanceWindow, step_of_sigma
 
@@ -22,11 +24,24 @@ def test_step_of_sigma(sigma, step):
         (0.2, 0.8, 1, 1, [0]),
         (0.5, 0.55, 1, 8, [4]),
         (0.95, 1.0, 1, 4, [3]),
+        (0.4, 0.8, 6, 20, [8, 14]),
+        (0.4, 0.8, 6, 4, [2]),
+        (0.4, 0.8, 6, 2, [0]),
+        (0.9, 0.95, 1, 8, [6]),
     ],
 )
 def test_window(start, end, every, steps, guided):
     window = GuidanceWindow(start, end, every)
     assert [step for step in range(steps) if window.is_active(step, steps)] == guided
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(1, 8), st.integers(1, 60))
+def test_a_window_holds_a_step_and_spares_the_last(start, end, every, steps):
+    assume(start < end)
+    window = GuidanceWindow(start, end, every)
+    guided = [step for step in range(steps) if window.is_active(step, steps)]
+    assert guided
+    assert end == 1.0 or steps == 1 or steps - 1 not in guided
 
 
 @pytest.mark.parametrize("arguments", [(0.8, 0.2), (0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.0, 1.0, 0)])
