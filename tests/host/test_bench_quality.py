@@ -128,7 +128,7 @@ def test_leads_are_of_the_same_pairs_drawn() -> None:
         values = {"subject_ok": torch.tensor(subject, dtype=torch.bool), "style_ok": torch.tensor(style)}
         return evaluate_policies.Result(torch.zeros(6, 3, 64, 64), values, 1.0)
 
-    # Three pairs, two seeds. The second method fails where the first does, and once more.
+    # Three pairs, two seeds. The second method fails where the first does, and once in each other pair.
     results = {"a": result([1, 1, 1, 1, 0, 0], [1] * 6), "b": result([1, 0, 1, 0, 0, 0], [1] * 6)}
     _, first, second = evaluate_policies.compared(results, seeds=2)
     assert first.split() == ["a", "0.80", "0.00", "to", "1.00", "|", "+0.00,", "0.00", "to", "0.00"]
