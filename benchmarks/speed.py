@@ -44,10 +44,10 @@ def variants(model, folder: Path):
     import comfy.utils
 
     from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-    from lora_conductor.fusion.refinement import Refinement
-    from lora_conductor.host.fusion_patch import add_loras, set_policy
-    from lora_conductor.host.lora_patches import model_patches
-    from lora_conductor.host.lora_reading import read_lora
+    from lora_conductor.fusion.routing.refinement import Refinement
+    from lora_conductor.host.fusing.attach import add_loras, set_policy
+    from lora_conductor.host.loras.file import read_lora
+    from lora_conductor.host.loras.patches import model_patches
 
     files = [lora_file(folder / f"{i}.safetensors", model, i) for i in (1, 2)]
     merged = model

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .layers import FusedLayer
+from .layers.layer import FusedLayer
 from .policies.ssr import Moments
-from .segments import ROLES
+from .roles import ROLES
 
 
 @dataclass

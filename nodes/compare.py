@@ -6,14 +6,15 @@ import json
 
 from comfy_api.latest import io
 
-from ..fusion.settings import NAMED
-from ..host.compare import Judge, best_of, compare
-from ..host.compare_axes import Axis, axis
-from ..host.compare_picture import comparison_picture
-from .common import CATEGORY, RoutingPlan
-from .guidance_inputs import encoder_inputs
-from .router_settings import emphasis_input, policy_inputs, settings_inputs
-from .sampling_inputs import sampling_inputs
+from ..fusion.routing.settings import NAMED
+from ..host.comparing.axes import Axis, axis
+from ..host.comparing.grid import best_of, compare
+from ..host.comparing.picture import comparison_picture
+from ..host.comparing.score import Judge
+from .inputs.guidance import encoder_inputs
+from .inputs.router import emphasis_input, policy_inputs, settings_inputs
+from .inputs.sampling import sampling_inputs
+from .inputs.sockets import CATEGORY, RoutingPlan
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 

@@ -6,10 +6,10 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.guidance_chains import guided_guider, guided_model, guided_sampler, last_report
-from .common import CATEGORY
-from .guidance_inputs import guidance_inputs, plan_from, reference_inputs
-from .guidance_settings import advanced_inputs, prompt_inputs
+from ..host.guiding.attach import guided_guider, guided_model, guided_sampler, last_report
+from .inputs.guidance import guidance_inputs, plan_from, reference_inputs
+from .inputs.guidance_settings import advanced_inputs, prompt_inputs
+from .inputs.sockets import CATEGORY
 
 GUIDED = (
     "The same guidance as Metric Guided Sampler's: in the middle of sampling, the picture in the making is compared "

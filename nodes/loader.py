@@ -5,12 +5,10 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
-from ..host.fusion_patch import show_on
-from ..host.lora_loading import NO_LORA, LoraChoice, load_loras
-from ..host.lora_stacks import choices_of_stack, stack_of
-from .common import CATEGORY
-
-LoraStackType = io.Custom("LORA_STACK")
+from ..host.fusing.attach import show_on
+from ..host.fusing.loading import load_loras
+from ..host.loras.choices import NO_LORA, LoraChoice, choices_of_stack, stack_of
+from .inputs.sockets import CATEGORY, LoraStackType
 
 
 class DualLoRADynamicLoader(io.ComfyNode):

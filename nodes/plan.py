@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.plans import plan_files, plan_of_latent, read_plan, write_plan
-from .common import CATEGORY, RoutingPlan
+from ..host.fusing.plans import plan_files, plan_of_latent, read_plan, write_plan
+from .inputs.sockets import CATEGORY, RoutingPlan
 
 
 class SaveRoutingPlan(io.ComfyNode):

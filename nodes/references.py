@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.guidance_references import References, picture_of
-from .common import CATEGORY
-from .guidance_inputs import ReferencesType
+from ..host.vision.references import References, picture_of
+from .inputs.sockets import CATEGORY, ReferencesType
 
 
 class GuidanceReferences(io.ComfyNode):

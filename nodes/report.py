@@ -6,10 +6,10 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.map_picture import routing_picture
-from ..host.routing import record_of_latent
-from ..host.run_report import run_report
-from .common import CATEGORY
+from ..host.fusing.report import run_report
+from ..host.fusing.results import record_of_latent
+from ..host.maps.picture import routing_picture
+from .inputs.sockets import CATEGORY
 
 
 class RoutingReport(io.ComfyNode):

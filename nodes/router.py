@@ -5,13 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..fusion.policies import Policy, SSRMerge
-from ..fusion.refinement import Refinement
-from ..fusion.settings import NAMED, with_settings
-from ..host.calibration import calibrated_by_prompts
-from ..host.fusion_patch import set_policy, show_on
-from ..host.plans import replaying
-from .common import CATEGORY, RoutingPlan
-from .router_settings import emphasis_input, policy_inputs, settings_inputs
+from ..fusion.routing.refinement import Refinement
+from ..fusion.routing.settings import NAMED, with_settings
+from ..host.fusing.attach import set_policy, show_on
+from ..host.fusing.calibration import calibrated_by_prompts
+from ..host.fusing.plans import replaying
+from .inputs.router import emphasis_input, policy_inputs, settings_inputs
+from .inputs.sockets import CATEGORY, RoutingPlan
 
 CHOICES = [*NAMED, SSRMerge.name]
 

@@ -6,12 +6,12 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.guided_sampling import sample
-from ..host.solo_references import SOURCES, SamplerCall, with_drawn_references
-from .common import CATEGORY
-from .guidance_inputs import guidance_inputs, plan_from, reference_inputs
-from .guidance_settings import advanced_inputs, prompt_inputs
-from .sampling_inputs import sampling_inputs
+from ..host.guiding.attach import sample
+from ..host.guiding.drawn import SOURCES, SamplerCall, with_drawn_references
+from .inputs.guidance import guidance_inputs, plan_from, reference_inputs
+from .inputs.guidance_settings import advanced_inputs, prompt_inputs
+from .inputs.sampling import sampling_inputs
+from .inputs.sockets import CATEGORY
 
 
 class MetricGuidedSampler(io.ComfyNode):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.fusion_score import fusion_score
-from .common import CATEGORY
-from .guidance_inputs import ENCODERS, ReferencesType
+from ..host.comparing.score import fusion_score
+from .inputs.sockets import CATEGORY, ENCODERS, ReferencesType
 
 
 class FusionScore(io.ComfyNode):

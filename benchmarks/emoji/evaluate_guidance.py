@@ -51,7 +51,7 @@ class Encoders:
 
     @classmethod
     def load(cls) -> Encoders:
-        from lora_conductor.host.encoders import load_metric_encoder
+        from lora_conductor.host.vision.encoders import load_metric_encoder
 
         return cls(**{name: load_metric_encoder(str(path)) for name, path in ENCODER_FILES.items()})
 
@@ -63,7 +63,7 @@ PlanMaker = Callable[[str, str], Any]
 def parse_guidance(text: str, small: world.SmallWorld, pictures: Pictures, encoders: Encoders) -> PlanMaker:
     """A method as written on the command line (see the module's docstring)."""
     from lora_conductor.guidance.schedules import GuidanceWindow
-    from lora_conductor.host.guidance_plan import GuidanceOptions, GuidancePlan
+    from lora_conductor.host.guiding.plan import GuidanceOptions, GuidancePlan
 
     found = re.fullmatch(r"(none|x0|paper)(?:\((.*)\))?", text.strip())
     if not found:
@@ -134,7 +134,7 @@ class Result:
 
 def guided(model: Any, plan: Any, reports: list[Any]) -> Any:
     """The model, guided if there is a plan."""
-    from lora_conductor.host.guided_sampling import guide
+    from lora_conductor.host.guiding.attach import guide
 
     return model if plan is None else guide(model, plan, reports)
 

@@ -19,14 +19,14 @@ def reverse_kl(base: Tensor, delta: Tensor) -> Tensor:
 
 def kl_over_tokens(base: Tensor, delta: Tensor) -> Tensor:
     """``KL(softmax(F + h) || softmax(F))`` over tokens, averaged over channels."""
-    from lora_conductor.fusion.scores import kl_softmax
+    from lora_conductor.fusion.policies.scores import kl_softmax
 
     return kl_softmax(base.transpose(-1, -2), delta.transpose(-1, -2))
 
 
 def kl_of_batch(base: Tensor, delta: Tensor) -> Tensor:
     """The paper's KL, averaged over all pictures and prompts of a batch: they share each decision."""
-    from lora_conductor.fusion.scores import kl_softmax
+    from lora_conductor.fusion.policies.scores import kl_softmax
 
     each = kl_softmax(base, delta)
     return each.mean(-1, keepdim=True).expand_as(each)
@@ -37,6 +37,6 @@ TRIALS = {score.__name__: score for score in (reverse_kl, kl_over_tokens, kl_of_
 
 def register() -> None:
     """Make them known to the pack in this process, by their names."""
-    from lora_conductor.fusion.scores import SCORES
+    from lora_conductor.fusion.policies.scores import SCORES
 
     SCORES.update(TRIALS)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..segments import SegmentDeltas
+from ..layers.segment import SegmentDeltas
 
 
 @dataclass(frozen=True)

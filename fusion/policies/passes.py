@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..segments import ROLES
+from ..roles import ROLES
 from .base import Policy, StepContext
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..segments import ROLES, SegmentDeltas
+from ..layers.segment import SegmentDeltas
+from ..roles import ROLES
 from .base import ScheduledPolicy, StepContext
 
 SUBJECT = (1.0, 0.0)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..scores import SCORES
 from .base import ScoredPolicy, StepContext
+from .scores import SCORES
 
 
 @dataclass(frozen=True)

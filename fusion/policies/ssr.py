@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..segments import SegmentDeltas
+from ..layers.segment import SegmentDeltas
 from .static import FactorPolicy, Factors, concatenated
 
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..segments import ROLES, SegmentDeltas
+from ..layers.segment import SegmentDeltas
+from ..roles import ROLES
 from .base import StaticPolicy
 
 Factors = tuple[Tensor, Tensor]

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_conductor.fusion import baking
-from lora_conductor.fusion.baked_weights import baked_weights
-from lora_conductor.fusion.baking import assembled, low_rank, weighted
+from lora_conductor.fusion.baking import assembled, baked_weights, low_rank, weighted
+from lora_conductor.fusion.layers.segment import SegmentDeltas
 from lora_conductor.fusion.policies import Composite, Paper, Switch
-from lora_conductor.fusion.record import RoutingRecord
-from lora_conductor.fusion.segments import SegmentDeltas
+from lora_conductor.fusion.records.record import RoutingRecord
 
 KERNELS = [(), (3,), (3, 3), (1, 1), (1, 2, 3)]
 

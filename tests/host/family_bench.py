@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_conductor.fusion.policies import Sum
-from lora_conductor.host.fusion_patch import add_loras, set_policy
-from lora_conductor.host.lora_patches import LoraPatches, model_patches
-from lora_conductor.host.lora_reading import read_lora
-from lora_conductor.host.lora_resolving import Target
+from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.loras.file import read_lora
+from lora_conductor.host.loras.patches import LoraPatches, model_patches
+from lora_conductor.host.loras.targets import Target
 
 from . import tiny
 from .adapter_files import KINDS, TUCKER_KINDS, Maker, make_file

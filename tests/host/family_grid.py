@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_conductor.host.lora_patches import LoraPatches
-from lora_conductor.host.lora_resolving import Target
+from lora_conductor.host.loras.patches import LoraPatches
+from lora_conductor.host.loras.targets import Target
 
 from . import tiny
 from .adapter_files import KINDS, TUCKER_KINDS

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from comfy_server import ComfyServer
-from lora_conductor.host.map_codes import decode
+from lora_conductor.host.maps.codes import decode
 from repo_paths import REPO
 
 TEMPLATE = json.loads((REPO / "example_workflows" / "small_world_demo.json").read_text(encoding="utf-8"))

@@ -1,0 +1,249 @@
+"""One model layer with its LoRA branches: factors joined once, deltas added in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.base import Bypass, Delta, DeltaError, frozen, like
+from ..adapters.base_layer import BaseLayer
+from ..adapters.geometry import Geometry
+from ..adapters.low_rank import LowRankDelta
+from ..roles import ROLES
+from .additions import add_product, by_head, weighted
+from .probe import Probe
+from .segment import Segment, SegmentDeltas, Weight
+
+# Asked once per segment; gives the weights of its branches by role, 1 where a role is missing.
+Decide = Callable[[Segment, Probe], dict[str, Weight]]
+
+
+class FusedLayer(nn.Module):
+    """The deltas of one layer, by role, ready to be added to its output.
+
+    All low-rank down-projections are joined into one ``[total rank, in, *kernel]``, and the up-projections of each
+    segment into one ``[channels, rank]``; strength and scale are folded into those in float32 before they are rounded
+    to ``dtype``. Deltas of other kinds are bypasses of their own. Fused weights (qkv) are cut at every slice border, so
+    whole and sliced LoRAs can meet on one module.
+
+    Args:
+        name: the layer's name in the model, e.g. ``diffusion_model.double_blocks.0.img_attn.qkv``.
+        geometry: of the layer.
+        deltas: per delta its role ("subject" or "style"), strength and what it is.
+        dtype: the dtype the layer computes in.
+        read_weight: gives the base weight ``[out, in, *kernel]``, or None where it cannot be read. Only statistics and
+            static merges of deltas that depend on it ask for it.
+        head_width: channels of an attention head, where the output is made of heads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        geometry: Geometry,
+        deltas: Sequence[tuple[str, float, Delta]],
+        dtype: torch.dtype = torch.float32,
+        read_weight: Callable[[], Tensor | None] | None = None,
+        head_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.geometry = geometry
+        self.read_weight = read_weight
+        # By position, then subject first: the rows of a segment are then neighbours wherever the files allow it.
+        deltas = sorted(deltas, key=lambda d: (d[2].out_start, ROLES.index(d[0])))
+        thin = [(role, s, d) for role, s, d in deltas if isinstance(d, LowRankDelta)]
+        other = [(role, s, d) for role, s, d in deltas if not isinstance(d, LowRankDelta)]
+        self.bypasses = nn.ModuleList(delta.bypass(strength, strength, dtype) for _, strength, delta in other)
+        downs = [_whole_input(d, geometry.in_features) for _, _, d in thin]
+        self.down = frozen(torch.cat(downs).to(dtype)) if downs else None
+        starts = [0]
+        for _, _, delta in thin:
+            starts.append(starts[-1] + delta.rank)
+        borders = sorted({b for _, _, d in deltas for b in (d.out_start, d.out_stop)})
+        self.segments: list[Segment] = []
+        for start, stop in zip(borders, borders[1:], strict=False):
+            ups: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+            rows: dict[str, list[int]] = {role: [] for role in ROLES}
+            beside: dict[str, tuple[int, ...]] = {}
+            for i, (role, strength, low) in enumerate(thin):
+                if low.out_start <= start and stop <= low.out_stop:
+                    part = low.up[start - low.out_start : stop - low.out_start]
+                    ups[role].append(part.float() * (low.scale * strength))
+                    rows[role] += range(starts[i], starts[i + 1])
+            for i, (role, _, dense) in enumerate(other):
+                if dense.out_start <= start and stop <= dense.out_stop:
+                    beside[role] = (*beside.get(role, ()), i)
+            if beside or any(ups.values()):
+                whole = start == 0 and stop == geometry.out_features
+                segment = Segment(
+                    name if whole else f"{name}[{start}:{stop}]",
+                    start,
+                    stop,
+                    {role: tuple(rows[role]) for role in ROLES if rows[role]},
+                    beside,
+                    head_width if head_width and (stop - start) % head_width == 0 else None,
+                )
+                self.segments.append(segment)
+                joined = [up for role in ROLES for up in ups[role]]
+                if joined:
+                    self._join(segment, torch.cat(joined, dim=1), dtype)
+
+    def _join(self, segment: Segment, up: Tensor, dtype: torch.dtype) -> None:
+        """Keep a segment's joined up-projection ``[channels, rank]`` and its Gram matrix ``[rank, rank]``."""
+        rounded = up.to(dtype)
+        self.register_parameter(f"up_{segment.start}", frozen(rounded))
+        gram = rounded.float().T @ rounded.float()
+        # Energies are asked for by role: terms between the roles have no place in them.
+        ranks = [segment.rank(role) for role in ROLES]
+        self.register_parameter(f"gram_{segment.start}", frozen(torch.block_diag(*_blocks(gram, ranks))))
+        self.register_parameter(
+            f"rows_{segment.start}",
+            None if segment.span else nn.Parameter(torch.tensor(segment.all_rows), requires_grad=False),
+        )
+
+    def up(self, segment: Segment) -> Tensor:
+        """The joined up-projections of a segment ``[channels, rank]``: the subject's columns, then the style's."""
+        return self.get_parameter(f"up_{segment.start}")
+
+    def segment_deltas(self, segment: Segment) -> SegmentDeltas:
+        """The factors of a segment by role, float32, on the CPU: for statistics and static merges.
+
+        Deltas that depend on the base weight are taken as what they add to it as it is.
+
+        Raises:
+            DeltaError: a delta depends on the base weight, and that cannot be read.
+        """
+        down, up = {}, {}
+        for role in segment.roles:
+            pairs = []
+            if role in segment.rows:
+                assert self.down is not None
+                pairs.append((self.up(segment)[:, segment.columns(role)], self.down[list(segment.rows[role])]))
+            pairs += [self._factors(self._bypass(i), segment) for i in segment.bypasses.get(role, ())]
+            up[role] = torch.cat([pair[0].float().cpu() for pair in pairs], dim=1)
+            down[role] = torch.cat([pair[1].float().cpu() for pair in pairs])
+        return SegmentDeltas(segment.name, down, up)
+
+    def _bypass(self, index: int) -> Bypass:
+        bypass = self.bypasses[index]
+        assert isinstance(bypass, Bypass)
+        return bypass
+
+    def _factors(self, bypass: Bypass, segment: Segment) -> tuple[Tensor, Tensor]:
+        """A dense delta as exact factors, with the identity on its shorter side."""
+        weight = None
+        if not bypass.additive:
+            weight = self.read_weight() if self.read_weight is not None else None
+            if weight is None:
+                raise DeltaError(
+                    f"{self.name} has an adapter that depends on the base weight, which cannot be read in this model: "
+                    "use a policy that does not look at weights, such as 'kl_soft' or 'sum'"
+                )
+            weight = weight.float().cpu()
+        dense = bypass.dense(weight).cpu()[segment.start - bypass.start : segment.stop - bypass.start]
+        whole = dense.new_zeros(dense.shape[0], *self.geometry.weight_shape[1:])
+        whole[:, bypass.in_start : bypass.in_start + dense.shape[1]] = dense
+        out, width = whole.flatten(1).shape
+        if out <= width:
+            return torch.eye(out), whole
+        return whole.flatten(1), torch.eye(width).reshape(width, *whole.shape[1:])
+
+    def fuse(self, x: Tensor, base: Tensor, decide: Decide, layer: BaseLayer | None = None) -> Tensor:
+        """Add the routed deltas to the layer's own output.
+
+        Args:
+            x: the layer's input, ``[batch, ..., in]`` or ``[batch, in, *space]`` for a convolution.
+            base: its output without LoRAs, ``[batch, ..., out]`` or ``[batch, out, *space]``.
+            decide: gives the weights of a segment's branches.
+            layer: the layer without LoRAs; only deltas that depend on its weight need it.
+
+        Returns:
+            The fused output, shaped and typed as ``base``; ``base`` itself is reused for it.
+        """
+        tokens = self.geometry.tokens(base)
+        hidden = None if self.down is None else self.geometry.tokens(self.geometry.project(x, like(self.down, x)))
+        beside = self._beside(x, tokens, layer)
+        space = tuple(base.shape[2:]) if self.geometry.is_conv else None
+        for segment in self.segments:
+            part = tokens[..., segment.start : segment.stop]
+            probe = self._probe(segment, part, self._hidden(segment, hidden), beside, space)
+            self._add(part, probe, decide(segment, probe))
+        return self.geometry.untoken(tokens, base)
+
+    def _probe(
+        self,
+        segment: Segment,
+        part: Tensor,
+        hidden: Tensor | None,
+        beside: dict[int, Tensor],
+        space: tuple[int, ...] | None,
+    ) -> Probe:
+        up = gram = None
+        if segment.rows:
+            up, gram = self.up(segment), self.get_parameter(f"gram_{segment.start}")
+        own = {}
+        for i in (i for indices in segment.bypasses.values() for i in indices):
+            start = self._bypass(i).start
+            own[i] = beside[i][..., segment.start - start : segment.stop - start]
+        return Probe(segment, part, hidden, up, gram, own, space)
+
+    def _hidden(self, segment: Segment, hidden: Tensor | None) -> Tensor | None:
+        """The segment's columns of the joined hidden features."""
+        if not segment.rows or hidden is None:
+            return None
+        if segment.span is not None:
+            return hidden[..., slice(*segment.span)]
+        return hidden.index_select(-1, self.get_parameter(f"rows_{segment.start}").to(hidden.device))
+
+    def _add(self, part: Tensor, probe: Probe, weights: dict[str, Weight]) -> None:
+        """Add both branches to a part of the output, in place, rounding once."""
+        segment, hidden = probe.segment, probe.hidden
+        off = {role for role, weight in weights.items() if isinstance(weight, float) and weight == 0.0}
+        heads = {role for role, w in weights.items() if isinstance(w, Tensor) and w.shape[-1] > 1}
+        joined = [role for role in ROLES if role in segment.rows and role not in off | heads]
+        if joined and hidden is not None:
+            up = like(self.up(segment), part)
+            if len(joined) < len(segment.rows):
+                hidden, up = hidden[..., segment.columns(joined[0])], up[:, segment.columns(joined[0])]
+            hidden = weighted(hidden, [(weights.get(role, 1.0), segment.rank(role)) for role in joined])
+            add_product(part, hidden.to(part.dtype), up)
+        for role in segment.roles:
+            if role in off:
+                continue
+            if role in heads:
+                part.add_(by_head(probe.delta(role), weights[role]))
+                continue
+            for i in segment.bypasses.get(role, ()):
+                part.add_(weighted(probe.beside[i], [(weights.get(role, 1.0), part.shape[-1])]))
+
+    def _beside(self, x: Tensor, tokens: Tensor, layer: BaseLayer | None) -> dict[int, Tensor]:
+        """What each bypass adds, all before the base output is overwritten."""
+        used = {i for segment in self.segments for indices in segment.bypasses.values() for i in indices}
+        bypasses = {i: self._bypass(i) for i in sorted(used)}
+        facts: dict[int, Any] = {}
+        linear = None
+        if any(not b.additive for b in bypasses.values()):
+            if layer is None:
+                raise ValueError(f"{self.name}: its deltas depend on the base layer, which was not given")
+            facts = layer.facts(list(bypasses.values()), x)
+            if any(b.needs_linear for b in bypasses.values()):
+                linear = layer.without_bias(tokens, x)
+        return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
+
+
+def _blocks(gram: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    stops = [sum(ranks[: i + 1]) for i in range(len(ranks))]
+    return [gram[stop - rank : stop, stop - rank : stop] for rank, stop in zip(ranks, stops, strict=True) if rank]
+
+
+def _whole_input(delta: LowRankDelta, width: int) -> Tensor:
+    """The down-projection for the layer's whole input; a slice's is surrounded by zeros."""
+    down = delta.down.float()
+    if down.shape[1] == width:
+        return down
+    padded = down.new_zeros(down.shape[0], width, *down.shape[2:])
+    padded[:, delta.in_start : delta.in_start + down.shape[1]] = down
+    return padded

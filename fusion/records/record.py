@@ -1,0 +1,104 @@
+"""The routing record: what was decided in each layer at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..policies import title
+from ..roles import ROLES
+from .decisions import CallDecisions, mean_of
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """A run's decisions, averaged over the batch and over conditional and unconditional passes.
+
+    Attributes:
+        policy: the policy's name and settings.
+        loras: name, role, strength and content hash of every LoRA.
+        refinement: the settings of the router that are not neutral.
+        sigmas: the noise levels of the run, ``steps + 1`` of them.
+        layers: names of the decided layers (or slices of fused layers), in the order they run.
+        scores, weights: ``[role, layer, step]`` float64, roles as in ``ROLES``; NaN where nothing was decided.
+        took: seconds of the sampling, and of scoring and fusing in it as the host's clock sees them; None if nobody
+            measured. Not part of the JSON: the same run takes another time tomorrow.
+    """
+
+    policy: dict[str, Any]
+    loras: tuple[dict[str, Any], ...]
+    refinement: dict[str, Any]
+    sigmas: tuple[float, ...]
+    layers: tuple[str, ...]
+    scores: Tensor
+    weights: Tensor
+    took: tuple[float, float] | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.weights.shape[-1]
+
+    @property
+    def title(self) -> str:
+        """What users call the policy."""
+        return title(self.policy)
+
+    def subject_share(self) -> float | None:
+        """Mean of ``w_subject / (w_subject + w_style)`` over all decisions; None if there were none."""
+        share = self.weights[0] / self.weights.sum(0).clamp_min(1e-12)
+        known = share[~share.isnan()]
+        return float(known.mean()) if known.numel() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON; values that were not decided are null."""
+        return {
+            "version": 1,
+            "title": self.title,
+            "policy": self.policy,
+            "loras": list(self.loras),
+            "refinement": self.refinement,
+            "roles": list(ROLES),
+            "steps": self.steps,
+            "sigmas": [round(s, 6) for s in self.sigmas],
+            "layers": list(self.layers),
+            "scores": _plain(self.scores),
+            "weights": _plain(self.weights),
+        }
+
+
+def empty_record(header: dict[str, Any]) -> RoutingRecord:
+    """The record of a static merge: nothing is decided while sampling."""
+    nothing = torch.zeros(len(ROLES), 0, 0, dtype=torch.float64)
+    return RoutingRecord(**header, sigmas=(), layers=(), scores=nothing, weights=nothing)
+
+
+def _plain(values: Tensor) -> list[list[list[float | None]]]:
+    return [
+        [[None if math.isnan(v) else float(f"{v:.6g}") for v in steps] for steps in layers]
+        for layers in values.tolist()
+    ]
+
+
+def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any]) -> RoutingRecord:
+    """Means over the batch, over conditions and over the evaluations of a step."""
+    steps = max(1, len(sigmas) - 1)
+    layers = list(dict.fromkeys(d.layer for call in calls for d in call.decisions))
+    index = {name: i for i, name in enumerate(layers)}
+    total = torch.zeros(4, len(layers), steps, dtype=torch.float64)
+    count = torch.zeros(4, len(layers), steps, dtype=torch.float64)
+    for call in calls:
+        for d in call.decisions:
+            values = torch.tensor(
+                [mean_of(d.scores.get(role, math.nan)) for role in ROLES]
+                + [mean_of(d.weights[role]) for role in ROLES],
+                dtype=torch.float64,
+            )
+            total[:, index[d.layer], call.step] += values.nan_to_num(0.0)
+            count[:, index[d.layer], call.step] += ~values.isnan()
+    mean = total / count
+    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(layers), scores=mean[:2], weights=mean[2:])

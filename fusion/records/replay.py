@@ -1,0 +1,73 @@
+"""A plan's decisions, made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..layers.batch import together
+from ..layers.segment import Weight
+from ..policies.base import Policy
+from .plan import Pair, Plan, PlannedCall
+
+
+@dataclass(frozen=True)
+class Replay(Policy):
+    """Decides what a plan says."""
+
+    name: ClassVar[str] = "plan"
+
+    plan: Plan
+
+    @property
+    def own_emphasis(self) -> float:
+        return float(self.plan.policy.get("emphasis", 1.0))
+
+    def settings(self) -> dict[str, Any]:
+        return {"policy": self.name, "plan": self.plan.digest, "of": self.plan.policy}
+
+
+class ReplayedCall:
+    """One model call as planned: the planned calls of its conditions, side by side."""
+
+    def __init__(self, plan: Plan, planned: Sequence[PlannedCall]) -> None:
+        self._planned = planned
+        self._rows: dict[str, list[int]] = {}
+        for row, name in enumerate(plan.layers):
+            self._rows.setdefault(name, []).append(row)
+        self._called: dict[str, int] = {}
+
+    def weights(self, name: str, base: Tensor) -> Pair:
+        """Weights of a segment for features ``[batch, tokens, channels]``; 1 where the plan does not know it."""
+        called = self._called.get(name, 0)
+        self._called[name] = called + 1
+        rows = self._rows.get(name, [])[: called + 1]
+        pairs = [
+            next((p for row in reversed(rows) if (p := call.weights[row]) is not None), None) for call in self._planned
+        ]
+        if any(pair is None for pair in pairs):
+            return 1.0, 1.0
+        subject, style = (_side_by_side([pair[role] for pair in pairs if pair is not None], base) for role in range(2))
+        return subject, style
+
+
+def _side_by_side(weights: Sequence[Weight], base: Tensor) -> Weight:
+    """The weights of several conditions as one for their joined batch."""
+    first = weights[0]
+    if isinstance(first, float) and all(isinstance(w, float) and w == first for w in weights):
+        return first
+    batch, tokens = base.shape[0] // len(weights), base.shape[1]
+    return together([_sized(w, batch, tokens) for w in weights]).to(base.device)
+
+
+def _sized(weight: Weight, batch: int, tokens: int) -> Tensor:
+    """A weight for a batch of another size, or another number of tokens, than it was planned for."""
+    if not isinstance(weight, Tensor):
+        return torch.full((batch, 1, 1), weight)
+    if weight.shape[1] not in (1, tokens):
+        weight = weight.mean(1, keepdim=True)
+    return weight if weight.shape[0] == batch else weight[torch.arange(batch) % weight.shape[0]]

@@ -1,0 +1,47 @@
+"""A policy and its refinement changed by settings under the names users know them by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from ..policies import POLICIES, RECOMMENDED, Policy, title
+from ..records.replay import Replay
+from .refinement import Refinement
+
+NAMED: dict[str, Policy] = {"recommended": RECOMMENDED, **{name: make() for name, make in POLICIES.items()}}
+"""Policies that need nothing but their name."""
+
+
+_FIELDS = {"balance": "lean"}  # where Refinement calls a setting otherwise
+_GENERAL = {field.name for field in fields(Refinement)}
+
+
+def with_settings(policy: Policy, refinement: Refinement, settings: Mapping[str, Any]) -> tuple[Policy, Refinement]:
+    """Both, with some settings changed.
+
+    Args:
+        settings: "policy" takes the one of that name in :data:`NAMED`; fields of ``Refinement`` ("balance" for its
+            ``lean``) and the policy's own take the value given. What the policy does not have is passed over.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+    changes = {_FIELDS.get(name, name): value for name, value in settings.items() if name != "policy"}
+    policy = NAMED[settings["policy"]] if "policy" in settings else policy
+    own = {field.name for field in fields(policy)} - _GENERAL
+    policy = replace(policy, **{name: value for name, value in changes.items() if name in own})
+    return policy, replace(refinement, **{name: value for name, value in changes.items() if name in _GENERAL})
+
+
+def heeds(policy: Policy, name: str) -> bool:
+    """Whether a policy has that setting: a replayed plan has none, its decisions are made."""
+    if isinstance(policy, Replay):
+        return False
+    return _FIELDS.get(name, name) in _GENERAL | {field.name for field in fields(policy)}
+
+
+def name_of(policy: Policy) -> str:
+    """What users call it."""
+    return title(policy.settings())

@@ -1,0 +1,136 @@
+"""What every library's encoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..preprocess import Preprocess
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+class EncoderFileError(ValueError):
+    """An encoder file that cannot be used. The message names the file, what is wrong and what to do."""
+
+
+@dataclass
+class Tower:
+    """A vision network with its weights. module: pixel values [B, 3, h, w] -> [B, D]."""
+
+    module: torch.nn.Module
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """The contents of a checkpoint: its weights, its name for messages, and what is known of the architecture.
+
+    model_name: the architecture's name in the library, "" if unknown. config: the library's description of the
+    architecture, None if unknown; see the builders.
+    """
+
+    weights: StateDict
+    name: str
+    model_name: str = ""
+    config: Mapping[str, Any] | None = None
+
+
+def not_installed(package: str, file_name: str, error: ImportError) -> ImportError:
+    """The error for a file whose library cannot be imported."""
+    return ImportError(
+        f"{file_name} needs the Python package {package}, which is not installed or not working ({error}). Install it "
+        f"into ComfyUI's environment (pip install {package}), or use a core CLIP Vision model instead."
+    )
+
+
+def unknown_name(library: str, file: EncoderFile, examples: str) -> EncoderFileError:
+    name = file.model_name
+    problem = f"{library} has no model named {name!r}" if name else "the file does not say its architecture"
+    return EncoderFileError(
+        f"{file.name}: {problem}. Set model_name to {library}'s name for it, for example {examples}."
+    )
+
+
+def check_weights(
+    module: torch.nn.Module, weights: StateDict, file_name: str, model: str, ignored_prefixes: tuple[str, ...] = ()
+) -> None:
+    """Load a file's weights into the module; raises EncoderFileError naming the file unless they fit exactly."""
+    own = module.state_dict()
+    unexpected = [key for key in weights if key not in own and not key.startswith(ignored_prefixes)]
+    check_keys([key for key in own if key not in weights], unexpected, file_name, model)
+    wrong = [key for key, value in own.items() if weights[key].shape != value.shape]
+    if wrong:
+        key = wrong[0]
+        raise EncoderFileError(
+            f"{file_name} does not fit {model}: {key} is {list(weights[key].shape)} in the file and "
+            f"{list(own[key].shape)} in the model ({len(wrong)} such weights). Check model_name."
+        )
+    module.load_state_dict({key: weights[key] for key in own})
+
+
+def check_keys(missing: list[str], unexpected: list[str], file_name: str, model: str) -> None:
+    if missing or unexpected:
+        raise EncoderFileError(
+            f"{file_name} does not hold the weights of {model}: missing are {_few(missing)}; not part of it are "
+            f"{_few(unexpected)}. Check library and model_name, or use another file."
+        )
+
+
+def _few(keys: list[str]) -> str:
+    if not keys:
+        return "none"
+    return ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, (int, float)) else (int(size[0]), int(size[1]))
+
+
+# Of each, one is enough for transformers to build a tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+CLIP_VOCABULARY = 49408  # of the byte pairs that all of OpenAI's and most of open_clip's models share
+
+
+@dataclass(frozen=True)
+class TokenizerFolders:
+    """Where tokenizer files may lie: beside the checkpoint, and, for CLIP's own byte pairs, anywhere on the machine."""
+
+    beside: Path | None = None
+    clip: Path | None = None
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A text network with its tokenizer. forward: token ids [1, N] -> [1, D]. tokenize: a prompt -> ids, cut to what
+    the network can read (77 tokens in CLIP)."""
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    tokenize: Callable[[str], torch.Tensor]
+
+    def embed(self, prompt: str) -> torch.Tensor:
+        """The prompt's embedding [1, D], fp32, comparable with the same file's embeddings of pictures."""
+        with torch.no_grad():
+            return self.forward(self.tokenize(prompt)).float()
+
+
+def tokenizer_folder(file: EncoderFile, folders: TokenizerFolders, clip: bool) -> Path:
+    beside = folders.beside
+    if beside is not None and any((beside / name).is_file() for name in TOKENIZER_FILES):
+        return beside
+    if clip and folders.clip is not None:
+        return folders.clip
+    raise EncoderFileError(
+        f"{file.name}: the tokenizer of its text half is missing. Put the model's tokenizer files (tokenizer.json, "
+        "tokenizer_config.json) beside it."
+    )
+
+
+def bad_tokenizer(file: EncoderFile, folder: Path, error: Exception) -> EncoderFileError:
+    return EncoderFileError(
+        f"{file.name}: the tokenizer files in {folder.name} cannot be read: {error}. Download them again."
+    )

@@ -1,0 +1,59 @@
+"""CSD: a CLIP tower with a head for style and one for content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ..preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from .base import EncoderFile, EncoderFileError, Tower, check_weights
+
+CSD_BACKBONE = "ViT-L-14-quickgelu"  # OpenAI's CLIP, which CSD was made from
+HEADS = {"style": "last_layer_style", "content": "last_layer_content"}
+
+
+class CsdHead(torch.nn.Module):
+    """CLIP's visual tower without its projection, and one of CSD's two heads (Somepalli et al., arXiv 2404.01292)."""
+
+    def __init__(self, backbone: torch.nn.Module, head: torch.Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = torch.nn.Parameter(head.clone(), requires_grad=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixel values [B, 3, h, w] -> [B, D]."""
+        return self.backbone(pixels) @ self.head
+
+
+def is_csd(weights: Iterable[str]) -> bool:
+    """Whether these keys of a checkpoint are CSD's."""
+    return any(key.endswith(HEADS["style"]) for key in weights)
+
+
+def build_csd(file: EncoderFile, head: str = "style") -> Tower:
+    """CSD, from its published checkpoint. config: as for open_clip; None for the published ViT-L/14.
+
+    head: "style" or "content". Raises EncoderFileError if the file does not hold them.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(
+            f"{file.name} needs the Python package open_clip_torch, which is not installed or not working ({error}). "
+            "Install it into ComfyUI's environment (pip install open_clip_torch)."
+        ) from error
+    config = file.config or open_clip.get_model_config(CSD_BACKBONE)
+    weights = {key.removeprefix("module."): value for key, value in file.weights.items()}
+    missing = [key for key in HEADS.values() if key not in weights]
+    if missing:
+        raise EncoderFileError(f"{file.name}: CSD's {missing[0]} is not in the file. Download it again.")
+    text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+    quick = config.get("quick_gelu", False)
+    visual = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg=text, quick_gelu=quick).visual
+    visual.proj = None
+    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    check_weights(visual, backbone, file.name, "CSD's backbone")
+    size = visual.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return Tower(CsdHead(visual, weights[HEADS[head]].float()), Preprocess(size, CLIP_MEAN, CLIP_STD))

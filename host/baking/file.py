@@ -1,0 +1,194 @@
+"""A baked LoRA as a file: its tensors, its metadata, its place, and writing it whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import args
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ...fusion.baking import Factors, low_rank
+from ..core.errors import ConductorError
+from ..core.version import pack_version
+from ..loras.parents import Parent
+
+
+@dataclass
+class BakedTensors:
+    """What will be in the file, and what was lost on the way.
+
+    Attributes:
+        rank: the most a weight may have; 0 for as much as it needs.
+        dtype: of the file.
+        tensors: by key, on the CPU.
+        ranks: by prefix, of the low-rank updates.
+        lost: by prefix, the share of the update's energy ``||dW||_F^2`` beyond the rank.
+        left_out: what is not in the file, with the reason.
+    """
+
+    rank: int
+    dtype: torch.dtype
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def add_delta(self, prefix: str, delta: Factors | Tensor) -> None:
+        """Write a weight's delta as ``lora_up``, ``lora_down`` and an alpha that makes the scale 1.
+
+        Convolutions are written as LoCon: ``[out, rank, 1, ...]`` and ``[rank, in, *kernel]``. A delta that is zero
+        has nothing to write.
+
+        Raises:
+            ConductorError: the dtype cannot hold it.
+        """
+        cut = low_rank(delta, self.rank)
+        if cut.rank == 0:
+            return
+        kernel = cut.down.ndim - 2
+        self.add(f"{prefix}.lora_up.weight", cut.up.reshape(*cut.up.shape, *[1] * kernel))
+        self.add(f"{prefix}.lora_down.weight", cut.down)
+        self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
+        self.ranks[prefix] = cut.rank
+        self.lost[prefix] = cut.lost / cut.energy
+
+    def add(self, key: str, value: Tensor) -> None:
+        """Write a tensor as it is.
+
+        Raises:
+            ConductorError: the dtype cannot hold it.
+        """
+        stored = value.to("cpu", self.dtype).contiguous()
+        if not bool(torch.isfinite(stored).all()):
+            raise ConductorError(f"dtype: {key} holds values too large for {self.dtype}. Choose bf16 or fp32.")
+        self.tensors[key] = stored
+
+    @property
+    def size(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+# What other programs read to know which models a LoRA is for: kept where all parents say the same.
+FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
+
+
+@dataclass(frozen=True)
+class BakedFile:
+    """Where a file was written.
+
+    Attributes:
+        path: absolute.
+        name: as ComfyUI's LoRA loaders list it; None where they do not look.
+    """
+
+    path: Path
+    name: str | None
+
+
+def metadata_of(
+    baked: BakedTensors,
+    parents: Sequence[Parent],
+    texts: Sequence[Parent],
+    fusion: dict[str, Any],
+    prompt: Any = None,
+    extra: Any = None,
+) -> dict[str, str]:
+    """The header of a baked file: what it was made of, for people, for us, and for other programs.
+
+    Args:
+        baked: the tensors.
+        parents: the LoRA files that went into its part for the diffusion model.
+        texts: those that went into its part for the text encoder.
+        fusion: policy and step, as JSON.
+        prompt, extra: the workflow, as ComfyUI's saving nodes get it. Left out under ``--disable-metadata``.
+    """
+    names = list(dict.fromkeys(parent.name for parent in (*parents, *texts)))
+    rank = max(baked.ranks.values(), default=0)
+    lost = list(baked.lost.values())
+    own = {
+        "version": pack_version(),
+        "parents": [parent.header() for parent in parents],
+        "text_encoder": [parent.header() for parent in texts],
+        **fusion,
+        "rank": rank,
+        "energy_lost_mean": sum(lost) / max(1, len(lost)),
+        "energy_lost_max": max(lost, default=0.0),
+        "left_out": baked.left_out,
+    }
+    metadata = {
+        "lora_conductor": json.dumps(own),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": " x ".join(Path(name).stem for name in names),
+        "modelspec.merged_from": ", ".join(names),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        **_agreed((*parents, *texts)),
+    }
+    if not args.disable_metadata:
+        metadata |= {} if prompt is None else {"prompt": json.dumps(prompt)}
+        metadata |= {key: json.dumps(value) for key, value in (extra or {}).items()}
+    return metadata
+
+
+def _agreed(parents: Sequence[Parent]) -> dict[str, str]:
+    headers = [_file_metadata(path) for path in dict.fromkeys(parent.path for parent in parents)]
+    said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
+    return {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
+
+
+def _file_metadata(path: str) -> dict[str, str]:
+    """A safetensors file's metadata; nothing for other files, and for files that are gone by now."""
+    if not path.endswith(".safetensors") or not os.path.isfile(path):
+        return {}
+    return json.loads(comfy.utils.safetensors_header(path) or b"{}").get("__metadata__", {})
+
+
+def write_baked(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -> BakedFile:
+    """Write the file into ComfyUI's output folder, numbered as its own saving nodes do; half a file never appears.
+
+    Args:
+        baked: the tensors.
+        metadata: the header.
+        filename_prefix: below the output folder; ComfyUI's LoRA loaders look in its ``loras``.
+
+    Raises:
+        ConductorError: the place is not allowed, or cannot be written to.
+    """
+    output = folder_paths.get_output_directory()
+    try:
+        folder, filename, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
+    except Exception as error:  # core raises a bare Exception for places outside
+        raise ConductorError(
+            f"filename_prefix: '{filename_prefix}' cannot be used ({str(error).strip()}). Name a file below ComfyUI's "
+            "output folder, such as loras/my_lora."
+        ) from error
+    path = Path(folder, f"{filename}_{counter:05}_.safetensors")
+    try:
+        _write_whole(baked, metadata, path)
+    except (OSError, SafetensorError) as error:
+        raise ConductorError(
+            f"filename_prefix: {path} cannot be written ({error}). Free {baked.size / 1e6:.0f} MB of disk space, or "
+            "choose another name or a lower rank."
+        ) from error
+    lists_it = Path(output, "loras")
+    return BakedFile(path, str(path.relative_to(lists_it)) if path.is_relative_to(lists_it) else None)
+
+
+def _write_whole(baked: BakedTensors, metadata: dict[str, str], path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        comfy.utils.save_torch_file(baked.tensors, str(unfinished), metadata=metadata)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""What we know of a model's modules: where they are, what they compute, how their weights are read."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher, get_key_weight
+from torch import Tensor, nn
+
+from ...fusion.adapters.geometry import Geometry
+from ...fusion.routing.attention import FUSED, projection_kind
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name, looked up through ``torch.compile``'s wrapper modules."""
+    module: Any = model
+    for part in name.split("."):
+        module = getattr(module, "_orig_mod", module)
+        module = getattr(module, part)
+    return getattr(module, "_orig_mod", module)
+
+
+def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:
+    """The geometry of the layer that a weight key belongs to, or why its output cannot be routed.
+
+    Layers are known by their attributes, not their class: quantised and packed layers (GGUF, fp8, int8) have the
+    attributes of the layer they stand for.
+    """
+    name, _, leaf = key.rpartition(".")
+    if leaf != "weight":
+        return f"a {leaf} is no projection"
+    try:
+        module = comfy.utils.get_attr(model, name)
+    except AttributeError:
+        return "the model has no such layer"
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return Geometry(module.in_features, module.out_features)
+    if hasattr(module, "kernel_size") and hasattr(module, "in_channels") and not getattr(module, "transposed", False):
+        return Geometry(
+            module.in_channels,
+            module.out_channels,
+            tuple(module.kernel_size),
+            tuple(module.stride),
+            module.padding if isinstance(module.padding, str) else tuple(module.padding),
+            tuple(module.dilation),
+            module.padding_mode,
+            module.groups,
+        )
+    return f"{type(module).__name__} is no projection"
+
+
+# What ComfyUI's model families call it, on the attention or on the block that holds it.
+WIDTHS = ("dim_head", "head_dim", "attention_head_dim", "d_head")
+COUNTS = ("num_heads", "heads", "n_heads", "num_attention_heads", "n_local_heads", "num_q_heads")
+
+
+def head_width(model: nn.Module, name: str) -> int | None:
+    """Channels of a head where a layer projects to queries, keys or values, as the model's own modules tell it.
+
+    Args:
+        name: of the layer, e.g. ``diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q``.
+    """
+    fused = bool(FUSED.search(name))
+    if not fused and projection_kind(name) not in ("q", "k", "v"):
+        return None
+    out = getattr(find_module(model, name), "out_features", None)
+    path = name.split(".")
+    for depth in (1, 2):
+        owner: Any = find_module(model, ".".join(path[:-depth]))
+        width = _number(owner, WIDTHS)
+        if width:
+            return width
+        count = _number(owner, COUNTS)
+        # The whole width of the model, where the layer's own may hold keys and values, or an MLP, too.
+        total = _number(owner, ("inner_dim", "hidden_size", "dim", "hidden_dim")) or (None if fused else out)
+        if count and total and total % count == 0:
+            return total // count
+    return None
+
+
+def _number(owner: Any, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = getattr(owner, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def weight_reader(model: ModelPatcher, key: str) -> Callable[[], Tensor | None]:
+    """A function that reads a layer's weight ``[out, in, *kernel]``, float32, on the CPU, without patches.
+
+    It gives None for weights that are not stored as numbers of that shape (packed ones).
+    """
+    # Weakly, and not the patcher: that owns what holds this function, and would never be freed.
+    model_ref, backup = weakref.ref(model.model), model.backup
+
+    def read() -> Tensor | None:
+        module = model_ref()
+        if module is None:
+            return None
+        geometry = geometry_of(module, key)
+        weight, _, convert = get_key_weight(module, key)
+        if key in backup:
+            weight = backup[key].weight
+        if isinstance(geometry, str) or weight is None:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            weight = weight.detach().to("cpu", copy=True)
+            if convert is not None:
+                weight = convert(weight, inplace=True)
+            if tuple(weight.shape) != geometry.weight_shape or not weight.is_floating_point():
+                return None
+            return weight.float()
+
+    return read

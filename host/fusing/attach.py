@@ -1,0 +1,145 @@
+"""LoRAs and their policy on a ModelPatcher.
+
+Nothing on the model is touched when a node runs: the clone carries a frozen spec, and either two wrappers that fuse
+while sampling (``live``) or, for static policies, ordinary weight patches that core applies (``merged``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy
+from ...fusion.routing.refinement import Refinement
+from ..loras.parents import remember
+from ..loras.patches import LoraPatches
+from .live import LiveFusion
+from .spec import FusionSpec, LoraOnModel, _bank_patcher, build_bank
+from .static import merged_patches
+
+ATTACHMENT = "lora_conductor"
+
+
+@dataclass
+class Attachment:
+    """What rides on a ModelPatcher under :data:`ATTACHMENT`."""
+
+    policy: Policy | None = None
+    refinement: Refinement = Refinement()
+    spec: FusionSpec | None = None
+    live: LiveFusion | None = None
+    merged: list[Any] = field(default_factory=list)
+    shown_on: str | None = None  # execution id of the node that shows the routing map
+
+
+def attachment_of(model: ModelPatcher) -> Attachment:
+    return model.get_attachment(ATTACHMENT) or Attachment()
+
+
+def show_on(model: ModelPatcher, node: str | None, *, sets_policy: bool) -> ModelPatcher:
+    """The same model, with its routing map shown on the node that just made it.
+
+    A loader leaves it to the router, wherever that stands. The attachment is changed in place: it is as new as the
+    model.
+    """
+    held = attachment_of(model)
+    if node is not None and (sets_policy or held.policy is None):
+        held.shown_on = node
+        if held.live is not None:
+            held.live.shown_on = node
+    return model
+
+
+def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float]]) -> ModelPatcher:
+    """A clone of the model with LoRAs on it: routable deltas in the fusion spec, the rest merged by core.
+
+    Args:
+        model: may already carry LoRAs; they stay.
+        loras: patches, role and strength of each. LoRAs of strength 0 are left out, as core does.
+    """
+    model = model.clone()
+    held = attachment_of(model)
+    on_model = list(held.spec.loras) if held.spec else []
+    for patches, role, strength in loras:
+        if strength == 0:
+            continue
+        remember(model, [patches.parent(role, strength)])
+        if patches.merged:
+            model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
+        if patches.routed:
+            file = patches.file
+            on_model.append(LoraOnModel(file.name, role, strength, file.digest, patches.routed, patches.core_patches))
+    if on_model:
+        bank = _bank_patcher(build_bank(model, on_model), model.load_device, model.offload_device)
+        spec = FusionSpec(tuple(on_model), held.policy or RECOMMENDED, bank, held.refinement)
+        _attach(model, held, spec, held.policy, held.refinement)
+    return model
+
+
+def set_policy(
+    model: ModelPatcher, policy: Policy, refinement: Refinement | None = None, *, always_live: bool = False
+) -> ModelPatcher:
+    """A clone of the model whose LoRAs, those on it and those still to come, are fused by the policy.
+
+    Args:
+        refinement: settings that apply to any policy; neutral ones if None.
+        always_live: run the plain sum at run time too, instead of leaving it to core's merge (to check the one
+            against the other).
+    """
+    model = model.clone()
+    held, refinement = attachment_of(model), refinement or Refinement()
+    spec = FusionSpec(held.spec.loras, policy, held.spec.bank, refinement) if held.spec else None
+    _attach(model, held, spec, policy, refinement, always_live=always_live)
+    return model
+
+
+def _attach(
+    model: ModelPatcher,
+    held: Attachment,
+    spec: FusionSpec | None,
+    policy: Policy | None,
+    refinement: Refinement,
+    *,
+    always_live: bool = False,
+) -> None:
+    _detach(model, held)
+    now = Attachment(policy, refinement, spec, shown_on=held.shown_on)
+    if spec is not None and isinstance(spec.policy, StaticPolicy) and not (always_live or _in_live_sum(spec)):
+        now.merged = merged_patches(spec)
+        for patches, strength in now.merged:
+            model.add_patches(patches, strength)
+    elif spec is not None:
+        key = f"{ATTACHMENT}:{spec.content_id}"
+        now.live = LiveFusion(spec, held.shown_on)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, now.live.outer_sample)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, now.live.apply_model)
+        model.set_additional_models(key, [spec.bank.clone()])
+    model.set_attachments(ATTACHMENT, now)
+
+
+def _in_live_sum(spec: FusionSpec) -> bool:
+    """Whether the plain sum has to run live: what is merged beforehand is the same in every pass."""
+    policy = spec.policy
+    return isinstance(policy, StaticPolicy) and policy.is_sum and spec.refinement.emphasis not in (0.0, 1.0)
+
+
+def _detach(model: ModelPatcher, held: Attachment) -> None:
+    """Take off what an earlier policy put on this clone; patches of others stay."""
+    if held.live is not None:
+        key = f"{ATTACHMENT}:{held.live.spec.content_id}"
+        model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
+        model.remove_additional_models(key)
+    if held.merged:
+        ours = {id(patch) for patches, _ in held.merged for patch in patches.values()}
+        for key, patches in list(model.patches.items()):
+            left = [entry for entry in patches if id(entry[1]) not in ours]
+            if left:
+                model.patches[key] = left
+            else:
+                del model.patches[key]
+        model.add_patches({}, 0)  # tells core that the weights have changed

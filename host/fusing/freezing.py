@@ -1,0 +1,107 @@
+"""Decisions as ordinary weight patches, in the middle of a run: the rest of it runs at core's own speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...fusion.layers.layer import FusedLayer
+from ...fusion.layers.segment import Segment
+from ...fusion.roles import ROLES
+from .spec import FusionSpec
+from .static import low_rank_patch, own_patch
+
+Weights = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Decisions that hold for the rest of a run, since which step.
+
+    Attributes:
+        model: a clone of the run's model that carries the LoRAs so weighted as weight patches, loaded. None where
+            they are added while sampling as before, because passes differ in them.
+    """
+
+    model: ModelPatcher | None
+    step: int
+    weights: Weights
+
+    def thaw(self, model: ModelPatcher) -> None:
+        """Load the run's own patcher again: its weights are as they were."""
+        if self.model is None:
+            return
+        comfy.model_management.load_models_gpu([model])
+
+
+def freeze(
+    model: ModelPatcher,
+    beside: Iterable[ModelPatcher],
+    spec: FusionSpec,
+    weights: Weights,
+    step: int,
+    shape: torch.Size,
+) -> Frozen:
+    """Load a clone of the model with every layer's LoRAs merged at the given weights.
+
+    Args:
+        model: the run's patcher; core switches from one clone to another as it does between two runs.
+        beside: other models of the run (ControlNets), to stay loaded.
+        spec: what is fused.
+        weights: by segment, of subject and style; segments that were not decided are added whole.
+        step: the present one.
+        shape: of the latents in a model call, for core to keep memory free for.
+    """
+    clone = model.clone()
+    for patches, strength in frozen_patches(spec, weights):
+        clone.add_patches(patches, strength)
+    memory = clone.model.memory_required(list(shape))
+    comfy.model_management.load_models_gpu([clone, *beside], memory_required=memory, minimum_memory_required=memory)
+    return Frozen(clone, step, weights)
+
+
+def frozen_patches(spec: FusionSpec, weights: Weights) -> list[tuple[dict[Any, Any], float]]:
+    """Core patches with their strengths: each LoRA's own where its target is one segment, factors where it is cut."""
+    found: list[tuple[dict[Any, Any], float]] = []
+    cut: dict[Any, Any] = {}
+    whole: set[str] = set()
+    for layer in spec.layers:
+        if layer.down is not None and not layer.bypasses:
+            cut |= {_target(layer, segment): _low_rank(layer, segment, weights) for segment in layer.segments}
+            whole.add(f"{layer.name}.weight")
+    found.append((cut, 1.0))
+    by_key = {f"{layer.name}.weight": layer for layer in spec.layers}
+    for lora in spec.loras:
+        for target, patch in lora.core_patches.items():
+            if target.key not in whole:
+                weight = _weight_of(by_key[target.key], target, weights)[ROLES.index(lora.role)]
+                found.append(({target.core_key: own_patch(patch)}, lora.strength * weight))
+    return [(patches, strength) for patches, strength in found if patches and strength]
+
+
+def _low_rank(layer: FusedLayer, segment: Segment, weights: Weights) -> Any:
+    deltas = layer.segment_deltas(segment)
+    gains = dict(zip(ROLES, weights.get(segment.name, (1.0, 1.0)), strict=True))
+    up = torch.cat([deltas.up[role] * gains[role] for role in segment.roles], dim=1)
+    return low_rank_patch(up, torch.cat([deltas.down[role] for role in segment.roles]))
+
+
+def _target(layer: FusedLayer, segment: Segment) -> Any:
+    key = f"{layer.name}.weight"
+    if segment.name == layer.name:
+        return key
+    return (key, (0, segment.start, segment.stop - segment.start))
+
+
+def _weight_of(layer: FusedLayer, target: Any, weights: Weights) -> tuple[float, float]:
+    """Weights for a patch that is no plain LoRA: of its segment, or the mean of those it covers, by width."""
+    start, length = target.offset[1:] if target.offset and target.offset[0] == 0 else (0, layer.geometry.out_features)
+    covered = [s for s in layer.segments if start <= s.start and s.stop <= start + length]
+    width = sum(s.stop - s.start for s in covered)
+    sums = [sum((s.stop - s.start) * weights.get(s.name, (1.0, 1.0))[i] for s in covered) for i in range(len(ROLES))]
+    return sums[0] / width, sums[1] / width

@@ -1,0 +1,87 @@
+"""Two LoRA files onto a model and its text encoder: the work behind ``DualLoRADynamicLoader``."""
+
+from __future__ import annotations
+
+import comfy.lora
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+
+from ..core.errors import ConductorError
+from ..loras.choices import LoraChoice
+from ..loras.file import LoraFile, read_lora
+from ..loras.parents import Parent, remember
+from ..loras.patches import LoraPatches, model_patches
+from ..loras.targets import refuse_unfit, resolve
+from .attach import add_loras
+from .report import loader_report
+
+
+def load_loras(
+    model: ModelPatcher, clip: CLIP | None, choices: list[LoraChoice]
+) -> tuple[ModelPatcher, CLIP | None, str]:
+    """Put the chosen LoRAs on clones of the model and the text encoder.
+
+    Returns:
+        model, clip and a report in words.
+
+    Raises:
+        ConductorError: a file is missing, damaged or made for another model.
+    """
+    loaded: list[tuple[LoraPatches, str, float, int, float]] = []
+    for choice in choices:
+        if not choice.used:
+            continue
+        file = read_lora(choice.name, _path_of(choice))
+        patches = model_patches(file, model)
+        clip_weights = 0
+        if clip is not None:
+            clip, clip_weights = _patch_clip(clip, file, patches, choice)
+        if not (patches.routed or patches.merged or clip_weights):
+            raise ConductorError(_fits_nothing(patches, model, clip is not None))
+        loaded.append((patches, choice.role, choice.strength, clip_weights, choice.clip_strength))
+    model = add_loras(model, [(patches, role, strength) for patches, role, strength, _, _ in loaded])
+    return model, clip, loader_report(model, clip is not None, loaded)
+
+
+def _path_of(choice: LoraChoice) -> str:
+    path = folder_paths.get_full_path("loras", choice.name)
+    if path is None:
+        place = f"{choice.where}: " if choice.where else ""
+        raise ConductorError(
+            f"{place}{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick "
+            "another one."
+        )
+    return path
+
+
+def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraChoice) -> tuple[CLIP, int]:
+    """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
+    resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+    refuse_unfit(resolution, clip.cond_stage_model.state_dict())
+    left = set(resolution.unmatched)
+    patches.unmatched = [key for key in patches.unmatched if key in left]
+    patches.refused.update(resolution.refused)
+    strength = choice.clip_strength
+    if strength == 0 or not resolution.entries:
+        return clip, 0
+    clip = clip.clone()
+    core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
+    applied = clip.add_patches(core_patches, strength)
+    parent = Parent(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
+    remember(clip.patcher, [parent])
+    return clip, len(applied)
+
+
+def _fits_nothing(patches: LoraPatches, model: ModelPatcher, clip_given: bool) -> str:
+    file = patches.file
+    parts = "this model or its text encoder" if clip_given else "this model"
+    if patches.refused:
+        name, why = next(iter(patches.refused.items()))
+        detail = f"{len(patches.refused)} of its entries have the right name but cannot be applied ({name}: {why})"
+    else:
+        detail = f"its {len(file.tensors)} keys look like '{next(iter(file.tensors))}'"
+    return (
+        f"LoRA '{file.name}' does not fit {parts}: {detail}, and the model is a {type(model.model).__name__}. "
+        "Use a LoRA that was trained for this model's family."
+    )

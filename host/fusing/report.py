@@ -1,0 +1,151 @@
+"""What a loader did and what a run decided, in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfyui_version import __version__ as comfyui_version
+
+from ...fusion.records.record import RoutingRecord
+from ..core.version import pack_version
+from ..core.words import listed
+from ..loras.parents import parents_of
+from ..loras.patches import LoraPatches
+from ..maps.picture import block_of
+from .attach import attachment_of
+from .spec import FusionSpec
+
+
+def loader_report(
+    model: ModelPatcher, clip_given: bool, loras: list[tuple[LoraPatches, str, float, int, float]]
+) -> str:
+    """A text for the node: per LoRA what was applied, merged, refused and left, and where the two meet.
+
+    Args:
+        model: the resulting model.
+        clip_given: whether a CLIP was connected.
+        loras: patches, role, strength, number of text-encoder weights patched and their strength.
+    """
+    lines = [f"model: {type(model.model).__name__}"]
+    for patches, role, strength, clip_weights, clip_strength in loras:
+        lines.append(f"\n{role}: {patches.file.name}  (strength {strength:g})")
+        lines.append(f"  {len(patches.routed)} weights routed at run time")
+        if clip_weights:
+            lines.append(f"  {clip_weights} text-encoder weights at strength {clip_strength:g}")
+        reasons: dict[str, list[str]] = {}
+        for target, (_, reason) in patches.merged.items():
+            reasons.setdefault(reason, []).append(str(target))
+        for reason, targets in reasons.items():
+            lines.append(f"  {len(targets)} weights merged as ComfyUI does, not routed: {reason}")
+            lines += listed(targets)
+        if patches.refused:
+            lines.append(f"  {len(patches.refused)} entries could not be applied:")
+            lines += listed(f"{name}: {why}" for name, why in patches.refused.items())
+        if patches.unmatched:
+            hint = "" if clip_given else " (text-encoder keys need a CLIP connected)"
+            lines.append(f"  {len(patches.unmatched)} keys match nothing in this model{hint}:")
+            lines += listed(patches.unmatched)
+    spec = attachment_of(model).spec
+    if spec is not None and len({lora.role for lora in spec.loras}) > 1:
+        total = len(spec.layers)
+        lines.append(
+            f"\n{spec.shared_layers} of {total} layers are touched by both and routed; the rest take their one LoRA"
+        )
+    return "\n".join(lines)
+
+
+def record_report(record: RoutingRecord) -> str:
+    """The routing record in a few lines: who owned how much, and which blocks leaned furthest."""
+    lines = [f"policy: {record.title} {json.dumps(record.policy)}"]
+    lines += [f"{lora['role']}: {lora['name']} at {lora['strength']:g}" for lora in record.loras]
+    share = record.subject_share()
+    if share is None:
+        lines.append("nothing was routed: the policy is constant, or no layer is touched by both LoRAs")
+        return "\n".join(lines)
+    lines.append(f"{len(record.layers)} layers routed over {record.steps} steps; subject's share {share:.0%}")
+    per_layer = (record.weights[0] / record.weights.sum(0).clamp_min(1e-12)).nanmean(-1)
+    order = per_layer.argsort().tolist()
+    for title, indices in (("most style", order[:5]), ("most subject", order[::-1][:5])):
+        lines.append(f"{title}:")
+        lines += [f"  {record.layers[i].removeprefix('diffusion_model.')}  {per_layer[i]:.0%} subject" for i in indices]
+    return "\n".join(lines)
+
+
+SEEDS = ("seed", "noise_seed")
+
+
+def run_report(model: ModelPatcher, record: RoutingRecord, prompt: Mapping[str, Any], node: str | None) -> str:
+    """A text for the node.
+
+    Args:
+        model: the one that sampled.
+        record: of the run.
+        prompt: the running workflow in API format.
+        node: whose ``latent`` input leads to the sampler.
+    """
+    spec = attachment_of(model).spec
+    lines = [f"model: {type(model.model).__name__}"]
+    if spec is not None:
+        lines += _files(model, spec)
+    lines.append(record_report(record))
+    lines += _owners(record)
+    if spec is not None:
+        lines += _cost(model, spec, record)
+    seeds = ", ".join(f"{value} ({kind})" for kind, value in seeds_of(prompt, node))
+    lines.append(f"seeds: {seeds or 'none found'}")
+    lines.append(f"LoRA Conductor {pack_version()}, ComfyUI {comfyui_version}, torch {torch.__version__}")
+    return "\n".join(lines)
+
+
+def _files(model: ModelPatcher, spec: FusionSpec) -> Iterator[str]:
+    for parent in parents_of(model):
+        counts = f"{len(parent.prefixes)} weights routed, {len(parent.merged)} merged as ComfyUI does"
+        refused = f", {parent.left_out} entries not applied (see the loader's report)" if parent.left_out else ""
+        yield f"file: {parent.name} as {parent.role}: {counts}{refused}; sha256 {parent.digest[:12]}"
+    single = len(spec.layers) - spec.shared_layers
+    yield f"layers: {spec.shared_layers} touched by both LoRAs, {single} by one alone"
+
+
+def _owners(record: RoutingRecord) -> Iterator[str]:
+    """Subject's mean share of each block."""
+    share = record.weights[0] / record.weights.sum(0).clamp_min(1e-12)
+    blocks: dict[str, list[int]] = {}
+    for i, layer in enumerate(record.layers):
+        blocks.setdefault(block_of(layer), []).append(i)
+    if blocks:
+        yield "subject's share by block:"
+    for block, rows in blocks.items():
+        mean = float(share[rows].nanmean())
+        owner = "subject" if mean > 0.55 else "style" if mean < 0.45 else "both"
+        yield f"  {block}  {mean:.0%}  {owner}"
+
+
+def _cost(model: ModelPatcher, spec: FusionSpec, record: RoutingRecord) -> Iterator[str]:
+    deltas = sum(p.numel() * p.element_size() for p in spec.bank.model.state_dict().values())
+    kept = (record.scores.numel() + record.weights.numel()) * record.scores.element_size()
+    yield f"memory: {deltas / 1e6:.1f} MB of LoRA deltas, {kept / 1e3:.0f} kB of decisions"
+    if record.took is not None:
+        sampling, fusing = record.took
+        # A GPU works on while the host's clock stops: its share cannot be told without slowing it down.
+        on_cpu = f", scoring and fusing {fusing:.2f} s of it" if model.load_device.type == "cpu" else ""
+        yield f"time: sampling took {sampling:.2f} s{on_cpu}"
+
+
+def seeds_of(prompt: Mapping[str, Any], node: str | None) -> list[tuple[str, int]]:
+    """(node type, seed) of all nodes that a node's latent comes from, nearest first."""
+    found: list[tuple[str, int]] = []
+    ways = [prompt.get(node or "", {}).get("inputs", {}).get("latent")]
+    seen: set[str] = set()
+    while ways:
+        source = ways.pop(0)
+        if not isinstance(source, list) or source[0] in seen or source[0] not in prompt:
+            continue
+        seen.add(source[0])
+        step = prompt[source[0]]
+        found += [(step["class_type"], step["inputs"][k]) for k in SEEDS if isinstance(step["inputs"].get(k), int)]
+        ways += step["inputs"].values()
+    return found

@@ -1,0 +1,148 @@
+"""What is fused on a model, and how: frozen, and shared by all clones that were made from it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+from ...fusion.adapters.base import Delta
+from ...fusion.layers.layer import FusedLayer
+from ...fusion.policies import Policy
+from ...fusion.records.plan import Plan
+from ...fusion.routing.refinement import Refinement
+from ...fusion.routing.router import Prepared, prepare
+from ..core.errors import ConductorError
+from ..core.modules import geometry_of, head_width, weight_reader
+from ..loras.targets import Target
+
+
+@dataclass(frozen=True)
+class LoraOnModel:
+    """One LoRA with its role and strength; ``core_patches`` are the same deltas as core loads them."""
+
+    name: str
+    role: str
+    strength: float
+    digest: str
+    deltas: dict[Target, Delta] = field(repr=False, compare=False, hash=False)
+    core_patches: dict[Target, Any] = field(repr=False, compare=False, hash=False)
+
+    def header(self) -> dict[str, Any]:
+        return {"name": self.name, "role": self.role, "strength": self.strength, "sha256": self.digest}
+
+
+class DeltaBank(nn.Module):
+    """All fused layers of a spec. Core's memory management loads and unloads it beside the model."""
+
+    def __init__(self, layers: Iterable[FusedLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+@dataclass(frozen=True)
+class FusionSpec:
+    """What is fused, and how. Frozen; shared by all clones that were made from it.
+
+    ``bank`` is the patcher of the deltas. It lives as long as the spec: clones of the model carry clones of it, and
+    core takes a loaded model for leaked when its last patcher dies before it.
+    """
+
+    loras: tuple[LoraOnModel, ...]
+    policy: Policy
+    bank: ModelPatcher = field(repr=False, compare=False, hash=False)
+    refinement: Refinement = Refinement()
+
+    @property
+    def layers(self) -> list[FusedLayer]:
+        return list(self.bank.model.layers)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.settings(),
+            "loras": tuple(lora.header() for lora in self.loras),
+            "refinement": self.refinement.settings(),
+        }
+
+    @cached_property
+    def content_id(self) -> str:
+        return hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return prepare(self.policy, self.refinement, self.layers)
+
+    @property
+    def emphasis(self) -> float:
+        """How often the LoRAs' effect is to count in the picture.
+
+        A policy's own is for fusing: one LoRA alone stays what core's loader makes of it.
+        """
+        return self.refinement.emphasis or (self.policy.own_emphasis if self.has_both_roles else 1.0)
+
+    @property
+    def shared_layers(self) -> int:
+        return sum(any(segment.shared for segment in layer.segments) for layer in self.layers)
+
+    @property
+    def has_both_roles(self) -> bool:
+        return len({lora.role for lora in self.loras}) > 1
+
+
+def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
+    """Join the deltas of all LoRAs by layer."""
+    by_layer: dict[str, list[tuple[str, float, Delta]]] = {}
+    for lora in loras:
+        for target, delta in lora.deltas.items():
+            by_layer.setdefault(target.key, []).append((lora.role, lora.strength, delta))
+    dtype = model.model.get_dtype_inference()
+    layers = []
+    # Nodes run under inference mode, and autograd refuses tensors made there: guidance needs it not to.
+    with torch.inference_mode(False), torch.no_grad():
+        for key, deltas in by_layer.items():
+            geometry = geometry_of(model.model, key)
+            assert not isinstance(geometry, str)
+            name = key.removesuffix(".weight")
+            heads = head_width(model.model, name)
+            layers.append(FusedLayer(name, geometry, deltas, dtype, weight_reader(model, key), heads))
+    return DeltaBank(layers)
+
+
+def _bank_patcher(bank: DeltaBank, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
+    patcher = ModelPatcher(bank, load_device=load_device, offload_device=offload_device)
+    # Core asks for a factory where it copies a model to a second GPU; the copy needs its own tensors.
+    if hasattr(patcher, "cached_patcher_init"):
+        patcher.cached_patcher_init = (_bank_copy, (bank, load_device, offload_device))
+    return patcher
+
+
+def _bank_copy(
+    bank: DeltaBank, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
+) -> ModelPatcher:
+    with torch.inference_mode(False), torch.no_grad():
+        return _bank_patcher(copy.deepcopy(bank), load_device, offload_device)
+
+
+def check_plan(spec: FusionSpec, plan: Plan) -> None:
+    """Whether a plan is of the LoRAs that are on a model: by content and role, whatever the files are called.
+
+    Raises:
+        ConductorError: it is not.
+    """
+    planned = sorted((lora["sha256"], lora["role"]) for lora in plan.loras)
+    if planned != sorted((lora.digest, lora.role) for lora in spec.loras):
+        wanted = " and ".join(f"{lora['role']} '{lora['name']}' ({lora['sha256'][:10]})" for lora in plan.loras)
+        found = " and ".join(f"{lora.role} '{lora.name}' ({lora.digest[:10]})" for lora in spec.loras)
+        raise ConductorError(
+            f"plan: it was made for {wanted}, but the model carries {found}. Load the plan's own LoRA files, put "
+            "KLLayerRouter after the last loader, or make a new plan."
+        )

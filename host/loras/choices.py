@@ -1,0 +1,78 @@
+"""What users choose: a LoRA file in a role, by name, alone or in a ``LORA_STACK``.
+
+A stack is how other node packs hand lists of LoRAs around, as tuples (name, model strength, clip strength).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from ..core.errors import ConductorError
+
+NO_LORA = "None"
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone.
+
+    ``where`` says which entry of which stack it is, where it comes from one.
+    """
+
+    name: str
+    role: str
+    strength: float
+    clip_strength: float
+    where: str | None = None
+
+    @property
+    def used(self) -> bool:
+        return self.name != NO_LORA and (self.strength != 0 or self.clip_strength != 0)
+
+
+StackEntry = tuple[str, float, float]
+
+
+def choices_of_stack(stack: Any, role: str, where: str) -> list[LoraChoice]:
+    """The LoRAs of a stack, all in one role; entries named "None" are empty places.
+
+    Args:
+        stack: a list of tuples, or None where nothing is connected.
+        role: "subject" or "style".
+        where: the input's name, for errors.
+
+    Raises:
+        ConductorError: an entry is not what the convention says.
+    """
+    if stack is None:
+        return []
+    if not isinstance(stack, (list, tuple)):
+        raise ConductorError(
+            f"{where}: a {type(stack).__name__} is no LORA_STACK. Connect a node that gives a list of (LoRA name, "
+            "model strength, clip strength)."
+        )
+    found = [_choice(entry, role, f"{where}, entry {number}") for number, entry in enumerate(stack, 1)]
+    return [choice for choice in found if choice.name != NO_LORA]
+
+
+def _choice(entry: Any, role: str, where: str) -> LoraChoice:
+    fits = isinstance(entry, (list, tuple)) and len(entry) == 3 and isinstance(entry[0], str)
+    if not fits or not all(_is_strength(value) for value in entry[1:]):
+        raise ConductorError(
+            f"{where}: {entry!r:.100} is not (LoRA name, model strength, clip strength). Check the node that made the "
+            "stack."
+        )
+    name, strength, clip_strength = entry
+    return LoraChoice(name, role, float(strength), float(clip_strength), where)
+
+
+def _is_strength(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def stack_of(choices: list[LoraChoice]) -> list[StackEntry]:
+    """The LoRAs that were applied, as other packs take them."""
+    return [(choice.name, choice.strength, choice.clip_strength) for choice in choices if choice.used]

@@ -1,0 +1,101 @@
+"""What a LoRA file does to a model: deltas to be routed, patches that core merges, and the rest by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...fusion.adapters.base import Delta, DeltaError
+from ...fusion.adapters.geometry import Geometry
+from ..core.modules import geometry_of
+from .deltas import Unroutable, applicable, check_mergeable, delta_of
+from .file import LoraFile
+from .parents import Parent
+from .targets import Entry, Target, resolve, slice_shape
+
+
+@dataclass
+class LoraPatches:
+    """What a file does to one model. Every key of the file is in exactly one place.
+
+    Attributes:
+        file: the file.
+        routed: deltas by target, to be fused at run time.
+        core_patches: the same, as core's loaders made them.
+        merged: patches by target that cannot be routed; core merges them. With the reason.
+        refused: entries that were recognised but cannot be applied, with the reason.
+        unmatched: keys no weight of the model answers to.
+        applied: the file's keys that are routed or merged.
+        refused_keys: the file's keys that ``refused`` is about.
+        entries: what the file says about each target that is routed or merged.
+    """
+
+    file: LoraFile
+    routed: dict[Target, Delta] = field(default_factory=dict)
+    core_patches: dict[Target, Any] = field(default_factory=dict)
+    merged: dict[Target, tuple[Any, str]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
+    applied: set[str] = field(default_factory=set)
+    refused_keys: set[str] = field(default_factory=set)
+    entries: dict[Target, Entry] = field(default_factory=dict)
+
+    def parent(self, role: str, strength: float) -> Parent:
+        """What has to be remembered of the file once it is on the model."""
+        return Parent(
+            self.file.name,
+            self.file.path,
+            self.file.digest,
+            role,
+            strength,
+            {target: entry.prefix for target, entry in self.entries.items() if target in self.routed},
+            {target: entry for target, entry in self.entries.items() if target in self.merged},
+            len(self.refused) + len(self.unmatched),
+        )
+
+
+def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
+    """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name."""
+    resolution = resolve(file, comfy.lora.model_lora_keys_unet(model.model, {}))
+    result = LoraPatches(
+        file, refused=resolution.refused, unmatched=resolution.unmatched, refused_keys=resolution.refused_keys
+    )
+    weights = model.model.state_dict()
+    for target, entry in resolution.entries.items():
+        if target.key not in weights:
+            result.refused[str(target)] = "the model has no such weight"
+            result.refused_keys |= entry.keys
+            continue
+        try:
+            delta = _delta(target, entry.patch, model.model, tuple(weights[target.key].shape))
+        except DeltaError as error:
+            result.refused[str(target)] = str(error)
+            result.refused_keys |= entry.keys
+            continue
+        result.applied |= entry.keys
+        patch = applicable(entry.patch)
+        result.entries[target] = replace(entry, patch=patch)
+        if isinstance(delta, str):
+            result.merged[target] = (patch, delta)
+        else:
+            result.routed[target], result.core_patches[target] = delta, patch
+    return result
+
+
+def _delta(target: Target, patch: Any, model: torch.nn.Module, shape: tuple[int, ...]) -> Delta | str:
+    """The patch as a delta, or why it has to be merged; ``shape`` is that of the stored weight."""
+    geometry = geometry_of(model, target.key)
+    reason = geometry if isinstance(geometry, str) else "its rows are reordered for this model"
+    if isinstance(geometry, Geometry):
+        shape = geometry.weight_shape
+        if target.function is None:
+            try:
+                return delta_of(patch, geometry, target.offset)
+            except Unroutable as why:
+                reason = str(why)
+    check_mergeable(patch, slice_shape(shape, target))
+    return reason

@@ -1,0 +1,62 @@
+"""Deltas against dense float64 products."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_conductor.fusion.adapters.base import DeltaError
+from lora_conductor.fusion.adapters.low_rank import low_rank_delta
+from lora_conductor.fusion.layers.segment import SegmentDeltas
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.sampled_from([(), (1,), (3,), (3, 3), (1, 3, 2)]),
+    st.sampled_from([None, 0.0, 1.0, 7.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_dense_is_scale_times_up_times_down(out, width, rank, kernel, alpha):
+    torch.manual_seed(0)
+    up, down = torch.randn(out, rank, *[1] * len(kernel)), torch.randn(rank, width, *kernel)
+    delta = low_rank_delta(up, down, (out, width, *kernel), alpha=alpha)
+    scale = 1.0 if alpha is None else alpha / rank
+    expected = scale * torch.einsum("or,ri...->oi...", up.double().flatten(1), down.double())
+    torch.testing.assert_close(delta.dense(), expected)
+    folded = SegmentDeltas("l", {"style": delta.down.double()}, {"style": scale * delta.up.double()})
+    assert folded.energy("style") == pytest.approx(float(expected.square().sum()), rel=1e-9, abs=1e-12)
+
+
+def test_flattened_conv_factors_take_the_weights_shape():
+    up, down = torch.randn(6, 2), torch.randn(2, 4 * 9)
+    assert low_rank_delta(up, down, (6, 4, 3, 3)).down.shape == (2, 4, 3, 3)
+
+
+def test_tucker_core_is_folded():
+    up, down, mid = torch.randn(6, 3, 1, 1), torch.randn(2, 4, 1, 1), torch.randn(3, 2, 3, 3)
+    delta = low_rank_delta(up, down, (6, 4, 3, 3), alpha=1.0, mid=mid)
+    expected = 0.5 * torch.einsum("om,mnhw,ni->oihw", up.flatten(1), mid, down.flatten(1))
+    torch.testing.assert_close(delta.dense().float(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "shape", "match"),
+    [
+        (torch.zeros(4, 2), torch.zeros(3, 5), (4, 5), "does not make a weight"),
+        (torch.zeros(4, 2), torch.zeros(2, 6), (4, 5), "does not make a weight"),
+        (torch.zeros(5, 2), torch.zeros(2, 5), (4, 5), "does not make a weight"),
+        (torch.full((4, 2), torch.nan), torch.zeros(2, 5), (4, 5), "up factor holds NaN"),
+        (torch.zeros(4, 2), torch.full((2, 5), torch.inf), (4, 5), "down factor holds NaN"),
+        (torch.zeros(4), torch.zeros(2, 5), (4, 5), "two dimensions"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(up, down, shape, match):
+    with pytest.raises(DeltaError, match=match):
+        low_rank_delta(up, down, shape)
+
+
+def test_alpha_that_is_no_number_is_refused():
+    with pytest.raises(DeltaError, match="alpha"):
+        low_rank_delta(torch.zeros(4, 2), torch.zeros(2, 5), (4, 5), alpha=float("nan"))

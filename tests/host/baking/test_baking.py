@@ -1,0 +1,255 @@
+"""A baked LoRA against the live fusion: core loads the file, one forward pass, the same result."""
+
+from dataclasses import replace
+
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_conductor.fusion.policies import RECOMMENDED, TIES, KLoRA, KLSoft, NPLoRA, Paper, Sum, Switch
+from lora_conductor.host.baking.bake import BakeSettings, bake
+from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.loras.file import read_lora
+from lora_conductor.host.loras.parents import parents_of
+from lora_conductor.host.loras.patches import model_patches
+
+from .. import tiny
+from ..adapter_files import make_file
+
+STEPS = 4
+EXACT = BakeSettings(dtype=torch.float32)
+LIVE = {
+    "recommended": RECOMMENDED,
+    "kl_soft": KLSoft(),
+    "paper": Paper(),
+    "k_lora": KLoRA(),
+    "switch": Switch(2),
+}
+
+
+def loaded(model, *loras):
+    patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for role, path, s in loras]
+    return add_loras(model, patches)
+
+
+def sliced_lora(path, model, rank=3):
+    """q, k and v of FLUX's image stream apart, and its output projection: diffusers' dialect."""
+    generator = torch.Generator().manual_seed(5)
+    config = model.model.model_config.unet_config
+    hidden, tensors = config["hidden_size"], {}
+    for i in range(config["depth"]):
+        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+            prefix = f"transformer.transformer_blocks.{i}.attn.{part}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator) * hidden**-0.5
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(hidden, rank, generator=generator) * 0.5
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["flux", "flux_sliced", "unet"])
+def setting(request, tmp_path_factory):
+    """A model, and the same with two LoRAs that share a part of their layers."""
+    folder = tmp_path_factory.mktemp("loras")
+    subject, style = folder / "subject.safetensors", folder / "style.safetensors"
+    model = tiny.tiny_unet() if request.param == "unet" else tiny.tiny_flux()
+    shapes = list(tiny.layer_shapes(model).items())
+    tiny.make_lora(subject, dict(s for i, s in enumerate(shapes) if i % 3 != 0), seed=1, size=0.2)
+    if request.param == "flux_sliced":
+        tiny.make_lora(subject, {k: s for k, s in shapes if "double_blocks" in k}, seed=1, size=0.2)
+        sliced_lora(style, model)
+    else:
+        tiny.make_lora(style, dict(s for i, s in enumerate(shapes) if i % 3 != 1), rank=3, seed=2, size=0.2)
+    return model, loaded(model, ("subject", subject, 0.8), ("style", style, 0.7))
+
+
+def with_file(model, baked, path):
+    """The model with the baked file on it, by core's own loader."""
+    save_file(baked.tensors, path)
+    return comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), 1.0, 0)[0]
+
+
+def steps_of(model, steps=STEPS):
+    """A run at cfg 1: its latent, and before each step its noise level and latent, and what was predicted there."""
+    seen = []
+    made = tiny.sample(model, steps=steps, callback=lambda step, x0, x, total: seen.append((x.clone(), x0.clone())))
+    sigmas = attachment_of(model).live.record_of(made).sigmas
+    return made, [(sigma, x, x0) for sigma, (x, x0) in zip(sigmas, seen, strict=False)]
+
+
+def predicted(model, sigma, x):
+    """One forward pass at a latent in the middle of a run."""
+    seen = []
+    tiny.sample(
+        model,
+        noise=x / sigma,
+        sigmas=torch.tensor([sigma, sigma / 2]),
+        callback=lambda step, x0, x, total: seen.append(x0.clone()),
+    )
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_one_step_is_the_fused_forward_at_that_step(setting, tmp_path, record_property, name):
+    model, fused = setting
+    fused = set_policy(fused, LIVE[name])
+    made, steps = steps_of(fused)
+    errors = []
+    for step in (1, STEPS - 1):
+        sigma, x, live = steps[step]
+        baked, _ = bake(fused, None, made, BakeSettings(step, 0, torch.float32))
+        assert not baked.left_out
+        ours = predicted(with_file(model, baked, tmp_path / "baked.safetensors"), sigma, x)
+        assert tiny.relative(predicted(model, sigma, x), live) > 1e-3
+        errors.append(tiny.relative(ours, live))
+    record_property(f"{name}, one step", max(errors))
+    assert max(errors) < 1e-5
+
+
+@pytest.mark.parametrize("policy", [Sum(), NPLoRA(), TIES()], ids=["sum", "np_lora", "ties"])
+def test_static_policies_need_no_latent_and_give_the_merged_model(setting, tmp_path, record_property, policy):
+    model, fused = setting
+    merged = set_policy(fused, policy)
+    baked, record = bake(merged, None, None, EXACT)
+    assert record is None and not baked.left_out
+    live = tiny.sample(merged)
+    ours = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), live)
+    record_property(f"{policy.name}, baked", ours)
+    assert tiny.relative(tiny.sample(model), live) > 1e-3
+    assert ours < 1e-5
+
+
+def test_average_is_the_mean_of_the_steps_deltas(setting):
+    """Weight by weight: the file of the average is the mean of the files of the single steps."""
+    _, fused = setting
+    made, _ = steps_of(fused)
+    mean, _ = bake(fused, None, made, EXACT)
+    steps = [bake(fused, None, made, BakeSettings(step, 0, torch.float32))[0] for step in range(STEPS)]
+    changes = 0
+    for prefix in mean.ranks:
+        single = [dense(step, prefix) for step in steps]
+        assert torch.allclose(dense(mean, prefix), sum(single) / STEPS, atol=1e-5)
+        changes += not torch.allclose(single[0], single[-1], atol=1e-3)
+    assert changes == attachment_of(fused).spec.shared_layers > 0
+
+
+def dense(baked, prefix):
+    """A written update as core takes it, float64."""
+    up, down = (baked.tensors[f"{prefix}.lora_{part}.weight"].double().flatten(1) for part in ("up", "down"))
+    return up @ down * (baked.tensors[f"{prefix}.alpha"].item() / down.shape[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files(setting, tmp_path, record_property, dtype):
+    model, fused = setting
+    made, steps = steps_of(fused)
+    sigma, x, live = steps[2]
+    baked, _ = bake(fused, None, made, BakeSettings(2, 0, dtype))
+    assert all(t.dtype == dtype for key, t in baked.tensors.items() if not key.endswith(".alpha"))
+    ours = tiny.relative(predicted(with_file(model, baked, tmp_path / "baked.safetensors"), sigma, x), live)
+    record_property(f"{dtype} file, one step", ours)
+    assert ours < (1e-3 if dtype == torch.float16 else 1e-2)
+
+
+def test_a_smaller_rank_loses_what_it_says(setting):
+    _, fused = setting
+    made, _ = steps_of(fused)
+    whole, _ = bake(fused, None, made, EXACT)
+    cut, _ = bake(fused, None, made, BakeSettings(None, 4, torch.float32))
+    assert cut.size < whole.size and max(cut.ranks.values()) == 4 < max(whole.ranks.values()) <= 4 + 3 * 3
+    for prefix, lost in cut.lost.items():
+        truth = dense(whole, prefix)
+        values = torch.linalg.svdvals(truth).square()
+        assert lost == pytest.approx(float(values[4:].sum() / values.sum()), abs=1e-5)
+        assert float((dense(cut, prefix) - truth).square().sum() / values.sum()) == pytest.approx(lost, abs=1e-5)
+
+
+def test_written_keys_are_the_parents_own_and_core_reads_them_all(setting, tmp_path, caplog):
+    model, fused = setting
+    made, _ = steps_of(fused)
+    baked, _ = bake(fused, None, made, EXACT)
+    parents = parents_of(fused)
+    assert set(baked.ranks) <= {prefix for parent in parents for prefix in parent.prefixes.values()}
+    assert {key.rpartition(".lora_")[0] for key in baked.tensors if key.endswith("lora_up.weight")} == set(baked.ranks)
+    with_file(model, baked, tmp_path / "baked.safetensors")
+    assert "not loaded" not in caplog.text.lower()
+    shapes = tiny.layer_shapes(model)
+    for prefix, rank in baked.ranks.items():
+        up, down = (baked.tensors[f"{prefix}.lora_{part}.weight"] for part in ("up", "down"))
+        shape = shapes.get(f"{prefix}.weight")
+        if shape is not None:
+            assert up.shape == (shape[0], rank, *[1] * (len(shape) - 2)) and down.shape == (rank, *shape[1:])
+
+
+@pytest.mark.parametrize("second", ["to_q", "all"])
+def test_sliced_parents(tmp_path, record_property, second):
+    """Two sliced files stay sliced; where the slices of one cross those of the other the whole weight is written."""
+    model = tiny.tiny_flux()
+    width = model.model.model_config.unet_config["hidden_size"]
+    torch.manual_seed(0)
+    parts = [f"transformer.single_transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+    slices = {"subject": parts, "style": parts}
+    if second == "to_q":
+        slices = {"subject": ["diffusion_model.single_blocks.0.linear1_qkv"], "style": parts[:1]}
+    loras = []
+    for role, prefixes in slices.items():
+        tensors = {}
+        for prefix in prefixes:
+            rows = 3 * width if prefix.endswith("linear1_qkv") else width
+            tensors[f"{prefix}.lora_up.weight"] = torch.randn(rows, 3) * 0.3
+            tensors[f"{prefix}.lora_down.weight"] = torch.randn(3, width) * width**-0.5
+        path = tmp_path / f"{role}.safetensors"
+        save_file(tensors, path)
+        loras.append((role, path, 0.9))
+    fused = set_policy(loaded(model, *loras), KLSoft())
+    made = tiny.sample(fused)
+    baked, _ = bake(fused, None, made, EXACT)
+    expected = set(slices["style"]) if second == "all" else {"diffusion_model.single_blocks.0.linear1"}
+    assert set(baked.ranks) == expected and not baked.left_out
+    error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), made)
+    record_property(f"sliced by {second}", error)
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft", "dora_out_lora"])
+def test_other_adapters_beside_a_lora(tmp_path, record_property, kind):
+    """Dense deltas, also those that depend on the base weight."""
+    model = tiny.tiny_flux()
+    shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
+    other, lora = tmp_path / "other.safetensors", tiny.make_lora(tmp_path / "lora.safetensors", shapes, size=0.3)
+    make_file(other, kind, shapes)
+    fused = set_policy(loaded(model, ("subject", lora, 0.9), ("style", other, 0.8)), KLSoft())
+    made = tiny.sample(fused)
+    baked, _ = bake(fused, None, made, EXACT)
+    assert not baked.left_out
+    error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), made)
+    record_property(f"{kind} beside a LoRA", error)
+    assert tiny.relative(tiny.sample(model), made) > 1e-3 and error < 1e-4
+
+
+def test_what_needs_a_base_weight_that_cannot_be_read_is_named(tmp_path):
+    model = tiny.tiny_flux()
+    shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
+    dora = make_file(tmp_path / "dora.safetensors", "dora_out_lora", dict(list(shapes.items())[:1]))
+    lora = tiny.make_lora(tmp_path / "lora.safetensors", shapes, size=0.3)
+    fused = set_policy(loaded(model, ("subject", lora, 0.9), ("style", dora, 0.8)), KLSoft())
+    made = tiny.sample(fused)
+    layers = attachment_of(fused).spec.layers
+    for layer in layers:
+        layer.read_weight = None
+    baked, _ = bake(fused, None, made, EXACT)
+    (shared,) = (layer.name for layer in layers if any(segment.shared for segment in layer.segments))
+    assert list(baked.left_out) == [shared] and "cannot be read" in baked.left_out[shared]
+    assert len(baked.ranks) == len(layers) - 1
+
+
+def test_a_layer_that_never_ran_is_named(setting):
+    """Its weights are not known: the file goes without it."""
+    _, fused = setting
+    made, _ = steps_of(fused)
+    live = attachment_of(fused).live
+    samples, record, plan = live._records[-1]
+    live._records[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
+    baked, _ = bake(fused, None, made, EXACT)
+    assert baked.left_out == {record.layers[0]: "it did not run while the picture was sampled"}

@@ -1,0 +1,155 @@
+"""LoRAs counted more often by CFG, against core: two merged models, one for each prompt, combined by hand."""
+
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+
+from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Sum
+from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.plans import plan_of_latent, replaying
+from lora_conductor.host.fusing.results import record_of_latent
+from lora_conductor.host.loras.file import read_lora
+from lora_conductor.host.loras.patches import model_patches
+
+from .. import tiny
+from .test_fusion_invariance import assert_untouched, snapshot
+
+CFG = 4.0
+
+
+@pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
+def setting(request, tmp_path_factory):
+    model, folder = request.param(), tmp_path_factory.mktemp("loras")
+    shapes = tiny.layer_shapes(model)
+    alone = [key for key in shapes if "1" in key]  # layers that only the style has
+    subject = {key: shape for key, shape in shapes.items() if key not in alone[:3]}
+    files = [tiny.make_lora(folder / f"{i}.safetensors", s, seed=i, size=0.2) for i, s in enumerate((subject, shapes))]
+    patches = [model_patches(read_lora(file.name, str(file)), model) for file in files]
+    return model, files, add_loras(model, [(patches[0], "subject", 0.8), (patches[1], "style", 0.8)])
+
+
+def by_hand(positive, negative, **kw):
+    """One step to the end: what CFG makes of two models' predictions, one for each prompt."""
+    first = tiny.sample(positive, cfg=1.0, **kw)
+    second = tiny.sample(negative, cfg=1.0, **kw | {"positive": tiny.conditioning(negative, 2)})
+    return second + CFG * (first - second)
+
+
+@pytest.mark.parametrize(("emphasis", "share"), [(1.0, 1.0), (2.5, 0.5), (4.0, 0.0), (9.0, 0.0), (0.4, 1.2)])
+def test_sum_equals_two_merged_models(setting, emphasis, share, record_property):
+    model, files, fused = setting
+    strengths = [(file, 0.8) for file in files]
+    wanted = by_hand(
+        tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((f, s * share) for f, s in strengths)), batch=2
+    )
+    tiny.sample(model)
+    before = snapshot(model)
+    made = tiny.sample(set_policy(fused, Sum(), Refinement(emphasis=emphasis)), cfg=CFG, batch=2)
+    error = tiny.relative(made, wanted)
+    record_property(f"emphasis {emphasis}", error)
+    assert error < 1e-5
+    tiny.sample(model)  # core takes the merged models' patches off
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("policy", [Sum(), RECOMMENDED, KLSoft(), Composite()], ids=lambda p: p.name)
+def test_prompts_computed_apart_give_the_same(setting, policy, monkeypatch):
+    """Core computes the prompts one after the other when memory is short."""
+    model = set_policy(setting[2], policy, Refinement(emphasis=2.0))
+    together = tiny.sample(model, steps=3, cfg=CFG)
+    monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
+    assert tiny.relative(tiny.sample(model, steps=3, cfg=CFG), together) < 1e-4
+
+
+def test_perp_neg_starts_from_the_empty_prompt_with_its_share(setting):
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    model, files, fused = setting
+    strengths = [(file, 0.8) for file in files]
+    wanted = by_hand(
+        tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((file, s * 0.5) for file, s in strengths))
+    )
+    guider = Guider_PerpNeg(set_policy(fused, Sum(), Refinement(emphasis=2.5)))
+    guider.set_conds(tiny.conditioning(model, 1), tiny.conditioning(model, 3), tiny.conditioning(model, 2))
+    guider.set_cfg(CFG, 0.0)
+    sampling = model.get_model_object("model_sampling")
+    noise = comfy.sample.prepare_noise(tiny.latent(model), 0)
+    with torch.inference_mode():
+        made = guider.sample(
+            noise,
+            tiny.latent(model),
+            comfy.samplers.sampler_object("euler"),
+            comfy.samplers.calculate_sigmas(sampling, "simple", 1),
+            seed=0,
+        )
+    assert tiny.relative(made.to(wanted), wanted) < 1e-5
+
+
+def test_without_cfg_nothing_changes(setting):
+    for policy in (Sum(), RECOMMENDED, KLSoft()):
+        plain = tiny.sample(set_policy(setting[2], policy, Refinement(emphasis=1.0)), steps=2, cfg=1.0)
+        found = tiny.sample(set_policy(setting[2], policy, Refinement(emphasis=3.0)), steps=2, cfg=1.0)
+        assert tiny.relative(found, plain) < (1e-5 if isinstance(policy, Sum) else 1e-9)
+
+
+def test_one_lora_alone_is_core_s_unless_told_otherwise(setting):
+    model, files, _ = setting
+    alone = add_loras(model, [(model_patches(read_lora("a", str(files[0])), model), "subject", 0.8)])
+    merged = tiny.core_stacked(model, (files[0], 0.8))
+    assert tiny.relative(tiny.sample(alone, cfg=CFG), tiny.sample(merged, cfg=CFG)) < 1e-5
+    twice = set_policy(alone, RECOMMENDED, Refinement(emphasis=CFG))
+    assert tiny.relative(tiny.sample(twice, cfg=CFG), by_hand(merged, model)) < 1e-5
+
+
+def test_the_policys_own_emphasis_is_used_unless_told_otherwise(setting):
+    def run(**settings):
+        return tiny.sample(set_policy(setting[2], RECOMMENDED, Refinement(**settings)), steps=2, cfg=CFG)
+
+    assert torch.equal(run(), run(emphasis=RECOMMENDED.own_emphasis))
+    assert not torch.equal(run(), run(emphasis=1.0))
+
+
+def test_a_record_has_what_the_policy_decided(setting):
+    """The share of the negative prompt is not the routing's."""
+    model = set_policy(setting[2], KLSoft(), Refinement(emphasis=4.0))
+    record = record_of_latent(model, tiny.sample(model, steps=2, cfg=CFG))
+    torch.testing.assert_close(record.weights.sum(0), torch.ones(len(record.layers), 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("policy", [RECOMMENDED, KLSoft()], ids=lambda p: p.name)
+def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, record_property):
+    model, _, fused = setting
+    tiny.sample(model)
+    before = snapshot(model)
+    routed = set_policy(fused, policy, Refinement(emphasis=2.5, freeze_after=2))
+    states: list[torch.Tensor] = []
+    made = tiny.sample(routed, steps=3, cfg=CFG, callback=lambda step, x0, x, total: states.append(x.clone()))
+    record = record_of_latent(routed, made)
+    assert record.scores[:, :, 2].isnan().all()
+    merged = []
+    for share in (1.0, 0.5):
+        merged.append(model.clone())
+        index = {name: i for i, name in enumerate(record.layers)}
+        for role, lora in enumerate(attachment_of(fused).spec.loras):
+            for target, patch in lora.core_patches.items():
+                row = index.get(target.key.removesuffix(".weight"))
+                weight = 1.0 if row is None else float(record.weights[role, row, 2])
+                merged[-1].add_patches({target.core_key: patch}, lora.strength * weight * share)
+    wanted = by_hand(*merged, **_last_step(model, states[2]))
+    error = tiny.relative(made, wanted)
+    record_property(f"frozen {policy.name}", error)
+    assert error < 1e-5
+    tiny.sample(model)  # core takes the merged models' patches off
+    assert_untouched(model, before)
+    again = replaying(fused, plan_of_latent(routed, made))
+    assert torch.equal(tiny.sample(again, steps=3, cfg=CFG), made)
+
+
+def _last_step(model, x):
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 3)[2:]
+    # The sampler begins by scaling noise and latent: chosen so that it gives back the state.
+    noise = x / sampling.noise_scaling(sigmas[0], torch.ones_like(x), torch.zeros_like(x))
+    return {"noise": noise, "sigmas": sigmas}

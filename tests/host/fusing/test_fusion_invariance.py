@@ -1,0 +1,229 @@
+"""What must not change a picture, and what a run must leave behind: nothing."""
+
+import gc
+import weakref
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+
+from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
+from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.loras.file import LoraFile, read_lora
+from lora_conductor.host.loras.patches import LoraPatches, model_patches
+
+from .. import tiny
+
+TOLERANCE = 1e-4  # of the output range, float32; other batch shapes sum in another order
+POLICIES = pytest.mark.parametrize("policy", [Paper(), RECOMMENDED, KLSoft()], ids=["paper", "recommended", "kl_soft"])
+
+
+@pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
+def setting(request, tmp_path_factory):
+    """A model, and the model with two LoRAs on it."""
+    model = request.param()
+    folder = tmp_path_factory.mktemp("loras")
+    shapes = tiny.layer_shapes(model)
+    patches = []
+    for role, seed in (("subject", 1), ("style", 2)):
+        path = tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.2)
+        patches.append((model_patches(read_lora(role, str(path)), model), role, 0.8))
+    return model, add_loras(model, patches)
+
+
+def snapshot(model) -> tuple[dict, dict, dict]:
+    """Forwards set on modules, weights, and the patcher's bookkeeping."""
+    modules = dict(model.model.named_modules())
+    forwards = {n: m.__dict__["forward"] for n, m in modules.items() if "forward" in m.__dict__}
+    weights = {n: w.clone() for n, w in model.model.state_dict().items()}
+    return forwards, weights, dict(model.patches)
+
+
+def assert_untouched(model, before):
+    forwards, weights, patches = snapshot(model)
+    assert forwards == before[0] == {}
+    assert weights.keys() == before[1].keys() and all(torch.equal(weights[k], before[1][k]) for k in weights)
+    assert patches == before[2]
+
+
+@POLICIES
+def test_batch_of_four_equals_four_of_one(setting, policy):
+    model = set_policy(setting[1], policy)
+    noise = torch.randn(4, *tiny.latent(model).shape[1:], generator=torch.Generator().manual_seed(7))
+    kw = {"steps": 3, "cfg": 3.0}
+    together = tiny.sample(model, batch=4, noise=noise, **kw)
+    apart = torch.cat([tiny.sample(model, noise=noise[i : i + 1], **kw) for i in range(4)])
+    assert tiny.relative(together, apart) < TOLERANCE
+
+
+@POLICIES
+def test_cond_and_uncond_together_equal_apart(setting, policy, monkeypatch):
+    model = set_policy(setting[1], policy)
+    batches = []
+    monkeypatch.setattr(
+        comfy.samplers,
+        "cond_cat",
+        lambda c, *a, _f=comfy.samplers.cond_cat, **k: batches.append(len(c)) or _f(c, *a, **k),
+    )
+    kw = {"steps": 3, "cfg": 3.0, "batch": 2}
+    together = tiny.sample(model, **kw)
+    assert set(batches) == {2}
+    # Core packs them by free memory; a model that claims to need all of it is run one condition at a time.
+    batches.clear()
+    monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
+    apart = tiny.sample(model, **kw)
+    assert set(batches) == {1}
+    assert tiny.relative(apart, together) < TOLERANCE
+
+
+def test_same_inputs_same_picture_bit_for_bit(setting):
+    kw = {"steps": 3, "cfg": 3.0, "sampler_name": "dpmpp_2m"}
+    assert torch.equal(tiny.sample(setting[1], **kw), tiny.sample(setting[1], **kw))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_sde", "uni_pc", "lcm"])
+def test_record_has_every_layer_and_step(setting, sampler):
+    model = set_policy(setting[1], KLSoft())
+    samples = tiny.sample(model, steps=4, cfg=3.0, batch=2, sampler_name=sampler)
+    record = attachment_of(model).live.record_of(samples)
+    shared = [s.name for layer in attachment_of(model).spec.layers for s in layer.segments if s.shared]
+    assert sorted(record.layers) == sorted(shared)
+    assert record.weights.shape == (2, len(shared), 4)
+    assert not record.weights[:, :, 0].isnan().any()
+    torch.testing.assert_close(record.weights.sum(0).nan_to_num(1.0), torch.ones(len(shared), 4, dtype=torch.float64))
+
+
+def test_record_belongs_to_its_latent(setting):
+    model = set_policy(setting[1], KLSoft())
+    one, two = (tiny.sample(model, steps=2, seed=seed) for seed in (1, 2))
+    wrapper = attachment_of(model).live
+    assert wrapper.record_of(one) is not None and wrapper.record_of(two) is not None
+    assert not torch.equal(wrapper.record_of(one).scores, wrapper.record_of(two).scores)
+    assert wrapper.record_of(one + 1) is None
+
+
+def test_a_good_run_leaves_nothing(setting):
+    model, fused = setting
+    before = snapshot(model)
+    plain = tiny.sample(model)
+    tiny.sample(fused, steps=2)
+    assert_untouched(model, before)
+    assert torch.equal(tiny.sample(model), plain)
+
+
+@pytest.mark.parametrize("fails", ["interrupt", "error in a layer", "error in a callback"])
+def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkeypatch):
+    model, fused = setting
+    before, good = snapshot(model), tiny.sample(fused, steps=3)
+
+    def stop(step, *rest):
+        if fails == "interrupt":
+            comfy.model_management.interrupt_current_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        kw = {"callback": stop}
+        if fails == "error in a layer":
+            layers = list(attachment_of(fused).spec.layers)
+            patch.setattr(layers[len(layers) // 2], "fuse", lambda *a: stop(0))
+            kw = {}
+        with pytest.raises((RuntimeError, comfy.model_management.InterruptProcessingException)):
+            tiny.sample(fused, steps=3, **kw)
+    comfy.model_management.interrupt_current_processing(False)
+    assert_untouched(model, before)
+    assert not attachment_of(fused).live._open and attachment_of(fused).live._running is None
+    assert torch.equal(tiny.sample(fused, steps=3), good)
+
+
+def test_a_dropped_model_frees_its_deltas_at_once(setting):
+    """No cycle holds the deltas, or their place in core's list of loaded models, until a garbage collection."""
+    held = attachment_of(set_policy(setting[1], KLSoft()))
+    loras = [
+        (LoraPatches(LoraFile(f"{x.name}", "", x.digest, {}), x.deltas, x.core_patches), x.role, x.strength)
+        for x in held.spec.loras
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        model = add_loras(setting[0], loras)
+        tiny.sample(model)
+        bank = weakref.ref(attachment_of(model).spec.bank.model)
+        del model
+        assert bank() is None
+    finally:
+        gc.enable()
+
+
+def test_another_packs_forward_is_kept(setting):
+    """A forward that somebody else set on a layer runs inside ours and is back in place afterwards."""
+    model, fused = setting
+    name = next(iter(attachment_of(fused).spec.layers)).name
+    module = model.model.get_submodule(name)
+    calls = []
+    original = module.forward
+
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    plain = tiny.sample(fused)
+    module.forward = theirs
+    try:
+        assert torch.equal(tiny.sample(fused), plain)
+        assert module.__dict__["forward"] is theirs and calls
+    finally:
+        del module.forward
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_torch_compile_gives_the_same_picture_and_compiles_once(setting, compiled_first):
+    """Core's own compile wrapper, on either side of ours. (The eager backend: what is tested is the tracing.)"""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from torch._dynamo.utils import counters
+
+    model, fused = setting
+    plain = tiny.sample(fused, steps=2)
+    compiled = fused.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    if compiled_first:
+        ours = {k: v for k, v in compiled.wrappers["apply_model"].items() if k.startswith("lora_conductor")}
+        compiled.wrappers["apply_model"] = {
+            k: v for k, v in compiled.wrappers["apply_model"].items() if k not in ours
+        } | ours
+    first = tiny.sample(compiled, steps=2)
+    frames = counters["frames"]["total"]
+    again = tiny.sample(compiled, steps=2)
+    assert tiny.relative(first, plain) < TOLERANCE and torch.equal(first, again)
+    assert counters["frames"]["total"] == frames, "the second run was compiled again"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_stored_in_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
+    """fp8 weights say nothing about the dtype to compute in; core's merge has to round the sum back to fp8."""
+    exact = tiny.tiny_flux()
+    shapes = tiny.layer_shapes(exact)
+    paths = [tiny.make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i, size=0.1) for i in (1, 2)]
+    truth = tiny.sample(tiny.core_stacked(exact, (paths[0], 0.8), (paths[1], 0.6)))
+    low = tiny.tiny_flux(dtype)
+    patches = [
+        (model_patches(read_lora(p.name, str(p)), low), r, s)
+        for p, r, s in zip(paths, ("subject", "style"), (0.8, 0.6), strict=True)
+    ]
+    ours = tiny.relative(tiny.sample(set_policy(add_loras(low, patches), Sum(), always_live=True)), truth)
+    core = tiny.relative(tiny.sample(tiny.core_stacked(low, (paths[0], 0.8), (paths[1], 0.6))), truth)
+    print(f"{dtype}: ours {ours:.1e}, core {core:.1e}")
+    assert ours <= 1.1 * core
+
+
+def test_no_shared_layer_is_said_before_sampling(setting, tmp_path):
+    model = setting[0]
+    shapes = list(tiny.layer_shapes(model).items())
+    patches = []
+    for i, role in enumerate(("subject", "style")):
+        path = tiny.make_lora(tmp_path / f"{role}.safetensors", dict(shapes[i::2]), seed=i)
+        patches.append((model_patches(read_lora(f"{role}.safetensors", str(path)), model), role, 1.0))
+    with pytest.raises(ConductorError, match=r"subject\.safetensors.*style\.safetensors.*no layer in common.*'sum'"):
+        tiny.sample(add_loras(model, patches))

@@ -1,0 +1,210 @@
+"""Plans and frozen runs on real models: the same picture again, and the rest of a run at core's own speed."""
+
+import pytest
+import torch
+
+from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSoft, Paper, StepContext, Sum
+from lora_conductor.fusion.records.plan import loads
+from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.plans import plan_of_latent, read_plan, replaying, write_plan
+from lora_conductor.host.fusing.results import record_of_latent
+from lora_conductor.host.loras.file import read_lora
+from lora_conductor.host.loras.patches import model_patches
+
+from .. import adapter_files, tiny
+from .test_fusion_invariance import assert_untouched, snapshot
+
+KW = {"steps": 4, "cfg": 2.0, "batch": 2}
+
+
+def with_loras(model, folder, *, kinds=("lora", "lora")):
+    shapes = tiny.layer_shapes(model)
+    patches = []
+    for role, seed, kind in (("subject", 1, kinds[0]), ("style", 2, kinds[1])):
+        if kind == "lora":
+            path = tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.2)
+        else:
+            path = adapter_files.make_file(folder / f"{role}.safetensors", kind, shapes, seed, 0.1)
+        patches.append((model_patches(read_lora(role, str(path)), model), role, 0.8))
+    return add_loras(model, patches)
+
+
+@pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
+def setting(request, tmp_path_factory):
+    model = request.param()
+    return model, with_loras(model, tmp_path_factory.mktemp("loras"))
+
+
+CASES = {
+    "recommended": (RECOMMENDED, Refinement()),
+    "paper": (Paper(), Refinement()),
+    "kl_soft, all of it": (
+        KLSoft(),
+        Refinement(smoothing=0.5, even_out=0.5, floor=0.1, cap=1.0, follow_cond=True, group_attention=True),
+    ),
+    "heads": (KLSoft(), Refinement(granularity="head")),
+    "window": (KLSoft(), Refinement(start=0.2, end=0.7)),
+    "random": (Chance(), Refinement(floor=0.2)),
+    "sum": (Sum(), Refinement()),
+    "composite": (Composite(), Refinement()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_replay_is_bit_identical_and_measures_nothing(setting, case, sampler, monkeypatch):
+    model = set_policy(setting[1], *CASES[case])
+    made = tiny.sample(model, sampler_name=sampler, **KW)
+    plan = loads(plan_of_latent(model, made).dumps())
+    again = replaying(setting[1], plan)
+    measured = []
+    monkeypatch.setattr("lora_conductor.fusion.routing.router.Router._scored", lambda *a: measured.append(a))
+    assert torch.equal(tiny.sample(again, sampler_name=sampler, **KW), made)
+    assert not measured
+
+
+def test_a_plan_serves_other_batches_steps_and_seeds(setting):
+    model = set_policy(setting[1], KLSoft())
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    again = replaying(setting[1], plan)
+    one = tiny.sample(again, steps=7, cfg=1.0, batch=3, seed=5)
+    assert bool(one.isfinite().all())
+    record = record_of_latent(again, one)
+    assert record.policy["policy"] == "plan" and record.weights.shape[-1] == 7
+
+
+def test_plan_files(setting):
+    model = set_policy(setting[1], KLSoft())
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    first, second = write_plan(plan, "routing_plans/test"), write_plan(plan, "routing_plans/test")
+    assert first != second
+    name = f"routing_plans/{first.rpartition('/')[2]} [output]"
+    assert read_plan(name).digest == plan.digest
+    with pytest.raises(ConductorError, match=r"filename_prefix(.|\n)*Choose another"):
+        write_plan(plan, "../../elsewhere/x")
+    with pytest.raises(ConductorError, match=r"cannot be opened.*Pick another"):
+        read_plan("no such plan.json [output]")
+
+
+def test_a_plan_of_other_loras_is_refused_before_the_first_step(setting, tmp_path):
+    model = set_policy(setting[1], KLSoft())
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    shapes = tiny.layer_shapes(setting[0])
+    other = tiny.make_lora(tmp_path / "other.safetensors", shapes, seed=9)
+    loras = [(model_patches(read_lora("other", str(other)), setting[0]), role, 1.0) for role in ("subject", "style")]
+    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject'.*carries subject 'other'"):
+        tiny.sample(replaying(add_loras(setting[0], loras), plan), **KW)
+
+
+def test_grouping_attention_matters_where_projections_are_apart(setting):
+    model, fused = setting
+    plain, grouped = (set_policy(fused, Paper(), Refinement(group_attention=on)) for on in (False, True))
+    same = torch.equal(tiny.sample(plain, **KW), tiny.sample(grouped, **KW))
+    assert same == any(name.endswith("img_attn.qkv.weight") for name in tiny.layer_shapes(model))
+
+
+def frozen(model, policy, after=2, **settings):
+    return set_policy(model, policy, Refinement(freeze_after=after, **settings))
+
+
+@pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED, Chance()], ids=lambda p: p.name)
+def test_the_rest_of_a_frozen_run_is_core_with_its_weights(setting, policy, record_property):
+    """Against core's own patches at those weights: each layer's LoRAs scaled by what was decided."""
+    model, fused = setting
+    record_property(f"frozen {policy.name}", frozen_error(model, fused, policy))
+
+
+@pytest.mark.parametrize("kinds", [("lokr", "lora"), ("dora_out_lora", "loha"), ("oft", "diff")], ids="-".join)
+def test_any_kind_of_adapter_freezes(kinds, tmp_path, record_property):
+    model = tiny.tiny_unet()
+    record_property(
+        "frozen " + " ".join(kinds), frozen_error(model, with_loras(model, tmp_path, kinds=kinds), KLSoft())
+    )
+
+
+@pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED], ids=lambda p: p.name)
+def test_what_is_frozen_is_what_the_policy_says_of_the_middle_of_the_rest(setting, policy):
+    routed = frozen(setting[1], policy, after=1)
+    record = record_of_latent(routed, tiny.sample(routed, steps=6, cfg=1.0))
+    log_ratio = (record.scores[0, :, 0] / record.scores[1, :, 0]).log()
+    wanted = torch.stack(policy.weights(log_ratio, 0.0, StepContext(3, 6)))
+    torch.testing.assert_close(record.weights[:, :, 5], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_freezing_waits_for_the_window_to_open(setting):
+    routed = set_policy(setting[1], KLSoft(), Refinement(freeze_after=1, start=0.4))
+    record = record_of_latent(routed, tiny.sample(routed, steps=6, cfg=1.0))
+    assert (record.weights[:, :, :2] == 1).all() and not record.scores[:, :, 2].isnan().any()
+    assert record.scores[:, :, 3:].isnan().all()
+    torch.testing.assert_close(record.weights[:, :, 3:].sum(0), torch.ones(len(record.layers), 3, dtype=torch.float64))
+
+
+def frozen_error(model, fused, policy):
+    before = snapshot(model)
+    plain = tiny.sample(model, **KW)
+    routed = frozen(fused, policy, emphasis=1.0)
+    made = tiny.sample(routed, **KW)
+    record = record_of_latent(routed, made)
+    means = record.weights[:, :, 2]
+    assert torch.equal(record.weights[:, :, 3], means)
+
+    states: list[torch.Tensor] = []
+    live = set_policy(fused, policy, Refinement(emphasis=1.0))
+    tiny.sample(live, callback=lambda step, x0, x, total: states.append(x.clone()), **KW)
+    merged = model.clone()
+    index = {name: i for i, name in enumerate(record.layers)}
+    for role, lora in enumerate(attachment_of(fused).spec.loras):
+        for target, patch in lora.core_patches.items():
+            weight = float(means[role, index[target.key.removesuffix(".weight")]])
+            merged.add_patches({target.core_key: patch}, lora.strength * weight)
+    wanted = _continued(merged, states[2], step=2)
+    error = tiny.relative(made, wanted)
+    assert error < 1e-5
+    assert torch.equal(tiny.sample(model, **KW), plain)
+    assert_untouched(model, before)
+    return error
+
+
+def _continued(model, x, step):
+    """Go on from a state in the middle of a run (Euler keeps nothing else)."""
+    import comfy.samplers
+
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", KW["steps"])[step:]
+    # The sampler begins by scaling noise and latent: chosen so that it gives back the state.
+    noise = x / sampling.noise_scaling(sigmas[0], torch.ones_like(x), torch.zeros_like(x))
+    return tiny.sample(model, noise=noise, sigmas=sigmas, **KW)
+
+
+def test_a_frozen_plan_is_replayed_too(setting):
+    routed = frozen(setting[1], KLSoft())
+    made = tiny.sample(routed, **KW)
+    assert torch.equal(tiny.sample(replaying(setting[1], plan_of_latent(routed, made)), **KW), made)
+
+
+def test_freezing_runs_no_fused_layer_afterwards(setting, monkeypatch):
+    from lora_conductor.fusion.layers.layer import FusedLayer
+
+    calls = []
+    monkeypatch.setattr(
+        FusedLayer, "fuse", lambda self, *a, _f=FusedLayer.fuse: calls.append(self.name) or _f(self, *a)
+    )
+    tiny.sample(frozen(setting[1], KLSoft(), after=1), steps=4, cfg=1.0)
+    layers = len(attachment_of(setting[1]).spec.layers)
+    assert len(calls) == layers
+
+
+def test_an_interrupted_frozen_run_leaves_nothing(setting):
+    model, fused = setting
+    before, good = snapshot(model), tiny.sample(model, **KW)
+
+    def stop(step, *rest):
+        if step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tiny.sample(frozen(fused, KLSoft()), callback=stop, **KW)
+    assert torch.equal(tiny.sample(model, **KW), good)
+    assert_untouched(model, before)
