@@ -10,11 +10,11 @@ from comfy.sd import CLIP
 from ..core.errors import ConductorError
 from ..loras.choices import LoraChoice
 from ..loras.file import LoraFile, read_lora
-from ..loras.parents import Parent, remember
+from ..loras.on_model import LoraOnModel, remember
 from ..loras.patches import LoraPatches, model_patches
 from ..loras.targets import refuse_unfit, resolve
 from .attach import add_loras
-from .report import loader_report
+from .report import LoadedLora, loader_report
 
 
 def load_loras(
@@ -28,7 +28,7 @@ def load_loras(
     Raises:
         ConductorError: a file is missing, damaged or made for another model.
     """
-    loaded: list[tuple[LoraPatches, str, float, int, float]] = []
+    loaded: list[LoadedLora] = []
     for choice in choices:
         if not choice.used:
             continue
@@ -39,8 +39,8 @@ def load_loras(
             clip, clip_weights = _patch_clip(clip, file, patches, choice)
         if not (patches.routed or patches.merged or clip_weights):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
-        loaded.append((patches, choice.role, choice.strength, clip_weights, choice.clip_strength))
-    model = add_loras(model, [(patches, role, strength) for patches, role, strength, _, _ in loaded])
+        loaded.append(LoadedLora(choice, patches, clip_weights))
+    model = add_loras(model, [(lora.patches, lora.choice.role, lora.choice.strength) for lora in loaded])
     return model, clip, loader_report(model, clip is not None, loaded)
 
 
@@ -68,8 +68,8 @@ def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraCh
     clip = clip.clone()
     core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
     applied = clip.add_patches(core_patches, strength)
-    parent = Parent(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
-    remember(clip.patcher, [parent])
+    lora = LoraOnModel(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
+    remember(clip.patcher, [lora])
     return clip, len(applied)
 
 

@@ -13,7 +13,8 @@ from lora_conductor.fusion.layers.layer import FusedLayer
 from lora_conductor.fusion.policies import Chance, KLSoft, Paper, StepContext
 from lora_conductor.fusion.policies.scores import SCORES
 from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.fusion.routing.router import Router, prepare
+from lora_conductor.fusion.routing.router import Router
+from lora_conductor.fusion.routing.rules import Rules, prepare
 
 WIDTH, OUT = 12, 16
 
@@ -31,15 +32,15 @@ class Bench:
                 for role, size in zip(("subject", "style"), sizes, strict=True)
             ]
             self.layers.append(FusedLayer(name, Geometry(WIDTH, OUT), deltas, head_width=head_width))
-        self.router = Router(policy, refinement, prepare(policy, refinement, self.layers))
+        self.router = Router(Rules(policy, refinement, prepare(policy, refinement, self.layers)))
         self.steps = steps
 
     def step(self, step, x, keys=("positive.0",)):
         """Decisions of one call, and the outputs of all layers."""
         self.router.context = StepContext(step, self.steps)
-        self.router.open_call(Batch(tuple(keys), "positive.0"))
-        outputs = [layer.fuse(x, F.linear(x, self.weight), self.router.decide) for layer in self.layers]
-        return self.router.close_call(), outputs
+        call = self.router.open_call(Batch(tuple(keys), "positive.0"))
+        outputs = [layer.fuse(x, F.linear(x, self.weight), call.decide) for layer in self.layers]
+        return call.decisions, outputs
 
     def log_ratio(self, x, score, layer=0):
         base = F.linear(x, self.weight)
