@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..layers.segment import Weight
 from ..policies.base import StepContext
-from ..policies.scheduled import BlockMask
+from ..policies.scheduled.block_mask import BlockMask
 from ..policies.scores import SCORES
 
 GRANULARITIES = ("layer", "head", "token")
