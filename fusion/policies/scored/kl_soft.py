@@ -11,6 +11,7 @@ from torch import Tensor
 from ..base import ScoredPolicy, StepContext
 from ..registry import listed
 from ..scores import SCORES
+from ..setting import setting
 
 
 @listed(3)
@@ -28,7 +29,14 @@ class KLSoft(ScoredPolicy):
 
     name: ClassVar[str] = "kl_soft"
 
-    temperature: float = 0.5
+    temperature: float = setting(
+        0.5,
+        "kl_soft: how soft the choice is. Small is nearly all-or-nothing, large shares evenly.",
+        least=0.01,
+        most=10.0,
+        step=0.01,
+        folded=False,
+    )
     share: str = "one"
     score_name: str = "half_variance"
     tokens: int = 64

@@ -11,10 +11,10 @@ from lora_conductor.fusion.policies import POLICIES, Policy, Solo, SSRMerge, reg
 from lora_conductor.fusion.records.replay import Replay
 
 # Saved workflows know this order: only ever append, in the policy's own file (its place) and not here.
-FIRST = (
-    "sum average paper kl_soft js cosine energy balanced k_lora est_lora np_lora ties dare della magnitude_prune svd "
-    "switch composite block_mask random"
-).split()
+FIRST = [
+    *("sum", "average", "paper", "kl_soft", "js", "cosine", "energy", "balanced", "k_lora", "est_lora", "np_lora"),
+    *("ties", "dare", "della", "magnitude_prune", "svd", "switch", "composite", "block_mask", "random"),
+]
 
 
 def test_order_never_changes() -> None:
