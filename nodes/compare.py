@@ -12,7 +12,7 @@ from ..host.comparing.grid import best_of, compare
 from ..host.comparing.picture import comparison_picture
 from ..host.comparing.score import Judge
 from .inputs.guidance import encoder_inputs
-from .inputs.router import emphasis_input, policy_inputs, settings_inputs
+from .inputs.router import policy_input, settings_inputs
 from .inputs.sampling import sampling_inputs
 from .inputs.sockets import CATEGORY, RoutingPlan
 
@@ -21,9 +21,8 @@ SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 
 def comparable() -> dict[str, io.Input]:
     """The inputs of this node and of KLLayerRouter whose values can be compared, by name."""
-    policy, *settings = policy_inputs(list(NAMED))
     sampling = sampling_inputs()
-    inputs = [policy, *(sampling[name] for name in SAMPLING), *settings, *settings_inputs(), emphasis_input()]
+    inputs = [policy_input(list(NAMED)), *(sampling[name] for name in SAMPLING), *settings_inputs()]
     return {part.id: part for part in inputs}
 
 

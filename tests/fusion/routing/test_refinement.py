@@ -12,6 +12,7 @@ from lora_conductor.fusion.layers.batch import Batch
 from lora_conductor.fusion.layers.layer import FusedLayer
 from lora_conductor.fusion.policies import Chance, KLSoft, Paper, StepContext
 from lora_conductor.fusion.policies.scores import SCORES
+from lora_conductor.fusion.policies.setting import settings_of
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.fusion.routing.router import Router
 from lora_conductor.fusion.routing.rules import Rules, prepare
@@ -245,6 +246,25 @@ def test_cap_limits_what_both_add_to_the_louder_one():
 def test_neutral_settings_are_no_settings():
     assert Refinement().settings() == {}
     assert Refinement(floor=0.3, follow_cond=True).settings() == {"floor": 0.3, "follow_cond": True}
+
+
+@pytest.mark.parametrize("its", settings_of(Refinement), ids=lambda its: its.name)
+def test_each_setting_takes_its_range_and_no_more(its):
+    good, bad = [its.default], []
+    if its.options:
+        good, bad = list(its.options), ["something else"]
+    elif not isinstance(its.default, bool):
+        low, high = its.allowed or (its.least, its.most)
+        assert low <= its.least <= its.default <= its.most <= high and its.step != 0
+        good, bad = (
+            [low, its.least, its.most, high],
+            [math.nan, *(end for end in (low - 1e-6, high + 1e-6) if end not in (low, high))],
+        )
+    for value in good:
+        assert getattr(Refinement(**{its.field: value}), its.field) == value
+    for value in bad:
+        with pytest.raises(ValueError, match=its.name):
+            Refinement(**{its.field: value})
 
 
 @pytest.mark.parametrize(
