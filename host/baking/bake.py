@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ...fusion.adapters.base import DeltaError
+from ...fusion.adapters import DeltaError
 from ...fusion.baking import Factors, assembled
 from ...fusion.layers.layer import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy

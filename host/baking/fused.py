@@ -12,8 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ...fusion.adapters.base import Delta
-from ...fusion.adapters.geometry import Geometry
+from ...fusion.adapters import Delta, Geometry
 from ...fusion.baking import BakedWeights, Factors, baked_weights, weighted
 from ...fusion.layers.layer import FusedLayer
 from ...fusion.layers.segment import SegmentDeltas
@@ -24,7 +23,8 @@ from ..core.errors import ConductorError
 from ..core.modules import geometry_of, weight_reader
 from ..fusing.attach import attachment_of
 from ..fusing.spec import FusionSpec
-from ..loras.deltas import Unroutable, delta_of
+from ..loras.deltas import delta_of
+from ..loras.kinds import Unroutable
 from ..loras.on_model import loras_on
 from ..loras.targets import Entry, Target
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_conductor.fusion.adapters.low_rank import LowRankDelta
+from lora_conductor.fusion.adapters import LowRankDelta
 from lora_conductor.fusion.layers.layer import FusedLayer, Geometry
 from lora_conductor.fusion.policies import KLSoft, Paper, StepContext, Sum
 from lora_conductor.fusion.routing.router import Router

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lora_conductor.fusion.adapters.geometry import Geometry
-from lora_conductor.fusion.adapters.low_rank import LowRankDelta
+from lora_conductor.fusion.adapters import Geometry, LowRankDelta
 from lora_conductor.fusion.layers.batch import Batch
 from lora_conductor.fusion.layers.layer import FusedLayer
 from lora_conductor.fusion.policies import Chance, KLSoft, Paper, StepContext
