@@ -58,7 +58,8 @@ def table(root: Path = REPO) -> str:
         front = folder / "__init__.py"
         about = purpose(front) if front.exists() else ""
         room = folder.relative_to(root).as_posix()
-        rows.append(f"| **{room}** ({_count(files)}) | **{rounded(sum(lengths.values()))}** | {_bold(about)} |")
+        size = f"**{rounded(sum(lengths.values()))}**" if files else ""
+        rows.append(f"| **{room}**{_count(files)} | {size} | {_bold(about)} |")
         for file, lines in lengths.items():
             if not (said := purpose(file)):
                 raise PageError(f"{file.relative_to(root).as_posix()} has no docstring that says what it is for")
@@ -80,7 +81,7 @@ def with_table(page: str, rows: str) -> str:
 
 
 def _count(files: list[Path]) -> str:
-    return f"{len(files)} file" + "s" * (len(files) != 1)
+    return f" ({len(files)} file{'s' * (len(files) > 1)})" if files else ""
 
 
 def _cell(text: str) -> str:

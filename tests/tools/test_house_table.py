@@ -17,6 +17,7 @@ def house(tmp_path: Path) -> Path:
         "nodes/loader.py": '"""One | two, by ``three``.\n\nMore of it.\n"""\n' + "x = 1\n" * 60,
         "nodes/inputs/sockets.py": '"""Sockets."""\n',
         "nodes/docs/page.md": "no code",
+        "host/__init__.py": '"""All that knows the host."""\n',
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +36,7 @@ def test_rows_say_what_the_files_say(house: Path) -> None:
         "| loader.py | 100 | One \\| two, by `three`. |",
         "| **nodes/inputs** (1 file) | **50** |  |",
         "| sockets.py | 50 | Sockets. |",
+        "| **host** |  | **All that knows the host.** |",
     ]
 
 
