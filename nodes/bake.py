@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..host.baking.bake import BakeSettings, bake_to_file
+from ..host.baking import BakeSettings, bake_to_file
 from .inputs.sockets import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

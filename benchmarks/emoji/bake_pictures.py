@@ -35,7 +35,7 @@ def baked(small: world.SmallWorld, live: Any, samples: Tensor, step: int | None,
     import comfy.sd
     import comfy.utils
 
-    from lora_conductor.host.baking.bake import BakeSettings, bake
+    from lora_conductor.host.baking import BakeSettings, bake
 
     tensors, _ = bake(live, None, samples, BakeSettings(step, rank))
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from lora_conductor.host.loras.patches import LoraPatches, model_patches
 from lora_conductor.host.loras.targets import Target
 
 from . import tiny
-from .adapter_files import KINDS, TUCKER_KINDS, Maker, make_file
+from .adapter_files import ROWS, Maker, make_file
 from .families import Family, build, sample
 
 ADAPTERS = ["lora", "tucker", "loha", "lokr", "glora", "oft", "boft", "dora_out_lora", "diff"]
@@ -130,25 +130,12 @@ class Bench:
     def file(self, kind: str, dialect: str, *, seed: int = 1, size: float = 0.5) -> Path | None:
         """A LoRA file of a kind on all layers there are such adapters for; None where there are none."""
         prefixes = self.dialects[dialect]
-        fit = {prefix: shape for prefix, shape in prefixes.items() if kind == IN_TURN or suits(kind, shape)}
+        fit = {prefix: shape for prefix, shape in prefixes.items() if kind == IN_TURN or ROWS[kind].suits(shape)}
         self._files += 1
         path = self.folder / f"{self.family.model}-{self._files}.safetensors"
         if not fit:
             return None
         return _in_turn(path, fit, seed, size) if kind == IN_TURN else make_file(path, kind, fit, seed=seed, size=size)
-
-
-def suits(kind: str, shape: Shape) -> bool:
-    """Whether there are adapters of the kind for such a weight: Tucker cores are for pictures, rotations for blocks."""
-    if kind in TUCKER_KINDS:
-        return len(shape) == 4
-    if kind.endswith("boft"):
-        return shape[0] % 16 == 0
-    if kind.endswith("glora_old"):
-        return len(shape) == 2  # the host cannot apply them to convolutions
-    if kind.endswith("oft"):
-        return shape[0] % 4 == 0 and shape[0] <= 2048  # four blocks, each of which is inverted
-    return True
 
 
 def _apart(slices: dict[tuple[int, int, int], str]) -> Iterator[tuple[tuple[int, int, int], str]]:
@@ -164,8 +151,8 @@ def _in_turn(path: Path, prefixes: dict[str, Shape], seed: int, size: float) -> 
     """A file whose layers have one kind of adapter after the other."""
     maker, tensors = Maker(seed, size), {}
     for turn, (prefix, shape) in enumerate(prefixes.items()):
-        kinds = [kind for kind in ADAPTERS if suits(kind, shape)]
-        made = {**KINDS, **TUCKER_KINDS}[kinds[turn % len(kinds)]](maker, shape)
+        kinds = [kind for kind in ADAPTERS if ROWS[kind].suits(shape)]
+        made = ROWS[kinds[turn % len(kinds)]].make(maker, shape)
         tensors |= {f"{prefix}.{name}": tensor.contiguous() for name, tensor in made.items()}
     save_file(tensors, path)
     return path

@@ -18,14 +18,14 @@ from lora_conductor.host.loras.patches import LoraPatches
 from lora_conductor.host.loras.targets import Target
 
 from . import tiny
-from .adapter_files import KINDS, TUCKER_KINDS
+from .adapter_files import ROWS
 from .families import FAMILIES
 from .family_bench import ADAPTERS, Bench, Tamper
 
 # Other kinds than these depend on the weight, and the host merges reordered rows before they see it: orders differ.
-ADDED = {"lora", "tucker", "loha", "loha_dense", "loha_tucker", "lokr", "lokr_factored", "lokr_tucker", "diff"}
+ADDED = {kind for kind, row in ROWS.items() if row.additive}
 # On some versions of torch the host leaves LoKr with a Tucker core out, with a line in its log: nothing to compare.
-OTHER_ADAPTERS = [kind for kind in (*KINDS, *TUCKER_KINDS) if kind not in (*ADAPTERS, "lokr_tucker")]
+OTHER_ADAPTERS = [kind for kind in ROWS if kind not in (*ADAPTERS, "lokr_tucker")]
 THOROUGH = ["SD15", "SDXL", "Flux", "ZImage", "WAN21_T2V"]
 EXACT = 1e-5  # of the output's range, in float32
 LOW_PRECISION = 1.3  # of the error of the host's own merge
