@@ -9,8 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_conductor.guidance.encoders.base import CLIP_VOCABULARY, EncoderFileError, TokenizerFolders
-from lora_conductor.guidance.encoders.file import METADATA_KEY, build_from_file, build_text_from_file, has_text
+from lora_conductor.guidance.encoders import (
+    LIBRARIES,
+    METADATA_KEY,
+    EncoderFileError,
+    TokenizerFolders,
+    build_from_file,
+    build_text_from_file,
+)
+from lora_conductor.guidance.encoders.base import CLIP_VOCABULARY
 from lora_conductor.guidance.losses import CLIP_TEXT, SimilarityObjective, SimilarityTerm, cosine_similarity
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
@@ -150,7 +157,7 @@ def test_files_without_a_text_half_read_nothing():
     visual = {key: value for key, value in weights.items() if key.startswith("visual.")}
     assert not build_from_file(visual, described()).reads_text
     assert not build_from_file(weights, described(), features="gram").reads_text
-    assert not has_text("timm", weights)
+    assert not LIBRARIES["timm"].has_text(weights)
 
 
 def test_text_halves_that_cannot_be_used_are_named(tmp_path):
@@ -175,6 +182,7 @@ def test_text_halves_that_cannot_be_used_are_named(tmp_path):
         ((model, None, "transformers", "", config), {}, r"tokenizer\.json"),
         ((model, None, "transformers", "", config), {"beside": tmp_path / "broken"}, "in broken cannot be read"),
         ((model, None, "transformers", "", {"model_type": "dinov2"}), {}, "dinov2 models read no text"),
+        ((weights, None, "timm"), {}, "timm models read no text"),
     ]
     for arguments, folders, message in cases:
         with pytest.raises(EncoderFileError, match=message) as caught:

@@ -20,7 +20,7 @@ torchvision_shim.install()
 from comfy.cli_args import args
 args.cpu = json.loads(sys.argv[2])
 import comfy.model_management, torch
-from lora_conductor.host.guidance_meter import MIB, Meter
+from lora_conductor.host.guiding.telemetry import MIB, Meter
 device = comfy.model_management.get_torch_device()
 meter = Meter()
 meter.look()

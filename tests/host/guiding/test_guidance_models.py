@@ -13,10 +13,11 @@ import pytest
 import torch
 from comfy.cldm.cldm import ControlNet
 
-from lora_conductor.guidance.encoders.file import TowerEncoder
+from lora_conductor.guidance.encoders import TowerEncoder
 from lora_conductor.guidance.preprocess import Preprocess
 from lora_conductor.guidance.schedules import GuidanceWindow
-from lora_conductor.host import guided_sampling
+from lora_conductor.host.core.sampling import SAMPLER_NAMES
+from lora_conductor.host.guiding import attach
 from lora_conductor.host.guiding.denoiser import renoised
 from lora_conductor.host.guiding.plan import GuidanceOptions
 from lora_conductor.host.vision.encoders import MetricEncoder
@@ -43,7 +44,7 @@ def sampled(model, guidance=None, *, steps=1, sampler="euler", positive=None, la
     reports = []
     latent = latent or {"samples": torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)}
     with torch.inference_mode():
-        guided = model if guidance is None else guided_sampling.guide(model, guidance, reports)
+        guided = model if guidance is None else attach.guide(model, guidance, reports)
         conds = positive or conditioning(model, 1), conditioning(model, 2)
         (out,) = nodes.common_ksampler(guided, 5, steps, cfg, sampler, "normal", *conds, latent, denoise=denoise)
     return out["samples"], reports[0] if reports else None
@@ -82,7 +83,7 @@ def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):  # n
     assert_unchanged(before, model)
 
 
-@pytest.mark.parametrize("sampler", guided_sampling.SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_every_sampler_of_core_is_guided(parts, sampler):  # noqa: F811
     plain, _ = sampled(parts["model"], steps=3, sampler=sampler)
     guided, report = sampled(parts["model"], crude(parts), steps=3, sampler=sampler)

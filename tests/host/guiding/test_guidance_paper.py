@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from lora_conductor.fusion.policies import Paper
 from lora_conductor.guidance.losses import SimilarityObjective, SimilarityTerm
 from lora_conductor.guidance.paper import noisy_gradient
-from lora_conductor.host import guided_sampling
 from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.guiding import attach
 from lora_conductor.host.guiding import run as guided_run
 from lora_conductor.host.guiding.denoiser import Denoiser
 from lora_conductor.host.guiding.plan import MODES, GuidanceOptions, GuidancePlan
@@ -61,7 +61,7 @@ def sampled(model, guidance=None, batch=1, callback=None, steps=STEPS, sampler="
     latent = {"samples": torch.zeros(batch, model.model.latent_format.latent_channels, 8, 8)}
     reports = []
     with torch.inference_mode():
-        guided = model if guidance is None else guided_sampling.guide(model, guidance, reports)
+        guided = model if guidance is None else attach.guide(model, guidance, reports)
         conds = conditioning(model, 1), conditioning(model, 2)
         (out,) = nodes.common_ksampler(guided, 5, steps, CFG, sampler, "simple", *conds, latent)
     return out["samples"], reports[0] if reports else None

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lora_conductor.guidance.schedules import GuidanceWindow
-from lora_conductor.host import guided_sampling
 from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core.sampling import SAMPLER_NAMES
+from lora_conductor.host.guiding import attach
 from lora_conductor.host.guiding.plan import GuidanceOptions, GuidancePlan
 from lora_conductor.host.guiding.run import GuidedRun
 from lora_conductor.host.vision.encoders import load_metric_encoder
@@ -53,7 +54,7 @@ def run(model, guidance=None, *, sampler="euler", scheduler="simple", batch=None
             (out,) = nodes.common_ksampler(model, 5, steps, cfg, sampler, scheduler, positive, negative, latent)
             return out["samples"], {}
         arguments = (model, 5, steps, cfg, sampler, scheduler, positive, negative, latent, 1.0, guidance)
-        out, scores = guided_sampling.sample(*arguments)
+        out, scores = attach.sample(*arguments)
         return out["samples"], json.loads(scores)
 
 
@@ -71,7 +72,7 @@ def assert_unchanged(before, model):
     assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
 
 
-@pytest.mark.parametrize("sampler", guided_sampling.SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_off_is_ksampler_bit_for_bit(parts, sampler):
     expected, _ = run(parts["model"], sampler=sampler, batch=2, steps=3)
     for off in ({"guidance_strength": 0.0}, {"subject_strength": 0.0, "style_strength": 0.0}):
@@ -170,7 +171,7 @@ def test_runs_leave_the_model_as_it_was(parts):
 
     guidance = plan(parts)
     reports = []
-    patched = guided_sampling.guide(model, guidance, reports)
+    patched = attach.guide(model, guidance, reports)
     original = comfy.model_management.throw_exception_if_processing_interrupted
     calls = []
 
