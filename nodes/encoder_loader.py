@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..guidance.encoders import FEATURES, LIBRARIES
-from ..host.vision.encoders import load_metric_encoder
+from ..host.vision import load_metric_encoder
 from .inputs.sockets import CATEGORY, MetricEncoderType
 
 

@@ -64,7 +64,7 @@ def _video_decoder(weights: dict[str, Any], latent_format: Any) -> LatentDecoder
 
 
 class PreviewDecoder:
-    """A TAESD decoder: a tenth of the VAE's cost, a little blurred. Satisfies `host.decode.Decoder`."""
+    """A TAESD decoder: a tenth of the VAE's cost, a little blurred. Satisfies `Decoder`."""
 
     name = NAME
 
@@ -98,7 +98,7 @@ class PreviewDecoder:
 class RgbDecoder:
     """A linear map from latent channels to RGB at the latent's resolution: no network, colours and coarse shapes only.
 
-    Satisfies `host.decode.Decoder`.
+    Satisfies `Decoder`.
     """
 
     name = "latent to RGB factors"

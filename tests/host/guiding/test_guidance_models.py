@@ -17,9 +17,8 @@ from lora_conductor.guidance.encoders import TowerEncoder
 from lora_conductor.guidance.preprocess import Preprocess
 from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host.core.sampling import SAMPLER_NAMES
-from lora_conductor.host.guiding import attach
+from lora_conductor.host.guiding import GuidanceOptions, guide
 from lora_conductor.host.guiding.denoiser import renoised
-from lora_conductor.host.guiding.plan import GuidanceOptions
 from lora_conductor.host.vision.encoders import MetricEncoder
 from lora_conductor.host.vision.vae import LatentDecoder
 
@@ -27,6 +26,8 @@ from ..tiny import conditioning, randomise, relative, tiny_flux, tiny_unet
 from .test_guidance_sampling import assert_unchanged, fingerprint, parts, plan, run  # noqa: F401 - a fixture
 
 ETA = 0.2
+# The first 56 bits of the SHA-256 of "5:3:1:0" and "5:3:1:1".
+SEEDS = (66152544124094178, 36292000092366609)
 
 
 def model_of(kind: str):
@@ -44,7 +45,7 @@ def sampled(model, guidance=None, *, steps=1, sampler="euler", positive=None, la
     reports = []
     latent = latent or {"samples": torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)}
     with torch.inference_mode():
-        guided = model if guidance is None else attach.guide(model, guidance, reports)
+        guided = model if guidance is None else guide(model, guidance, reports)
         conds = positive or conditioning(model, 1), conditioning(model, 2)
         (out,) = nodes.common_ksampler(guided, 5, steps, cfg, sampler, "normal", *conds, latent, denoise=denoise)
     return out["samples"], reports[0] if reports else None
@@ -163,6 +164,16 @@ def test_renoising_gives_the_noise_level_back(kind):
     part = following if kind == "eps" else following * (1 - sigma) / (1 - following)
     assert correlation == pytest.approx(part / sigma, abs=0.02)
     assert torch.equal(again[:1], renoised(model, x[:1], x0[:1], sigma, following, (1, 2, 3)))
+
+
+def test_noise_of_time_travel_is_the_same_everywhere():
+    """Of any interpreter and process: its seeds come from a digest, not from `hash`."""
+    model = model_of("eps").model
+    nothing = torch.zeros(2, 4, 8, 8)
+    noise = renoised(model, nothing, nothing, 1.0, 0.0, (5, 3, 1))
+    for index, seed in enumerate(SEEDS):
+        expected = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(noise[index], expected)
 
 
 class TurningAway(torch.nn.Module):

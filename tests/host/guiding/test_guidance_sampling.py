@@ -12,11 +12,10 @@ import torch
 
 from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.core.sampling import SAMPLER_NAMES
-from lora_conductor.host.guiding import attach
-from lora_conductor.host.guiding.plan import GuidanceOptions, GuidancePlan
+from lora_conductor.host.core.sampling import SAMPLER_NAMES, SamplerCall
+from lora_conductor.host.guiding import GuidanceOptions, GuidancePlan, guide, sample
 from lora_conductor.host.guiding.run import GuidedRun
-from lora_conductor.host.vision.encoders import load_metric_encoder
+from lora_conductor.host.vision import load_metric_encoder
 
 from .. import tiny_encoders
 from ..tiny import conditioning, relative, tiny_flux, tiny_unet
@@ -50,11 +49,11 @@ def run(model, guidance=None, *, sampler="euler", scheduler="simple", batch=None
     latent.setdefault("samples", torch.zeros(batch or 1, 16, 8, 8))
     positive, negative = conditioning(model, 1), conditioning(model, 2)
     with torch.inference_mode():
+        arguments = (5, steps, cfg, sampler, scheduler, positive, negative, latent)
         if guidance is None:
-            (out,) = nodes.common_ksampler(model, 5, steps, cfg, sampler, scheduler, positive, negative, latent)
+            (out,) = nodes.common_ksampler(model, *arguments)
             return out["samples"], {}
-        arguments = (model, 5, steps, cfg, sampler, scheduler, positive, negative, latent, 1.0, guidance)
-        out, scores = attach.sample(*arguments)
+        out, scores = sample(model, SamplerCall(*arguments), guidance)
         return out["samples"], json.loads(scores)
 
 
@@ -171,7 +170,7 @@ def test_runs_leave_the_model_as_it_was(parts):
 
     guidance = plan(parts)
     reports = []
-    patched = attach.guide(model, guidance, reports)
+    patched = guide(model, guidance, reports)
     original = comfy.model_management.throw_exception_if_processing_interrupted
     calls = []
 
