@@ -40,8 +40,6 @@ class TowerEncoder:
 
     module: torch.nn.Module
     preprocess: Preprocess
-    library: str
-    name: str
     reads_text: bool = False
 
     def embed(
@@ -88,7 +86,7 @@ def build_from_file(
     tower.module.float().eval().requires_grad_(False)
     module = GramFeatures(tower.module) if features == "gram" else tower.module
     reads_text = features == FEATURES[0] and chosen.has_text(file.weights)
-    return TowerEncoder(module, preprocess, chosen.name, file.model_name or file_name, reads_text)
+    return TowerEncoder(module, preprocess, reads_text)
 
 
 def build_text_from_file(

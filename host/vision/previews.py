@@ -18,7 +18,7 @@ from .autograd import DifferentiableCall
 from .vae import Decoder, LatentDecoder
 
 # Bytes for one latent pixel, fp32: autograd keeps 141,000 of a TAESD decoder (measured in
-# tests/host/test_guidance_memory.py), and the backward pass works in some more.
+# tests/host/guiding/test_memory.py), and the backward pass works in some more.
 TAESD_BYTES = 200_000
 VIDEO_KEY = "decoder.22.bias"  # by which core tells files of the TAEHV kind
 NAME = "preview decoder"

@@ -63,7 +63,7 @@ def test_one_more_row_is_enough(monkeypatch):
             build(weights, None, file_name="a file")
     monkeypatch.setitem(sys.modules, "new_module", types.ModuleType("new_module"))
     encoder = build_from_file(weights, None)
-    assert encoder.library == "new" and encoder.reads_text and build_text(weights, None) is text
+    assert encoder.reads_text and build_text(weights, None) is text
     assert not build_from_file({"new.weight": NOTHING}, None).reads_text
     with pytest.raises(EncoderFileError, match="only csd has a content head"):
         build_from_file(weights, None, features="content head")

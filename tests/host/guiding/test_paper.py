@@ -18,8 +18,7 @@ from lora_conductor.host.guiding import run as guided_run
 from lora_conductor.host.guiding.denoiser import Denoiser
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
-from lora_conductor.host.vision.autograd import gradients_enabled
-from lora_conductor.host.vision.encoders import load_metric_encoder
+from lora_conductor.host.vision import gradients_enabled, load_metric_encoder
 
 from ...guidance.objectives import loss
 from .. import tiny_encoders

@@ -19,11 +19,11 @@ from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host.core.sampling import SAMPLER_NAMES
 from lora_conductor.host.guiding import GuidanceOptions, guide
 from lora_conductor.host.guiding.denoiser import renoised
-from lora_conductor.host.vision.encoders import MetricEncoder
+from lora_conductor.host.vision import MetricEncoder
 from lora_conductor.host.vision.vae import LatentDecoder
 
 from ..tiny import conditioning, randomise, relative, tiny_flux, tiny_unet
-from .test_guidance_sampling import assert_unchanged, fingerprint, parts, plan, run  # noqa: F401 - a fixture
+from .guided import assert_unchanged, fingerprint, plan, run
 
 ETA = 0.2
 # The first 56 bits of the SHA-256 of "5:3:1:0" and "5:3:1:1".
@@ -51,7 +51,7 @@ def sampled(model, guidance=None, *, steps=1, sampler="euler", positive=None, la
     return out["samples"], reports[0] if reports else None
 
 
-def crude(parts, **options):  # noqa: F811
+def crude(parts, **options):
     """Guidance at every step with RGB factors in place of a VAE, so that any latent format will do."""
     settings = {"guidance_strength": ETA, "window": GuidanceWindow(0.0, 1.0, 1), "vae": None}
     settings |= {key: options.pop(key) for key in ("held_out_encoder", "guidance_strength", "window") if key in options}
@@ -59,7 +59,7 @@ def crude(parts, **options):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "edm", "flow"])
-def test_one_step_moves_the_picture_by_exactly_the_displacement(parts, kind):  # noqa: F811
+def test_one_step_moves_the_picture_by_exactly_the_displacement(parts, kind):
     model = model_of(kind)
     plain, _ = sampled(model)
     guided, report = sampled(model, crude(parts))
@@ -72,7 +72,7 @@ def test_one_step_moves_the_picture_by_exactly_the_displacement(parts, kind):  #
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
 @pytest.mark.parametrize("kind", ["eps", "v", "edm", "flow"])
-def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):  # noqa: F811
+def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):
     model = model_of(kind)
     before = fingerprint(model)
     guidance = crude(parts, mode=mode, paper_step=30.0, final_scores=True)
@@ -85,7 +85,7 @@ def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):  # n
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
-def test_every_sampler_of_core_is_guided(parts, sampler):  # noqa: F811
+def test_every_sampler_of_core_is_guided(parts, sampler):
     plain, _ = sampled(parts["model"], steps=3, sampler=sampler)
     guided, report = sampled(parts["model"], crude(parts), steps=3, sampler=sampler)
     assert report["skipped"] == 0 and report["evaluations"]
@@ -93,7 +93,7 @@ def test_every_sampler_of_core_is_guided(parts, sampler):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
-def test_with_a_controlnet(parts, mode):  # noqa: F811
+def test_with_a_controlnet(parts, mode):
     model = tiny_unet()
     config = dict(model.model.model_config.unet_config)
     config.pop("out_channels"), config.pop("transformer_depth_output")
@@ -111,7 +111,7 @@ def test_with_a_controlnet(parts, mode):  # noqa: F811
     assert report["skipped"] == 0 and torch.isfinite(guided).all() and not torch.equal(guided, controlled)
 
 
-def test_a_second_pass_at_a_higher_resolution(parts):  # noqa: F811
+def test_a_second_pass_at_a_higher_resolution(parts):
     model = parts["model"]
     first, _ = run(model, plan(parts), steps=4)
     larger = {"samples": torch.nn.functional.interpolate(first, size=(12, 14), mode="bilinear")}
@@ -122,7 +122,7 @@ def test_a_second_pass_at_a_higher_resolution(parts):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
-def test_time_travel_ends_where_a_step_from_the_renoised_latent_ends(parts, kind):  # noqa: F811
+def test_time_travel_ends_where_a_step_from_the_renoised_latent_ends(parts, kind):
     """With a correction too small to matter: one step, noised anew, the step again, by hand through core's model."""
     model = model_of(kind)
     steps = 3
@@ -191,9 +191,9 @@ class TurningAway(torch.nn.Module):
 
 
 @pytest.mark.parametrize("guard", [True, False])
-def test_the_guard_ends_guidance_when_a_held_out_encoder_disagrees(parts, guard):  # noqa: F811
+def test_the_guard_ends_guidance_when_a_held_out_encoder_disagrees(parts, guard):
     with torch.inference_mode(False):
-        watcher = MetricEncoder(TowerEncoder(TurningAway(), Preprocess((64, 64)), "timm", "watcher"))
+        watcher = MetricEncoder(TowerEncoder(TurningAway(), Preprocess((64, 64))))
     guidance = crude(parts, held_out_encoder=watcher, guard=guard)
     _, report = sampled(parts["model"], guidance, steps=8)
     assert len(report["evaluations"]) == (3 if guard else 8)
@@ -201,7 +201,7 @@ def test_the_guard_ends_guidance_when_a_held_out_encoder_disagrees(parts, guard)
     assert [term["name"] for term in report["held_out"]] == ["S_held_out_content", "S_held_out_style"]
 
 
-def test_an_encoder_that_does_not_guide_is_held_out(parts):  # noqa: F811
+def test_an_encoder_that_does_not_guide_is_held_out(parts):
     names = [request.name for request in plan(parts, style_strength=0.0).watched()]
     assert names == ["S_held_out_content"]
     assert plan(parts).watched() == []
@@ -209,7 +209,7 @@ def test_an_encoder_that_does_not_guide_is_held_out(parts):  # noqa: F811
     assert all(len(e["similarities"]["S_held_out_content"]) == 1 for e in report["evaluations"])
 
 
-def test_gradients_that_are_not_numbers_skip_their_step_and_are_counted(parts, monkeypatch):  # noqa: F811
+def test_gradients_that_are_not_numbers_skip_their_step_and_are_counted(parts, monkeypatch):
     original, calls = LatentDecoder.__call__, []
 
     def poisoned(self, latents):
@@ -224,7 +224,7 @@ def test_gradients_that_are_not_numbers_skip_their_step_and_are_counted(parts, m
     assert torch.isfinite(out).all()
 
 
-def test_an_interrupt_ends_a_correction_before_its_next_network(parts, monkeypatch):  # noqa: F811
+def test_an_interrupt_ends_a_correction_before_its_next_network(parts, monkeypatch):
     original, seen = LatentDecoder.__call__, []
 
     def interrupting(self, latents):
@@ -248,7 +248,7 @@ def test_an_interrupt_ends_a_correction_before_its_next_network(parts, monkeypat
     assert torch.equal(run(parts["model"])[0], expected)
 
 
-def test_references_are_embedded_once(parts, monkeypatch):  # noqa: F811
+def test_references_are_embedded_once(parts, monkeypatch):
     run(parts["model"], plan(parts))
     first, _ = run(parts["model"], plan(parts))
     calls = []

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from lora_conductor.host.guiding.plan import GuidanceOptions
+from lora_conductor.host.guiding import GuidanceOptions
 from lora_conductor.host.guiding.telemetry import Meter
 
-from .test_guidance_sampling import parts, plan, run  # noqa: F401 - a fixture
+from .guided import plan, run
 
 BLOCK = """
 import json, sys
@@ -61,7 +61,7 @@ def test_the_clock_stops_with_the_run():
 
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
-def test_a_run_reports_its_time_and_memory(parts, mode, record_property):  # noqa: F811
+def test_a_run_reports_its_time_and_memory(parts, mode, record_property):
     _, scores = run(parts["model"], plan(parts, options=GuidanceOptions(mode=mode)))
     evaluations, memory = scores["evaluations"], scores["memory"]
     assert len(evaluations) > 1 and all(evaluation["seconds"] > 0 for evaluation in evaluations)
