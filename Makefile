@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
+.PHONY: help setup demo check test lint format house bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,22 @@ setup: ## virtual environment and ComfyUI
 
 demo: setup ## this subject in that style, by the real ComfyUI, into output/
 	@$(RUN)/python benchmarks/emoji/demo.py $(ARGS)
+
+# A part of each of host's rooms; the one of guiding runs through a real server.
+SMOKE := tests/host/loras/test_lora_files.py tests/host/fusing/test_fusion_equality.py \
+	tests/host/fusing/test_fusion_invariance.py::test_same_inputs_same_picture_bit_for_bit \
+	tests/host/fusing/test_fusion_invariance.py::test_an_ended_run_leaves_nothing_and_the_next_is_good \
+	tests/host/maps/test_live_map.py::test_columns_are_the_record_s \
+	tests/host/vision/test_guidance_gradients.py::test_core_encoders_agree_with_core_and_have_gradients \
+	tests/host/baking/test_baked_files.py::test_one_lora_needs_no_latent_and_keeps_its_rank \
+	tests/host/comparing/test_compare.py::test_values_are_those_of_their_inputs \
+	tests/host/guiding/test_guidance_server.py::test_off_is_ksampler_bit_for_bit \
+	tests/host/guiding/test_guidance_server.py::test_guidance_raises_similarity_under_inference_mode
+
+check: export OMP_NUM_THREADS ?= 1
+check: lint ## before every commit, two minutes: lint, all of fusion and guidance, a part of each room of host
+	@$(RUN)/pytest -n auto --dist loadfile tests/test_architecture.py tests/tools/test_house_table.py \
+		tests/fusion tests/guidance $(SMOKE) $(ARGS)
 
 test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests, against the real ComfyUI; one process a core
@@ -35,6 +51,9 @@ lint: setup ## style, types, import arrows
 format: setup ## rewrite the files in the agreed format
 	@$(RUN)/ruff check --fix .
 	@$(RUN)/ruff format .
+
+house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' docstrings
+	@$(PYTHON) tools/house_table.py $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python benchmarks/speed.py $(ARGS)

@@ -17,6 +17,12 @@ from .policies import PassPolicy, Policy, StepContext
 from .records.record import RoutingRecord
 from .roles import ROLES
 
+Factors = tuple[Tensor, Tensor]
+# Up to this side a dense delta gets a full SVD: to find its rank, or to cut it where the leading directions alone,
+# found from a random subspace, are not much cheaper.
+FULL_SVD_SIDE = 1024
+CUT_SVD_SIDE = 256
+
 
 @dataclass(frozen=True)
 class BakedWeights:
@@ -60,15 +66,6 @@ def baked_weights(policy: Policy, record: RoutingRecord, step: int | None) -> Ba
         passes = [policy.passes(context) for context in contexts]
         alone = {role: sum(p.count(role) / len(p) for p in passes) / len(passes) for role in ROLES}
     return BakedWeights(shared, alone)
-
-
-Factors = tuple[Tensor, Tensor]
-# Up to this side a dense delta gets a full SVD: to find its rank, or to cut it where the leading directions alone,
-# found from a random subspace, are not much cheaper.
-FULL_SVD_SIDE = 1024
-CUT_SVD_SIDE = 256
-# Singular values below this share of the largest are rounding noise of float32 factors.
-NOISE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,8 @@ def assembled(parts: Sequence[tuple[int, Factors | Tensor]], shape: tuple[int, .
 def low_rank(delta: Factors | Tensor, rank: int = 0) -> LowRank:
     """The best approximation of a delta of at most that rank (Eckart-Young); 0 keeps all of it.
 
+    What is smaller than the delta's own rounding (see :func:`rounding`) is no part of its rank.
+
     Args:
         delta: factors ``(up [out, r], down [r, in, *kernel])``, computed with in float64, or dense
             ``[out, in, *kernel]``, computed with as it is.
@@ -145,16 +144,34 @@ def low_rank(delta: Factors | Tensor, rank: int = 0) -> LowRank:
     q_up, r_up = torch.linalg.qr(up.double())
     q_down, r_down = torch.linalg.qr(down.double().flatten(1).T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    return _cut(q_up @ u, s, vh @ q_down.T, down.shape[1:], rank)
+    noise = rounding((q_up.shape[0], q_down.shape[0]), torch.promote_types(up.dtype, down.dtype), s.dtype)
+    return _cut(q_up @ u, s, vh @ q_down.T, down.shape[1:], rank, noise)
+
+
+def rounding(shape: Sequence[int], given: torch.dtype, computed: torch.dtype) -> float:
+    """Singular values up to this share of the largest may be rounding noise.
+
+    The expected error of a matrix ``[m, n]`` whose entries are rounded, or of an SVD that rounds as it goes, is ``eps /
+    2 sqrt(m + n + 1)`` of its norm (Press et al., Numerical Recipes, 3rd edition, p. 795); both happen here, each in
+    its own precision. The ``max(m, n) eps`` of ``numpy.linalg.matrix_rank`` is for the worst case: in a large layer a
+    hundred times more, and a weak LoRA's directions are among those.
+
+    Args:
+        shape: of the matrix.
+        given: what the matrix or its factors were rounded to.
+        computed: what the SVD was computed in.
+    """
+    return (torch.finfo(given).eps + torch.finfo(computed).eps) / 2 * math.sqrt(sum(shape) + 1)
 
 
 def _of_dense(dense: Tensor, rank: int) -> LowRank:
     rows = dense.flatten(1)
     side = min(rows.shape)
+    noise = rounding(rows.shape, rows.dtype, rows.dtype)
     rank = rank if rank < side else 0
     if side <= (CUT_SVD_SIDE if rank else FULL_SVD_SIDE):
         u, s, vh = torch.linalg.svd(rows, full_matrices=False)
-        return _cut(u, s, vh, dense.shape[1:], rank)
+        return _cut(u, s, vh, dense.shape[1:], rank, noise)
     energy = float(rows.square().sum(dtype=torch.float64))
     if rank == 0:
         # As it is, with the identity on the shorter side: nothing is lost, nor saved.
@@ -163,7 +180,7 @@ def _of_dense(dense: Tensor, rank: int) -> LowRank:
         return LowRank(up, down.reshape(side, *dense.shape[1:]), energy, 0.0)
     u, s, vh = _leading(rows, min(side, rank + 16))
     found = float(s.square().sum(dtype=torch.float64))
-    return _cut(u, s, vh, dense.shape[1:], rank, beyond=max(0.0, energy - found))
+    return _cut(u, s, vh, dense.shape[1:], rank, noise, beyond=max(0.0, energy - found))
 
 
 def _leading(rows: Tensor, count: int, rounds: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,12 +196,12 @@ def _leading(rows: Tensor, count: int, rounds: int = 4) -> tuple[Tensor, Tensor,
     return u, s, vh @ basis.T
 
 
-def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, beyond: float = 0.0) -> LowRank:
-    """Keep the leading directions of an SVD that leaves the energy ``beyond`` out.
+def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, noise: float, beyond: float = 0.0) -> LowRank:
+    """Keep the leading directions of an SVD that leaves the energy ``beyond`` out, but no noise.
 
     Both sides share the singular values, so that neither leaves the range of float16.
     """
-    keep = int((s > s[:1] * NOISE).sum())
+    keep = int((s > s[:1] * noise).sum())
     if rank:
         keep = min(keep, rank)
     energies = s.square().double()

@@ -10,7 +10,7 @@ from ..fusion.routing.settings import NAMED
 from ..host.comparing import Axis, Judge, axis, best_of, compare, comparison_picture
 from ..host.core.sampling import SamplerCall
 from .inputs.guidance import encoder_inputs
-from .inputs.router import emphasis_input, policy_inputs, settings_inputs
+from .inputs.router import policy_input, settings_inputs
 from .inputs.sampling import sampling_inputs
 from .inputs.sockets import CATEGORY, RoutingPlan
 
@@ -19,9 +19,8 @@ SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 
 def comparable() -> dict[str, io.Input]:
     """The inputs of this node and of KLLayerRouter whose values can be compared, by name."""
-    policy, *settings = policy_inputs(list(NAMED))
     sampling = sampling_inputs()
-    inputs = [policy, *(sampling[name] for name in SAMPLING), *settings, *settings_inputs(), emphasis_input()]
+    inputs = [policy_input(list(NAMED)), *(sampling[name] for name in SAMPLING), *settings_inputs()]
     return {part.id: part for part in inputs}
 
 

@@ -6,14 +6,15 @@ from comfy_api.latest import io
 
 from ..fusion.policies import Policy, SSRMerge
 from ..fusion.routing.refinement import Refinement
-from ..fusion.routing.settings import NAMED, with_settings
+from ..fusion.routing.settings import NAMED, SETTINGS, with_settings
 from ..host.fusing.attach import set_policy, show_on
 from ..host.fusing.calibration import calibrated_by_prompts
 from ..host.fusing.plans import replaying
-from .inputs.router import emphasis_input, policy_inputs, settings_inputs
+from .inputs.router import policy_input, settings_inputs
 from .inputs.sockets import CATEGORY, RoutingPlan
 
 CHOICES = [*NAMED, SSRMerge.name]
+BEFORE_SOCKETS = [setting.name for setting in SETTINGS].index("freeze_after") + 1  # of the settings; frozen
 
 
 class KLLayerRouter(io.ComfyNode):
@@ -35,8 +36,8 @@ class KLLayerRouter(io.ComfyNode):
             search_aliases=["lora router", "lora fusion policy", "k-lora", "dynamic lora fusion"],
             inputs=[
                 io.Model.Input("model", tooltip="A model with, or on its way to, DualLoRADynamicLoader."),
-                *policy_inputs(CHOICES),
-                *settings_inputs(),
+                policy_input(CHOICES),
+                *settings_inputs()[:BEFORE_SOCKETS],
                 RoutingPlan.Input(
                     "plan",
                     optional=True,
@@ -52,7 +53,7 @@ class KLLayerRouter(io.ComfyNode):
                 io.Latent.Input(
                     "latent", optional=True, tooltip="ssr_merge: an empty latent of the size that will be sampled."
                 ),
-                emphasis_input(),
+                *settings_inputs()[BEFORE_SOCKETS:],
             ],
             outputs=[io.Model.Output("MODEL", tooltip="The model with this policy set.")],
             hidden=[io.Hidden.unique_id],

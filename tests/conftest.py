@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tools"))
 
+import hypothesis  # noqa: E402
+
+import time_table  # noqa: E402
 import torchvision_shim  # noqa: E402
 from bootstrap_host import HostError, find_host, host_version  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
+from draws import TorchDraws, draws_of, seed_draws  # noqa: E402
 from host_base import make_base  # noqa: E402
 from repo_paths import link_package  # noqa: E402
 
@@ -63,6 +68,29 @@ def _enter_host() -> Host:
 
 HOST = _enter_host()
 
+# The same examples in every run of the CI; on a desk each run looks at new ones. Deadlines are the same in both.
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+_torch_draws = TorchDraws()  # hypothesis keeps no reference of its own
+hypothesis.register_random(_torch_draws)
+
+
+@pytest.fixture(autouse=True)
+def own_draws(request: pytest.FixtureRequest) -> None:
+    """Whatever a test draws without a generator is its own: seeded by its name, not by what ran before it."""
+    seed_draws(request.node.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same for fixtures that several tests share: which test asks for them first is chance."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with draws_of(f"{request.node.nodeid}::{fixturedef.argname}[{request.param_index}]"):
+        return (yield)
+
 
 @pytest.fixture(scope="session")
 def host() -> Host:
@@ -94,7 +122,10 @@ def record_property(request: pytest.FixtureRequest) -> Callable[[str, object], N
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures that tests measured (``record_property``), not only that they were small enough."""
+    """Print the figures that tests measured (``record_property``), not only that they were small enough; and the time.
+
+    The reports are those of all processes: pytest-xdist hands them to the one that prints.
+    """
     figures = [
         (report.nodeid.rpartition("/")[2], name, value)
         for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
@@ -106,3 +137,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for test, name, value in figures:
             shown = f"{value:.1e}" if isinstance(value, float) else value
             terminalreporter.write_line(f"{shown:>10}  {name}  ({test})")
+    reports = [r for group in terminalreporter.stats.values() for r in group if isinstance(r, pytest.TestReport)]
+    if reports:
+        terminalreporter.section("time per room, all processes together")
+        for line in time_table.lines(time_table.time_per_room(reports)):
+            terminalreporter.write_line(line)

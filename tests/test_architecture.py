@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,3 +69,29 @@ def test_source_encoding() -> None:
     """Windows consoles and the registry's checks read .py files as cp1252."""
     for file in EVERY:
         file.read_text(encoding="utf-8").encode("cp1252")
+
+
+def test_the_quick_check_has_a_part_of_every_room_of_host() -> None:
+    """What `make check` runs of host: tests that exist, from each room."""
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (smoke,) = (line for line in makefile.splitlines() if line.startswith("SMOKE :="))
+    chosen = [part.partition("::") for part in smoke.split()[2:]]
+    for file, _, test in chosen:
+        assert not test or f"def {test}(" in (REPO / file).read_text(encoding="utf-8"), f"{file} has no {test}"
+    rooms = {front.parent.name for front in (REPO / "host").glob("*/__init__.py")} - {"core"}
+    assert rooms == {file.split("/")[2] for file, *_ in chosen}
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"])
+def test_what_the_pages_name_exists(page: str) -> None:
+    """Files, rooms, tests and targets of make."""
+    text = (REPO / page).read_text(encoding="utf-8")
+    entries = [entry.name for entry in REPO.iterdir() if not entry.name.startswith(".")] + [".ci", ".github"]
+    paths = re.findall(rf"`((?:{'|'.join(map(re.escape, entries))})(?:/[\w./-]*)?)(?:::(\w+))?`", text)
+    targets = re.findall(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z-]+)", text, re.MULTILINE)
+    assert targets
+    for path, test in paths:
+        assert (REPO / path).exists(), f"{page} names {path}"
+        assert not test or f"def {test}(" in (REPO / path).read_text(encoding="utf-8"), f"{page} names {path}::{test}"
+    known = re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(targets) <= set(known)

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from .geometry import Geometry
 
+# Of a weight: first output channel, one past the last, first input channel, number of input channels.
+Slices = tuple[int, int, int, int]
+
 
 class DeltaError(ValueError):
     """A delta's factors do not fit each other or the weight they are for."""
@@ -53,13 +56,13 @@ class Place:
     in_start: int = 0
 
     @property
-    def slices(self) -> tuple[int, int, int, int]:
+    def slices(self) -> Slices:
         return self.out_start, self.out_start + self.shape[0], self.in_start, self.shape[1]
 
 
 @dataclass(frozen=True)
 class PlacedDelta:
-    """Base of the deltas here."""
+    """Base of the deltas that know their place by a :class:`Place`."""
 
     place: Place
 
@@ -70,9 +73,6 @@ class PlacedDelta:
     @property
     def out_stop(self) -> int:
         return self.place.out_start + self.place.shape[0]
-
-
-Slices = tuple[int, int, int, int]
 
 
 class Bypass(nn.Module):

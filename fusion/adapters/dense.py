@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Bypass, Delta, Place, PlacedDelta, finite, fits, frozen, like
+from .base import Bypass, Delta, Place, PlacedDelta, Slices, finite, fits, frozen, like
 from .geometry import Geometry
 
 
@@ -42,7 +42,7 @@ def weight_difference(place: Place, weight: Tensor) -> DenseDelta:
 class DenseBypass(Bypass):
     """``dW x`` with the dense ``dW``: weight differences, and adapters whose rank is as large as the layer."""
 
-    def __init__(self, delta: Tensor, slices: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    def __init__(self, delta: Tensor, slices: Slices, dtype: torch.dtype) -> None:
         super().__init__(*slices)
         self.delta = frozen(delta.to(dtype))
 

@@ -17,7 +17,7 @@ from .geometry import Geometry
 
 @dataclass(frozen=True)
 class DoRADelta:
-    """DoRA around another delta (see :class:`.base_bypasses.DoRABypass`). ``magnitude`` is ``[out]`` or ``[in]``."""
+    """DoRA around another delta (see :class:`DoRABypass`). ``magnitude`` is ``[out]`` or ``[in]``."""
 
     inside: Delta
     magnitude: Tensor

@@ -16,7 +16,7 @@ from .geometry import Geometry
 
 @dataclass(frozen=True)
 class GLoRADelta(PlacedDelta):
-    """``dW = scale * (W mix narrow + up down)`` (see :class:`.base_bypasses.GLoRABypass`)."""
+    """``dW = scale * (W mix narrow + up down)`` (see :class:`GLoRABypass`)."""
 
     mix: Tensor
     narrow: Tensor

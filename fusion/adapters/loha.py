@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .base import Place, finite, fits, scale_of
 from .dense import DenseDelta
-from .low_rank import LowRankDelta, with_core
+from .low_rank import LowRankDelta
+from .tucker import factor_pair
 
 
 def loha(
@@ -32,7 +33,7 @@ def loha(
     finite(hada_w1_a=first[0], hada_w1_b=first[1], hada_w2_a=second[0], hada_w2_b=second[1])
     halves = []
     for (a, b), core in zip((first, second), cores or (None, None), strict=True):
-        up, down = with_core(place.shape, "LoHa", a, b, core)
+        up, down = factor_pair(place.shape, "LoHa", a, b, core)
         fits(up.shape[0] == place.shape[0] and down[0].numel() == math.prod(place.shape[1:]), "LoHa", place.shape, a, b)
         halves.append((up, down.flatten(1)))
     scale = scale_of(alpha, first[1].shape[0])

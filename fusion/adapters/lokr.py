@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Bypass, Place, PlacedDelta, finite, fits, frozen, like, scale_of
+from .base import Bypass, Place, PlacedDelta, Slices, finite, fits, frozen, like, scale_of
 from .dense import DenseDelta
 from .geometry import Geometry
-from .low_rank import with_core
+from .tucker import factor_pair
 
 
 @dataclass(frozen=True)
 class KroneckerDelta(PlacedDelta):
-    """``dW = scale * w1 kron w2``, ``w2 = up down`` or whole (see :class:`.bypasses.KroneckerBypass`)."""
+    """``dW = scale * w1 kron w2``, ``w2 = up down`` or whole (see :class:`KroneckerBypass`)."""
 
     w1: Tensor
     up: Tensor | None
@@ -59,7 +59,7 @@ def lokr(
     if isinstance(w2, tuple):
         finite(lokr_w2_a=w2[0], lokr_w2_b=w2[1])
         rank = w2[1].shape[0]
-        up, w2 = with_core(place.shape, "LoKr w2", *w2, core)
+        up, w2 = factor_pair(place.shape, "LoKr w2", *w2, core)
     finite(lokr_w1=w1, lokr_w2=w2)
     # Whatever the rank, alpha of whole matrices is not used.
     scale = 1.0 if rank is None else scale_of(alpha, rank)
@@ -91,9 +91,7 @@ class KroneckerBypass(Bypass):
         down: ``[rank, d, *kernel]``, or the whole ``w2`` ``[c, d, *kernel]``.
     """
 
-    def __init__(
-        self, w1: Tensor, up: Tensor | None, down: Tensor, slices: tuple[int, int, int, int], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, w1: Tensor, up: Tensor | None, down: Tensor, slices: Slices, dtype: torch.dtype) -> None:
         super().__init__(*slices)
         self.w1, self.down = frozen(w1.to(dtype)), frozen(down.to(dtype))
         self.up = None if up is None else frozen(up.to(dtype))

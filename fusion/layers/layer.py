@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.base import Bypass, Delta, DeltaError, frozen, like
-from ..adapters.base_layer import BaseLayer
-from ..adapters.geometry import Geometry
-from ..adapters.low_rank import LowRankDelta
+from ..adapters import BaseLayer, Bypass, Delta, DeltaError, Geometry, LowRankDelta, frozen, like
 from ..roles import ROLES
 from .additions import add_product, by_head, weighted
 from .probe import Probe

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adapters.base import like
+from ..adapters import like
 from ..roles import ROLES
 from .segment import Segment
 from .tokens import take

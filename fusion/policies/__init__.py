@@ -1,62 +1,47 @@
-"""All routing policies, by name."""
+"""Who gets a layer that both LoRAs touch: the policies, and all that users can choose, by name.
 
-from collections.abc import Mapping
-from typing import Any
+A policy is a file of this room whose class enters itself (:func:`~.registry.listed`): it is found by lying here. Those
+that code builds by their class stand in ``__all__`` too.
+"""
+
+from importlib import import_module
+from pkgutil import walk_packages
 
 from .base import Policy, ScheduledPolicy, ScoredPolicy, StaticPolicy, StepContext
 from .passes import Composite, PassPolicy, Solo, Switch
-from .scheduled import BlockMask, Chance, ESTLoRA, KLoRA
-from .scored import Balanced, Cosine, Energy, JensenShannon, KLSoft, Paper
+from .recommended import RECOMMENDED, title
+from .registry import choices
+from .scheduled.block_mask import BlockMask
+from .scheduled.chance import Chance
+from .scheduled.est_lora import ESTLoRA
+from .scheduled.k_lora import KLoRA
+from .scored.balanced import Balanced
+from .scored.hard import Cosine, Energy, JensenShannon, Paper
+from .scored.kl_soft import KLSoft
 from .ssr import SSRMerge
-from .static import DARE, DELLA, SVD, TIES, Average, MagnitudePrune, NPLoRA, Sum
+from .static.dare import DARE
+from .static.della import DELLA
+from .static.magnitude_prune import MagnitudePrune
+from .static.np_lora import NPLoRA
+from .static.sums import Average, Sum
+from .static.svd import SVD
+from .static.ties import TIES
 
-POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy
-    for policy in (
-        Sum,
-        Average,
-        Paper,
-        KLSoft,
-        JensenShannon,
-        Cosine,
-        Energy,
-        Balanced,
-        KLoRA,
-        ESTLoRA,
-        NPLoRA,
-        TIES,
-        DARE,
-        DELLA,
-        MagnitudePrune,
-        SVD,
-        Switch,
-        Composite,
-        BlockMask,
-        Chance,
-    )
-}
-RECOMMENDED: Policy = Balanced()
+for _file in walk_packages(__path__, f"{__name__}."):
+    import_module(_file.name)
 
-
-def title(settings: Mapping[str, Any]) -> str:
-    """What users call the policy with these settings: they choose ``recommended``, whichever policy it is by now."""
-    return "recommended" if dict(settings) == RECOMMENDED.settings() else str(settings["policy"])
-
+POLICIES: dict[str, type[Policy]] = choices()
+"""In the order of the router's choices."""
 
 __all__ = [
-    "DARE",
-    "DELLA",
-    "POLICIES",
-    "RECOMMENDED",
-    "SSRMerge",
-    "SVD",
-    "TIES",
     "Average",
     "Balanced",
     "BlockMask",
     "Chance",
     "Composite",
     "Cosine",
+    "DARE",
+    "DELLA",
     "ESTLoRA",
     "Energy",
     "JensenShannon",
@@ -64,9 +49,13 @@ __all__ = [
     "KLoRA",
     "MagnitudePrune",
     "NPLoRA",
+    "POLICIES",
     "Paper",
     "PassPolicy",
     "Policy",
+    "RECOMMENDED",
+    "SSRMerge",
+    "SVD",
     "ScheduledPolicy",
     "ScoredPolicy",
     "Solo",
@@ -74,5 +63,6 @@ __all__ = [
     "StepContext",
     "Sum",
     "Switch",
+    "TIES",
     "title",
 ]

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from ..layers.segment import SegmentDeltas
 
+# (subject, style) weights that give a layer to one of them.
+SUBJECT = (1.0, 0.0)
+STYLE = (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class StepContext:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..roles import ROLES
 from .base import Policy, StepContext
+from .registry import listed
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Solo(PassPolicy):
         return (self.role,)
 
 
+@listed(16)
 @dataclass(frozen=True)
 class Switch(PassPolicy):
     """LoRA Switch: one LoRA at a time, the subject first, changing every ``tau`` steps (5 in the paper)."""
@@ -49,6 +51,7 @@ class Switch(PassPolicy):
         return (ROLES[(context.step // self.tau) % len(ROLES)],)
 
 
+@listed(17)
 @dataclass(frozen=True)
 class Composite(PassPolicy):
     """LoRA Composite: every step runs once with each LoRA alone, and the mean of what they predict is taken.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layers.segment import SegmentDeltas
-from .static import FactorPolicy, Factors, concatenated
+from .static.factors import FactorPolicy, Factors, concatenated
 
 
 @dataclass(frozen=True)

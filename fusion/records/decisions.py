@@ -48,7 +48,7 @@ class CallDecisions:
 
 
 def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
-    """The same on the host: one copy for all."""
+    """The same on the host: one copy for all that is on a device."""
     tensors = [
         value
         for call in calls
@@ -58,10 +58,7 @@ def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
     ]
     if not tensors:
         return list(calls)
-    flat = torch.cat([t.detach().float().flatten() for t in tensors]).cpu()
-    parts = iter(
-        part.reshape(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)
-    )
+    parts = iter(_on_host(tensors))
 
     def on_host(values: dict[str, Any]) -> dict[str, Any]:
         return {role: next(parts) if isinstance(value, Tensor) else value for role, value in values.items()}
@@ -78,6 +75,30 @@ def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
         )
         for call in calls
     ]
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """float32, in the same order."""
+    found: list[Tensor] = [torch.empty(0)] * len(tensors)
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        here = [(i, tensor) for i, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([tensor.detach().float().flatten() for _, tensor in here]).cpu()
+        for (i, tensor), part in zip(here, flat.split([tensor.numel() for _, tensor in here]), strict=True):
+            found[i] = part.reshape(tensor.shape)
+    return found
+
+
+def in_order(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
+    """The calls as one device makes them, one after the other, whichever of several came first.
+
+    Core takes the last prompt of its lists first: negative ones before positive ones, later ones before earlier ones.
+    """
+
+    def place(call: CallDecisions) -> tuple[Any, ...]:
+        group, _, index = call.batch.keys[0].rpartition(".")
+        return call.step, bool(group), call.evaluations, group, -int(index) if group else 0
+
+    return sorted(calls, key=place)
 
 
 def log_ratios_of(calls: Sequence[CallDecisions]) -> dict[str, float | None]:

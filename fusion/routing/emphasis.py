@@ -9,12 +9,10 @@ that its LoRA was not trained for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..layers.batch import Batch
 from ..layers.segment import Weight
 
 
@@ -36,20 +34,19 @@ def effective(emphasis: float, cfg: float) -> float:
     return cfg - negative_share(emphasis, cfg) * (cfg - 1) if cfg > 1 else 1.0
 
 
-@dataclass
 class Emphasis:
-    """Applies a share to the negative conditions of one model call after another."""
+    """What the samples of one model call get of their weights.
 
-    share: float = 1.0
-    _shares: tuple[float, ...] = (1.0,)
-    _factors: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
+    Args:
+        keys: the conditions that the call computes, one an equal part of its batch.
+        share: of the negative ones.
+    """
 
-    def open_call(self, batch: Batch) -> None:
-        """A model call begins; ``batch`` says what it computes."""
+    def __init__(self, keys: Sequence[str] = ("",), share: float = 1.0) -> None:
         # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
-        shares = tuple(self.share if "negative" in key else 1.0 for key in batch.keys)
-        if shares != self._shares:
-            self._shares, self._factors = shares, {}
+        self.shares = tuple(share if "negative" in key else 1.0 for key in keys)
+        self._is_one = share == 1.0
+        self._factors: dict[tuple[int, torch.device], Tensor] = {}
 
     def of(self, weights: dict[str, Weight], roles: Sequence[str], features: Tensor) -> dict[str, Weight]:
         """The weights of a segment's roles as they are to be used.
@@ -59,10 +56,10 @@ class Emphasis:
             roles: of the segment.
             features: the segment's, ``[batch, tokens, channels]``.
         """
-        if self.share == 1.0 or features.shape[0] % len(self._shares):
+        if self._is_one or features.shape[0] % len(self.shares):
             return weights
-        if len(set(self._shares)) == 1:
-            return {role: weights.get(role, 1.0) * self._shares[0] for role in roles}
+        if len(set(self.shares)) == 1:
+            return {role: weights.get(role, 1.0) * self.shares[0] for role in roles}
         factor = self._factor(features)
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
@@ -74,7 +71,7 @@ class Emphasis:
             # Not an inference tensor, so that calls that are differentiated can use it as well.
             with torch.inference_mode(False):
                 ones = torch.ones(features.shape[0], 1, 1, device=features.device)
-                for part, share in zip(ones.chunk(len(self._shares)), self._shares, strict=True):
+                for part, share in zip(ones.chunk(len(self.shares)), self.shares, strict=True):
                     part.mul_(share)
             self._factors[key] = ones
         return self._factors[key]

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..layers.segment import Weight
 from ..policies.base import StepContext
-from ..policies.scheduled import BlockMask
+from ..policies.scheduled.block_mask import BlockMask
 from ..policies.scores import SCORES
+from ..policies.setting import setting, settings_of
 
 GRANULARITIES = ("layer", "head", "token")
 OWN = "policy's own"
+ANY, UPWARDS = (-math.inf, math.inf), (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,13 @@ class Refinement:
     ``rho' = EMA(rho - even_out * mean_layers(rho))`` and a preference ``lean + time_lead (1 - 2t) +- layer_prior +-
     hysteresis``; its weights are then bounded.
 
+    The fields' order is that of the nodes' inputs: only ever append. The router has its sockets before those after
+    ``freeze_after``.
+
     Attributes:
+        lean: preference for the subject, in factors of e of the score; negative prefers the style. Users know it as
+            "balance".
         score: one of ``SCORES``, or the policy's own.
-        lean: preference for the subject, in factors of e of the score; negative prefers the style.
         even_out: how much of the LoRAs' overall difference in loudness is taken out, 0 to 1. The mean over layers is
             that of the step before; the first step uses the files' weights.
         floor: least weight of either LoRA.
@@ -39,48 +45,152 @@ class Refinement:
         hysteresis: how much clearer than a draw a hard decision must be before it turns over.
         time_lead: preference for the subject at the first step, and for the style at the last.
         layer_prior: preference for the role that a block is known for (B-LoRA's for SDXL, SplitFlux's for FLUX).
-        group_attention: queries and keys of an attention share one decision, values and output another.
-        granularity: one decision a layer, an attention head or a token.
         blur: radius, in tokens, of the Gaussian that smooths scores over the picture at granularity "token".
-        follow_cond: the negative prompt takes the positive one's decisions of the step before.
         start, end: part of the steps (0 to 1) that is routed; outside it both LoRAs are on, whole.
+        cap: largest norm of what both add to a layer, in multiples of the louder one alone; 0 for no limit.
+        granularity: one decision a layer, an attention head or a token.
+        group_attention: queries and keys of an attention share one decision, values and output another.
+        follow_cond: the negative prompt takes the positive one's decisions of the step before.
         freeze_after: number of routed steps after which nothing is measured any more: what the policy makes of the
             mean so far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
         emphasis: how often the LoRAs' effect counts in the picture under classifier-free guidance (:mod:`.emphasis`); 0
             for the policy's own.
-        cap: largest norm of what both add to a layer, in multiples of the louder one alone; 0 for no limit.
     """
 
-    score: str = OWN
-    lean: float = 0.0
-    even_out: float = 0.0
-    floor: float = 0.0
-    smoothing: float = 0.0
-    hysteresis: float = 0.0
-    time_lead: float = 0.0
-    layer_prior: float = 0.0
-    group_attention: bool = False
-    granularity: str = "layer"
-    blur: float = 1.0
-    follow_cond: bool = False
-    start: float = 0.0
-    end: float = 1.0
-    cap: float = 0.0
-    freeze_after: int = 0
-    emphasis: float = 0.0
+    lean: float = setting(
+        0.0,
+        "Leaning of every policy that measures. Above 0 favours the subject, below 0 the style, 0 neither. "
+        "Try 1 or -1 first.",
+        name="balance",
+        least=-10.0,
+        most=10.0,
+        allowed=ANY,
+        step=0.1,
+        folded=False,
+    )
+    score: str = setting(
+        OWN,
+        "What is measured of a LoRA in a layer. standardised_kl and energy are not fooled by the huge "
+        "single activations of FLUX-like models; kl is the paper's.",
+        options=(OWN, *SCORES),
+    )
+    even_out: float = setting(
+        0.0,
+        "Takes out how much louder one LoRA is than the other overall, so that a LoRA trained harder does not win "
+        "everywhere. 0 leaves it, 1 takes all of it out. recommended evens out layer by layer already.",
+        least=0.0,
+        most=1.0,
+        step=0.05,
+    )
+    floor: float = setting(
+        0.0,
+        "The least that either LoRA gets in any layer. 0.3 keeps a loser recognisable.",
+        least=0.0,
+        most=1.0,
+        step=0.05,
+    )
+    smoothing: float = setting(
+        0.0,
+        "Steadies decisions over steps: the share of the step before in each new measurement. 0.7 stops flicker.",
+        least=0.0,
+        most=0.99,
+        step=0.05,
+    )
+    hysteresis: float = setting(
+        0.0,
+        "All-or-nothing policies: how much clearer than a draw a layer must be before it changes hands. 0.15 is mild.",
+        least=0.0,
+        most=10.0,
+        allowed=UPWARDS,
+        step=0.05,
+    )
+    time_lead: float = setting(
+        0.0,
+        "Prefers the subject in the first steps (composition) and the style in the last (texture) by this much; "
+        "negative is the other way round. recommended has a hand-over of its own, which this adds to.",
+        least=-10.0,
+        most=10.0,
+        allowed=ANY,
+        step=0.1,
+    )
+    layer_prior: float = setting(
+        0.0,
+        "Prefers the subject in blocks known for content and the style in blocks known for style (SDXL, FLUX). "
+        "Other models have no such blocks, and nothing changes there.",
+        least=0.0,
+        most=10.0,
+        allowed=UPWARDS,
+        step=0.1,
+    )
+    blur: float = setting(
+        1.0,
+        "Granularity token: how far, in tokens, neighbouring places decide together.",
+        least=0.0,
+        most=16.0,
+        allowed=UPWARDS,
+        step=0.5,
+    )
+    start: float = setting(
+        0.0,
+        "Routing begins at this part of the run. Before it both LoRAs are on, whole.",
+        least=0.0,
+        most=1.0,
+        step=0.01,
+    )
+    end: float = setting(
+        1.0,
+        "Routing ends at this part of the run. After it both LoRAs are on, whole.",
+        least=0.0,
+        most=1.0,
+        step=0.01,
+    )
+    cap: float = setting(
+        0.0,
+        "Against burnt pictures: both together add to a layer at most this many times what the louder does. 0: off.",
+        least=0.0,
+        most=10.0,
+        allowed=UPWARDS,
+        step=0.05,
+    )
+    granularity: str = setting(
+        "layer",
+        "What is decided at once: a whole layer, each attention head, or each place in the picture "
+        "(token). Finer is slower.",
+        options=GRANULARITIES,
+    )
+    group_attention: bool = setting(
+        False,
+        "Queries and keys of an attention share one decision, values and output another, so that one LoRA's "
+        "question is never put to the other's keys.",
+    )
+    follow_cond: bool = setting(
+        False,
+        "The negative prompt takes what was decided for the positive one a step earlier, so that CFG does not "
+        "amplify differences in routing.",
+    )
+    freeze_after: int = setting(
+        0,
+        "Measure in this many steps, then settle the rest of the run at once; where both prompts get the "
+        "same (emphasis 1, or no CFG), as ordinary weight patches, at no cost. 0 measures in every step. Does not "
+        "concern switch, composite and the policies that merge before sampling.",
+        least=0,
+        most=10000,
+        allowed=UPWARDS,
+    )
+    emphasis: float = setting(
+        0.0,
+        "How many times what the LoRAs do counts in the picture. 1: once, as with ordinary loaders. 2: twice, "
+        "by leaving that much of it out of the negative prompt's pass. 0: what suits the policy. At CFG 1 nothing "
+        "changes. Policies that merge before sampling cannot do it, except sum.",
+        least=0.0,
+        most=10.0,
+        allowed=UPWARDS,
+        step=0.05,
+    )
 
     def __post_init__(self) -> None:
-        if self.score not in (OWN, *SCORES):
-            raise ValueError(f"unknown score {self.score!r}; known: {', '.join((OWN, *SCORES))}")
-        if self.granularity not in GRANULARITIES:
-            raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {self.granularity!r}")
-        bounds = {"even_out": (0, 1), "floor": (0, 1), "smoothing": (0, 0.99), "start": (0, 1), "end": (0, 1)}
-        bounds |= {
-            name: (0, math.inf) for name in ("hysteresis", "layer_prior", "blur", "cap", "freeze_after", "emphasis")
-        }
-        for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
+        for its in settings_of(self):
+            its.check(getattr(self, its.field))
 
     def settings(self) -> dict[str, Any]:
         """What differs from neutral, as JSON."""

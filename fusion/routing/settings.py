@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ..policies import POLICIES, RECOMMENDED, Policy, title
+from ..policies import POLICIES, RECOMMENDED, KLSoft, Policy, title
+from ..policies.setting import Setting, settings_of
 from ..records.replay import Replay
 from .refinement import Refinement
 
 NAMED: dict[str, Policy] = {"recommended": RECOMMENDED, **{name: make() for name, make in POLICIES.items()}}
 """Policies that need nothing but their name."""
 
+SETTINGS: tuple[Setting, ...] = (*settings_of(KLSoft), *settings_of(Refinement))
+"""All that users can set beside the policy, in the order of the nodes' inputs and of what can be compared."""
 
-_FIELDS = {"balance": "lean"}  # where Refinement calls a setting otherwise
+_FIELDS = {setting.name: setting.field for setting in SETTINGS}
 _GENERAL = {field.name for field in fields(Refinement)}
 
 
@@ -22,8 +25,8 @@ def with_settings(policy: Policy, refinement: Refinement, settings: Mapping[str,
     """Both, with some settings changed.
 
     Args:
-        settings: "policy" takes the one of that name in :data:`NAMED`; fields of ``Refinement`` ("balance" for its
-            ``lean``) and the policy's own take the value given. What the policy does not have is passed over.
+        settings: "policy" takes the one of that name in :data:`NAMED`; all others, and fields of ``Refinement`` and of
+            the policy, take the value given. What the policy does not have is passed over.
 
     Raises:
         ValueError: a value out of its range.

@@ -18,7 +18,10 @@ from .refinement import Refinement
 
 @dataclass
 class Memory:
-    """Tensors of the step before (read) and of this one (written), by name and condition."""
+    """Tensors of the step before (read) and of this one (written), by name and condition.
+
+    Calls that run at once write different conditions; what is read may have been written on another device.
+    """
 
     step: int = 0
     _before: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -40,7 +43,7 @@ class Memory:
     def before(self, name: str, key: str, like: Tensor) -> Tensor | None:
         """What was kept at the step before, if it is shaped as ``like``."""
         kept = self._before.get((name, key))
-        return kept if kept is not None and kept.shape == like.shape else None
+        return kept.to(like.device) if kept is not None and kept.shape == like.shape else None
 
     def keep(self, name: str, key: str, values: Tensor) -> None:
         self._now[name, key] = values
@@ -48,7 +51,7 @@ class Memory:
     def add_to_mean(self, key: str, values: Tensor) -> None:
         """Count a layer's values ``[batch, 1 or tokens, 1 or heads]`` in the mean over layers."""
         kept = self._sums.setdefault(key, [])
-        per_sample = values.mean((1, 2))
+        per_sample = values.mean((1, 2)).to(kept[0].device if kept else values.device)
         if not kept or kept[0].shape == per_sample.shape:
             kept.append(per_sample)
 
@@ -96,7 +99,7 @@ class Steady:
     def _mean(self, key: str, part: Tensor, loudness: float) -> Tensor | float:
         self.memory.add_to_mean(key, part)
         mean = self.memory.mean(key)
-        return loudness if mean is None or mean.shape != part.shape[:1] else mean[:, None, None]
+        return loudness if mean is None or mean.shape != part.shape[:1] else mean[:, None, None].to(part.device)
 
     def bonus(self, name: str, log_ratio: Tensor, batch: Batch) -> Tensor | float:
         """What is added to the log ratio in favour of whoever won the step before (hysteresis)."""

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ...fusion.adapters.base import DeltaError
+from ...fusion.adapters import DeltaError
 from ...fusion.baking import Factors, assembled
 from ...fusion.layers.layer import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy
@@ -22,7 +22,7 @@ from ..core.words import listed
 from ..fusing.attach import attachment_of
 from ..fusing.results import record_of_latent
 from ..fusing.spec import FusionSpec
-from ..loras.parents import Parent, parents_of
+from ..loras.on_model import LoraOnModel, loras_on
 from ..loras.targets import Target
 from .file import BakedFile, BakedTensors, metadata_of, write_baked
 from .fused import Source, model_source, text_source
@@ -66,7 +66,7 @@ def bake(
             step.
     """
     spec = attachment_of(model).spec
-    if not (parents_of(model) or (clip is not None and parents_of(clip.patcher))):
+    if not (loras_on(model) or (clip is not None and loras_on(clip.patcher))):
         raise ConductorError(
             "model: it carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
         )
@@ -146,13 +146,13 @@ def bake_to_file(
     baked, record = bake(model, clip, samples, settings)
     spec = attachment_of(model).spec
     policy = spec.policy if spec is not None else None
-    texts = parents_of(clip.patcher) if clip is not None else ()
+    texts = loras_on(clip.patcher) if clip is not None else ()
     fusion = {
         "policy": policy.settings() if policy is not None else None,
         "step": None if record is None or settings.step is None else settings.step + 1,
         "steps": None if record is None else record.steps,
     }
-    parents = parents_of(model)
+    parents = loras_on(model)
     file = write_baked(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
     notes = []
     if not texts:
@@ -176,7 +176,7 @@ def _weights_in_words(record: RoutingRecord | None, settings: BakeSettings, poli
     return f"as merged by '{policy.name}'" if isinstance(policy, StaticPolicy) else "every LoRA whole"
 
 
-def _others_patch(model: ModelPatcher, parents: tuple[Parent, ...]) -> bool:
+def _others_patch(model: ModelPatcher, parents: tuple[LoraOnModel, ...]) -> bool:
     """Whether somebody else's patches are on the model too."""
     ours = {id(entry.patch) for parent in parents for entry in parent.merged.values()}
     ours |= {id(patch) for patches, _ in attachment_of(model).merged for patch in patches.values()}

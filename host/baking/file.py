@@ -20,7 +20,7 @@ from torch import Tensor
 from ...fusion.baking import Factors, low_rank
 from ..core.errors import ConductorError
 from ..core.version import pack_version
-from ..loras.parents import Parent
+from ..loras.on_model import LoraOnModel
 
 
 @dataclass
@@ -97,8 +97,8 @@ class BakedFile:
 
 def metadata_of(
     baked: BakedTensors,
-    parents: Sequence[Parent],
-    texts: Sequence[Parent],
+    parents: Sequence[LoraOnModel],
+    texts: Sequence[LoraOnModel],
     fusion: dict[str, Any],
     prompt: Any = None,
     extra: Any = None,
@@ -141,7 +141,7 @@ def metadata_of(
     return metadata
 
 
-def _agreed(parents: Sequence[Parent]) -> dict[str, str]:
+def _agreed(parents: Sequence[LoraOnModel]) -> dict[str, str]:
     headers = [_file_metadata(path) for path in dict.fromkeys(parent.path for parent in parents)]
     said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
     return {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}

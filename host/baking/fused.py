@@ -12,8 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ...fusion.adapters.base import Delta
-from ...fusion.adapters.geometry import Geometry
+from ...fusion.adapters import Delta, Geometry
 from ...fusion.baking import BakedWeights, Factors, baked_weights, weighted
 from ...fusion.layers.layer import FusedLayer
 from ...fusion.layers.segment import SegmentDeltas
@@ -24,8 +23,9 @@ from ..core.errors import ConductorError
 from ..core.modules import geometry_of, weight_reader
 from ..fusing.attach import attachment_of
 from ..fusing.spec import FusionSpec
-from ..loras.deltas import Unroutable, delta_of
-from ..loras.parents import parents_of
+from ..loras.deltas import delta_of
+from ..loras.kinds import Unroutable
+from ..loras.on_model import loras_on
 from ..loras.targets import Entry, Target
 
 # A segment's fused delta from those of its roles; None where nobody knows its weights.
@@ -61,7 +61,7 @@ def text_source(clip: CLIP) -> Source:
     module = clip.cond_stage_model
     source = Source([], summed, {}, [], comfy.lora.model_lora_keys_clip(module, {}))
     deltas: dict[str, list[tuple[str, float, Delta]]] = {}
-    for parent in parents_of(clip.patcher):
+    for parent in loras_on(clip.patcher):
         for target, entry in parent.merged.items():
             delta = _delta(module, entry)
             if delta is None:
@@ -93,7 +93,7 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, step: int | 
     Raises:
         ConductorError: the run has no such step.
     """
-    spec, parents = attachment_of(model).spec, parents_of(model)
+    spec, parents = attachment_of(model).spec, loras_on(model)
     return Source(
         spec.layers if spec is not None else [],
         _fusion_of(spec, record, step, _device(model)) if spec is not None else summed,

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor, nn
 
-from ...fusion.adapters.geometry import Geometry
+from ...fusion.adapters import Geometry
 from ...fusion.routing.attention import FUSED, projection_kind
 
 

@@ -15,10 +15,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy
 from ...fusion.routing.refinement import Refinement
-from ..loras.parents import remember
+from ..loras.on_model import loras_on, remember
 from ..loras.patches import LoraPatches
 from .live import LiveFusion
-from .spec import FusionSpec, LoraOnModel, _bank_patcher, build_bank
+from .spec import FusionSpec, bank_for
 from .static import merged_patches
 
 ATTACHMENT = "lora_conductor"
@@ -63,19 +63,15 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
     """
     model = model.clone()
     held = attachment_of(model)
-    on_model = list(held.spec.loras) if held.spec else []
     for patches, role, strength in loras:
         if strength == 0:
             continue
-        remember(model, [patches.parent(role, strength)])
+        remember(model, [patches.on_model(role, strength)])
         if patches.merged:
             model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
-        if patches.routed:
-            file = patches.file
-            on_model.append(LoraOnModel(file.name, role, strength, file.digest, patches.routed, patches.core_patches))
-    if on_model:
-        bank = _bank_patcher(build_bank(model, on_model), model.load_device, model.offload_device)
-        spec = FusionSpec(tuple(on_model), held.policy or RECOMMENDED, bank, held.refinement)
+    routed = tuple(lora for lora in loras_on(model) if lora.deltas)
+    if routed:
+        spec = FusionSpec(routed, held.policy or RECOMMENDED, bank_for(model, routed), held.refinement)
         _attach(model, held, spec, held.policy, held.refinement)
     return model
 

@@ -24,45 +24,47 @@ class Frozen:
     """Decisions that hold for the rest of a run, since which step.
 
     Attributes:
-        model: a clone of the run's model that carries the LoRAs so weighted as weight patches, loaded. None where
-            they are added while sampling as before, because passes differ in them.
+        models: clones of the run's models, one a device, that carry the LoRAs so weighted as weight patches, loaded.
+            None where the LoRAs are added while sampling as before, because passes differ in them.
+        step: the first that they are for.
+        weights: by segment, of subject and style.
     """
 
-    model: ModelPatcher | None
+    models: tuple[ModelPatcher, ...]
     step: int
     weights: Weights
 
-    def thaw(self, model: ModelPatcher) -> None:
-        """Load the run's own patcher again: its weights are as they were."""
-        if self.model is None:
-            return
-        comfy.model_management.load_models_gpu([model])
+    def thaw(self, models: Iterable[ModelPatcher]) -> None:
+        """Load the run's own patchers again: their weights are as they were."""
+        comfy.model_management.load_models_gpu(list(models))
 
 
-def freeze(
-    model: ModelPatcher,
-    beside: Iterable[ModelPatcher],
-    spec: FusionSpec,
-    weights: Weights,
-    step: int,
-    shape: torch.Size,
-) -> Frozen:
-    """Load a clone of the model with every layer's LoRAs merged at the given weights.
+def patchers_of(guider: Any) -> list[ModelPatcher]:
+    """The patchers of a run's model, one a device (core's ``multigpu_clones``)."""
+    return list(guider.model_options.get("multigpu_clones", {}).values()) or [guider.model_patcher]
+
+
+def freeze(guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: torch.Size) -> Frozen:
+    """Load clones of a run's models with every layer's LoRAs merged at the given weights.
+
+    Core switches from one clone to another as it does between two runs; no call may be under way.
 
     Args:
-        model: the run's patcher; core switches from one clone to another as it does between two runs.
-        beside: other models of the run (ControlNets), to stay loaded.
+        guider: of the run; its other models (ControlNets) stay loaded.
         spec: what is fused.
         weights: by segment, of subject and style; segments that were not decided are added whole.
-        step: the present one.
+        step: the first they are for.
         shape: of the latents in a model call, for core to keep memory free for.
     """
-    clone = model.clone()
-    for patches, strength in frozen_patches(spec, weights):
-        clone.add_patches(patches, strength)
-    memory = clone.model.memory_required(list(shape))
-    comfy.model_management.load_models_gpu([clone, *beside], memory_required=memory, minimum_memory_required=memory)
-    return Frozen(clone, step, weights)
+    patches = frozen_patches(spec, weights)
+    clones = [patcher.clone() for patcher in patchers_of(guider)]
+    for clone in clones:
+        for these, strength in patches:
+            clone.add_patches(these, strength)
+    memory = clones[0].model.memory_required(list(shape))
+    beside = [model for model in guider.loaded_models if not any(model.is_clone(clone) for clone in clones)]
+    comfy.model_management.load_models_gpu([*clones, *beside], memory_required=memory, minimum_memory_required=memory)
+    return Frozen(tuple(clones), step, weights)
 
 
 def frozen_patches(spec: FusionSpec, weights: Weights) -> list[tuple[dict[Any, Any], float]]:

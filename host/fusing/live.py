@@ -7,6 +7,7 @@ executes (another device's copy, a compiled one), swaps their forwards for one c
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -18,17 +19,15 @@ from torch import Tensor, nn
 
 from ...fusion.adapters.base_layer import BaseLayer
 from ...fusion.layers.layer import FusedLayer
-from ...fusion.layers.probe import Probe
-from ...fusion.layers.segment import Segment, Weight
 from ...fusion.policies import PassPolicy, StaticPolicy
 from ...fusion.records.plan import Plan
 from ...fusion.records.record import RoutingRecord
 from ...fusion.records.replay import Replay
+from ...fusion.routing.call import Call
 from ...fusion.routing.router import Router
 from ..core.errors import ConductorError
 from ..core.modules import find_module
 from ..maps.live import LiveMap
-from .freezing import Frozen, freeze
 from .run import Run
 from .spec import FusionSpec, check_plan
 
@@ -43,8 +42,68 @@ class _Forward(NamedTuple):
     function: Any
 
 
+class _Site:
+    """A spec on one model that executes: core may have a copy of the model, and of the deltas, on every device.
+
+    A model executes one call at a time, in whatever thread; its forwards find that call here.
+    """
+
+    def __init__(self, layers: list[FusedLayer]) -> None:
+        self.layers = layers
+        self.call: Call | None = None
+        self.run: Run | None = None
+        self._forwards: dict[str, _Forward] = {}
+
+    @contextmanager
+    def executing(self, model: nn.Module, run: Run, call: Call) -> Iterator[None]:
+        """Swap the forwards of the layers on this very model, and put them back; what was decided is the run's."""
+        replaced: list[tuple[nn.Module, Any]] = []
+        outer, self.run, self.call = (self.run, self.call), run, call
+        try:
+            for layer in self.layers:
+                module = find_module(model, layer.name)
+                before = module.__dict__.get("forward")
+                replaced.append((module, before))
+                module.__dict__["forward"] = self._forward_for(layer, module, before)
+            yield
+        finally:
+            for module, before in reversed(replaced):
+                if before is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = before
+            self.run, self.call = outer  # they hold the run's decisions and the model
+        run.end_call(call)
+
+    def _forward_for(self, layer: FusedLayer, module: nn.Module, before: Any) -> Any:
+        """The layer's fused forward, the same function from call to call: a compiled model is not compiled again."""
+        kept = self._forwards.get(layer.name)
+        if kept is None or kept.module is not module or kept.before is not before:
+            kept = self._forwards[layer.name] = _Forward(module, before, self._fused(layer, module.forward))
+        return kept.function
+
+    def _fused(self, layer: FusedLayer, base_forward: Any) -> Any:
+        # Weakly: a cycle would keep the deltas, and their place in core's list of loaded models, until a collection.
+        here = weakref.proxy(self)
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            def plain(inputs: Tensor) -> Tensor:
+                return base_forward(inputs, *args, **kwargs)
+
+            call = here.call
+            base = BaseLayer(plain, layer.geometry, here.run.measured_of(base_forward))
+            output = plain(x)
+            start = time.perf_counter()
+            fused = layer.fuse(x, output, call.decide, base)
+            call.fusing += time.perf_counter() - start
+            return fused
+
+        # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
+        return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
+
+
 class LiveFusion:
-    """The wrappers of one spec. Holds the open runs (sampling may nest) and the records of the last few.
+    """The wrappers of one spec. Holds the open runs (sampling may nest) and the results of the last few.
 
     ``shown_on`` is the execution id of the node that shows the routing map, if one does.
     """
@@ -53,10 +112,9 @@ class LiveFusion:
         self.spec = spec
         self.shown_on = shown_on
         self._open: list[Run] = []
-        self._running: Run | None = None
-        self._guider: Any = None
-        self._records: list[tuple[Tensor, RoutingRecord, Plan]] = []
-        self._forwards: dict[str, _Forward] = {}
+        self._results: list[tuple[Tensor, RoutingRecord, Plan]] = []
+        self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
+        self._finding = threading.Lock()
 
     def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
@@ -67,7 +125,7 @@ class LiveFusion:
         guider = executor.class_obj
         # Guiders of other kinds than core's combine their passes in ways of their own; none of them is told apart.
         cfg = float(getattr(guider, "cfg", 1.0))
-        run = Run(self._router(cfg), tuple(sigmas.tolist()), lambda: guider.conds)
+        run = Run(self.spec, self._router(cfg), tuple(sigmas.tolist()), guider)
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
@@ -76,53 +134,30 @@ class LiveFusion:
         else:
             kwargs["callback"] = counting
         self._open.append(run)
-        self._guider = guider
         try:
             with self._conditioning(executor.class_obj.model_patcher.model, run):
                 samples = executor(noise, latent_image, *arguments, **kwargs)
         finally:
             self._open.remove(run)
-            if run.frozen is not None:
-                run.frozen.thaw(guider.model_patcher)
-            self._running = self._guider = None  # they hold the run's decisions and the model
-        kept = (samples.detach().cpu().clone(), *run.results(self.spec.header))
+            run.close()
+        kept = (samples.detach().cpu().clone(), *run.results())
         if live_map is not None:
             live_map.finish(kept[1])
-        self._records = [*self._records[1 - KEPT_RUNS :], kept]
+        self._results = [*self._results[1 - KEPT_RUNS :], kept]
         return samples
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
-        run = self._open[-1] if self._open else Run(self._router(), (float(t.max()), 0.0))
-        if self._frozen(run, x):
+        run = self._open[-1] if self._open else Run(self.spec, self._router(), (float(t.max()), 0.0))
+        if run.is_patched(x):
             return executor(x, t, *args, **kwargs)
-        self._running = run
         # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
-        run.open_call(x, args[3] if len(args) > 3 else kwargs.get("transformer_options", {}))
-        policy = self.spec.policy
-        with self._installed(executor.class_obj):
+        call = run.open_call(x, args[3] if len(args) > 3 else kwargs.get("transformer_options", {}))
+        policy, site = self.spec.policy, self._site(executor.class_obj)
+        with site.executing(executor.class_obj, run, call):
             if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
-                output = self._in_passes(policy, run.router, executor, x, t, *args, **kwargs)
-            else:
-                output = executor(x, t, *args, **kwargs)
-        run.end_call()
-        return output
-
-    def _frozen(self, run: Run, x: Tensor) -> bool:
-        """Whether the decisions are weight patches by now; settles them, as those if they can be, when it is time."""
-        after = self.spec.refinement.freeze_step(run.steps)
-        if after is None or run.step < after or isinstance(self.spec.policy, PassPolicy | StaticPolicy):
-            return False
-        if run.frozen is None:
-            weights = run.settle()
-            if run.router.tells_passes_apart:
-                run.router.fixed = weights
-                run.frozen = Frozen(None, run.step, weights)
-            else:
-                assert self._guider is not None
-                patcher, beside = self._guider.model_patcher, self._guider.loaded_models
-                run.frozen = freeze(patcher, beside, self.spec, weights, run.step, x.shape)
-        return run.frozen.model is not None
+                return _in_passes(policy, call, site.layers, executor, x, t, *args, **kwargs)
+            return executor(x, t, *args, **kwargs)
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:
@@ -136,12 +171,8 @@ class LiveFusion:
         base = getattr(before, "without_loras", before) or model.extra_conds
 
         def extra_conds(**kwargs: Any) -> Any:
-            self._running = run
-            run.open_text()
-            with self._installed(model):
-                conds = base(**kwargs)
-            run.end_call()
-            return conds
+            with self._site(model).executing(model, run, run.open_text()):
+                return base(**kwargs)
 
         extra_conds.without_loras = base  # type: ignore[attr-defined]
         model.__dict__["extra_conds"] = extra_conds
@@ -153,72 +184,14 @@ class LiveFusion:
             else:
                 model.__dict__["extra_conds"] = before
 
-    def _in_passes(self, policy: PassPolicy, router: Router, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One model call for each role the policy asks for; the mean of their outputs."""
-        outputs = []
-        try:
-            for role in policy.passes(router.context):
-                router.role = role
-                outputs.append(executor(*args, **kwargs))
-                router.note_pass(role, self.spec.layers)
-        finally:
-            router.role = None
-        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
-
-    @contextmanager
-    def _installed(self, model: nn.Module) -> Iterator[None]:
-        """Swap the forwards of the spec's layers on this very model, and put them back."""
-        replaced: list[tuple[nn.Module, Any]] = []
-        try:
-            for layer in self.spec.layers:
-                module = find_module(model, layer.name)
-                before = module.__dict__.get("forward")
-                replaced.append((module, before))
-                module.__dict__["forward"] = self._forward_for(layer, module, before)
-            yield
-        finally:
-            for module, before in reversed(replaced):
-                if before is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = before
-
-    def _forward_for(self, layer: FusedLayer, module: nn.Module, before: Any) -> Any:
-        """The layer's fused forward, the same function from call to call: a compiled model is not compiled again."""
-        kept = self._forwards.get(layer.name)
-        if kept is None or kept.module is not module or kept.before is not before:
-            kept = self._forwards[layer.name] = _Forward(module, before, self._fused(layer, module.forward))
-        return kept.function
-
-    def _fused(self, layer: FusedLayer, base_forward: Any) -> Any:
-        # Weakly: a cycle would keep the deltas, and their place in core's list of loaded models, until a collection.
-        me = weakref.proxy(self)
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            def plain(inputs: Tensor) -> Tensor:
-                return base_forward(inputs, *args, **kwargs)
-
-            assert me._running is not None
-            base = BaseLayer(plain, layer.geometry, me._running.measured_of(base_forward))
-            output = plain(x)
-            start = time.perf_counter()
-            fused = layer.fuse(x, output, me._decide, base)
-            me._running.fusing += time.perf_counter() - start
-            return fused
-
-        # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
-        return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
-
-    def _decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
-        assert self._running is not None
-        return self._running.router.decide(segment, probe)
-
-    def record_of(self, samples: Tensor) -> RoutingRecord | None:
-        """The record of the run that made these samples, if it is one of the last few."""
-        for made, record, _ in reversed(self._records):
-            if made.shape == samples.shape and torch.equal(made, samples.to(made)):
-                return record
-        return None
+    def _site(self, model: nn.Module) -> _Site:
+        with self._finding:
+            layers = self.spec.layers_on(model)
+            site = self._sites.get(model)
+            # Core may have made the deltas anew for that device.
+            if site is None or site.layers != layers:
+                site = self._sites[model] = _Site(layers)
+            return site
 
     def results_of(self, samples: Tensor) -> tuple[RoutingRecord, Plan]:
         """Record and plan of the run that made these samples.
@@ -226,7 +199,7 @@ class LiveFusion:
         Raises:
             ConductorError: it is not one of the last few.
         """
-        for made, record, plan in reversed(self._records):
+        for made, record, plan in reversed(self._results):
             if made.shape == samples.shape and torch.equal(made, samples.to(made)):
                 return record, plan
         raise ConductorError(
@@ -235,8 +208,7 @@ class LiveFusion:
         )
 
     def _router(self, cfg: float = 1.0) -> Router:
-        spec = self.spec
-        return Router(spec.policy, spec.refinement, spec.prepared, cfg=cfg if spec.emphasis != 1.0 else 1.0)
+        return Router(self.spec.rules, cfg if self.spec.emphasis != 1.0 else 1.0)
 
     def _check(self) -> None:
         spec = self.spec
@@ -248,3 +220,15 @@ class LiveFusion:
                 f"{names} have no layer in common, so the policy '{spec.policy.name}' has nothing to decide. "
                 "Set KLLayerRouter's policy to 'sum' to apply both as they are."
             )
+
+
+def _in_passes(
+    policy: PassPolicy, call: Call, layers: list[FusedLayer], executor: Any, *args: Any, **kwargs: Any
+) -> Tensor:
+    """One model call for each role the policy asks for; the mean of their outputs."""
+    outputs = []
+    for role in policy.passes(call.context):
+        call.role = role
+        outputs.append(executor(*args, **kwargs))
+        call.note_pass(role, layers)
+    return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)

@@ -1,20 +1,66 @@
-"""Two LoRA files onto a model and its text encoder: the work behind ``DualLoRADynamicLoader``."""
+"""LoRA files onto a model: the library's front door, and the work behind ``DualLoRADynamicLoader``."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import comfy.lora
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
+from ...fusion.policies import Policy
+from ...fusion.routing.refinement import Refinement
 from ..core.errors import ConductorError
 from ..loras.choices import LoraChoice
 from ..loras.file import LoraFile, read_lora
-from ..loras.parents import Parent, remember
+from ..loras.on_model import LoraOnModel, remember
 from ..loras.patches import LoraPatches, model_patches
 from ..loras.targets import refuse_unfit, resolve
-from .attach import add_loras
-from .report import loader_report
+from .attach import add_loras, set_policy
+from .report import LoadedLora, loader_report
+
+File = str | Path | tuple[str | Path, float]
+Files = File | Sequence[File]
+
+
+def fused(
+    model: ModelPatcher,
+    subject: Files = (),
+    style: Files = (),
+    policy: Policy | None = None,
+    refinement: Refinement | None = None,
+    *,
+    always_live: bool = False,
+) -> ModelPatcher:
+    """A clone of a model with LoRA files on it, fused by a policy.
+
+    Args:
+        model: may already carry LoRAs; they stay.
+        subject, style: files of each role: a path, ``(path, strength)``, or several of either. Strength is 1 if none is
+            given; LoRAs of strength 0 are left out, as core does.
+        policy: how they are fused; as before, which is the recommended policy at first, if None.
+        refinement: settings of any policy; neutral ones if None.
+        always_live: see :func:`.attach.set_policy`.
+
+    Raises:
+        ConductorError: a file is missing or damaged.
+    """
+    loras = []
+    for role, files in (("subject", subject), ("style", style)):
+        for path, strength in _with_strengths(files):
+            loras.append((model_patches(read_lora(Path(path).name, str(path)), model), role, strength))
+    model = add_loras(model, loras)
+    return model if policy is None else set_policy(model, policy, refinement, always_live=always_live)
+
+
+def _with_strengths(files: Files) -> list[tuple[str | Path, float]]:
+    if isinstance(files, str | Path):
+        return [(files, 1.0)]
+    if isinstance(files, tuple) and len(files) == 2 and isinstance(files[1], int | float):
+        return [(files[0], float(files[1]))]
+    return [found for file in files for found in _with_strengths(file)]
 
 
 def load_loras(
@@ -28,7 +74,7 @@ def load_loras(
     Raises:
         ConductorError: a file is missing, damaged or made for another model.
     """
-    loaded: list[tuple[LoraPatches, str, float, int, float]] = []
+    loaded: list[LoadedLora] = []
     for choice in choices:
         if not choice.used:
             continue
@@ -39,8 +85,8 @@ def load_loras(
             clip, clip_weights = _patch_clip(clip, file, patches, choice)
         if not (patches.routed or patches.merged or clip_weights):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
-        loaded.append((patches, choice.role, choice.strength, clip_weights, choice.clip_strength))
-    model = add_loras(model, [(patches, role, strength) for patches, role, strength, _, _ in loaded])
+        loaded.append(LoadedLora(choice, patches, clip_weights))
+    model = add_loras(model, [(lora.patches, lora.choice.role, lora.choice.strength) for lora in loaded])
     return model, clip, loader_report(model, clip is not None, loaded)
 
 
@@ -68,8 +114,8 @@ def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraCh
     clip = clip.clone()
     core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
     applied = clip.add_patches(core_patches, strength)
-    parent = Parent(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
-    remember(clip.patcher, [parent])
+    lora = LoraOnModel(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
+    remember(clip.patcher, [lora])
     return clip, len(applied)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,29 +14,38 @@ from comfyui_version import __version__ as comfyui_version
 from ...fusion.records.record import RoutingRecord
 from ..core.version import pack_version
 from ..core.words import listed
-from ..loras.parents import parents_of
+from ..loras.choices import LoraChoice
+from ..loras.on_model import loras_on
 from ..loras.patches import LoraPatches
 from ..maps.picture import block_of
 from .attach import attachment_of
 from .spec import FusionSpec
 
 
-def loader_report(
-    model: ModelPatcher, clip_given: bool, loras: list[tuple[LoraPatches, str, float, int, float]]
-) -> str:
+@dataclass(frozen=True)
+class LoadedLora:
+    """A LoRA that was chosen, what it does to the model, and how many text-encoder weights it patched."""
+
+    choice: LoraChoice
+    patches: LoraPatches
+    clip_weights: int
+
+
+def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedLora]) -> str:
     """A text for the node: per LoRA what was applied, merged, refused and left, and where the two meet.
 
     Args:
         model: the resulting model.
         clip_given: whether a CLIP was connected.
-        loras: patches, role, strength, number of text-encoder weights patched and their strength.
+        loras: in the order they were loaded.
     """
     lines = [f"model: {type(model.model).__name__}"]
-    for patches, role, strength, clip_weights, clip_strength in loras:
-        lines.append(f"\n{role}: {patches.file.name}  (strength {strength:g})")
+    for lora in loras:
+        choice, patches = lora.choice, lora.patches
+        lines.append(f"\n{choice.role}: {patches.file.name}  (strength {choice.strength:g})")
         lines.append(f"  {len(patches.routed)} weights routed at run time")
-        if clip_weights:
-            lines.append(f"  {clip_weights} text-encoder weights at strength {clip_strength:g}")
+        if lora.clip_weights:
+            lines.append(f"  {lora.clip_weights} text-encoder weights at strength {choice.clip_strength:g}")
         reasons: dict[str, list[str]] = {}
         for target, (_, reason) in patches.merged.items():
             reasons.setdefault(reason, []).append(str(target))
@@ -102,10 +112,10 @@ def run_report(model: ModelPatcher, record: RoutingRecord, prompt: Mapping[str, 
 
 
 def _files(model: ModelPatcher, spec: FusionSpec) -> Iterator[str]:
-    for parent in parents_of(model):
-        counts = f"{len(parent.prefixes)} weights routed, {len(parent.merged)} merged as ComfyUI does"
-        refused = f", {parent.left_out} entries not applied (see the loader's report)" if parent.left_out else ""
-        yield f"file: {parent.name} as {parent.role}: {counts}{refused}; sha256 {parent.digest[:12]}"
+    for lora in loras_on(model):
+        counts = f"{len(lora.deltas)} weights routed, {len(lora.merged)} merged as ComfyUI does"
+        refused = f", {lora.left_out} entries not applied (see the loader's report)" if lora.left_out else ""
+        yield f"file: {lora.name} as {lora.role}: {counts}{refused}; sha256 {lora.digest[:12]}"
     single = len(spec.layers) - spec.shared_layers
     yield f"layers: {spec.shared_layers} touched by both LoRAs, {single} by one alone"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ...fusion.layers.batch import Batch
-from ...fusion.policies import ScoredPolicy
-from ...fusion.records.decisions import CallDecisions, log_ratios_of, read_back
+from ...fusion.policies import PassPolicy, ScoredPolicy, StaticPolicy
+from ...fusion.records.decisions import CallDecisions, in_order, log_ratios_of, read_back
 from ...fusion.records.plan import Plan, plan_of
 from ...fusion.records.record import RoutingRecord, record_of
 from ...fusion.records.replay import Replay
+from ...fusion.routing.call import Call
 from ...fusion.routing.router import Router
-from .freezing import Frozen
+from .freezing import Frozen, freeze, patchers_of
+from .spec import FusionSpec
 
 FOLLOWED, TEXT = "positive.0", "text"
 
@@ -30,26 +33,28 @@ class Run:
     the device to know it, and samplers that call the model several times a step stay in the same step.
 
     Attributes:
+        spec: what is fused, and how.
         router: decides.
         sigmas: the noise levels, ``steps + 1`` of them.
-        conditions: the sampler's conditions by name ("positive", "negative"), as core keeps them; read when needed,
-            since the sampler adds to them.
+        guider: core's, which samples; None for a model that is called without one.
         calls: what was decided so far.
-        frozen: the model with the decisions as weight patches, once they are.
+        frozen: the decisions of the rest of the run, once they are made.
         started: when, by the host's clock.
         fusing: seconds that scoring and fusing took so far, by the same clock.
     """
 
+    spec: FusionSpec
     router: Router
     sigmas: tuple[float, ...]
-    conditions: Callable[[], Mapping[str, Any]] = dict
+    guider: Any = None
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
     started: float = field(default_factory=time.perf_counter)
     fusing: float = 0.0
     _names: dict[Any, str] = field(default_factory=dict)
     _measured: dict[Any, dict[Any, Any]] = field(default_factory=dict)
-    _call: tuple[Batch, tuple[int, ...]] = (Batch(), (0,))
+    _shape: torch.Size | None = None
+    _ending: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._go_to(0)
@@ -70,7 +75,10 @@ class Run:
 
         def count(step: int, x0: Tensor, x: Tensor, total_steps: int) -> Any:
             self._go_to(step + 1)
-            return callback(step, x0, x, total_steps) if callback is not None else None
+            result = callback(step, x0, x, total_steps) if callback is not None else None
+            # Here no call is under way on any device.
+            self._freeze_in_time()
+            return result
 
         return count
 
@@ -78,28 +86,27 @@ class Run:
         """What adapters have measured of a base layer. Its weights hold still while a run lasts, and no longer."""
         return self._measured.setdefault(base_forward, {})
 
-    def open_call(self, x: Tensor, transformer_options: Mapping[str, Any]) -> None:
+    def open_call(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Call:
         """A model call begins, with latents ``[batch, channels, ...]``."""
-        batch = Batch(self._keys(transformer_options), FOLLOWED)
-        self.router.latent = tuple(x.shape[2:])
-        self._call = batch, self.router.open_call(batch)
+        return self.router.open_call(Batch(self._keys(transformer_options), FOLLOWED), tuple(x.shape[2:]))
 
-    def open_text(self) -> None:
+    def open_text(self) -> Call:
         """Layers are about to run on a prompt, before the first step; which condition's, core does not say."""
-        batch = Batch((TEXT,), TEXT)
-        self._call = batch, self.router.open_call(batch)
+        return self.router.open_call(Batch((TEXT,), TEXT))
 
-    def end_call(self) -> None:
-        """Keep the decisions of the model call that just ended. Nothing is copied to the host yet."""
-        decisions = self.router.close_call()
-        if decisions:
-            self.calls.append(CallDecisions(self.step, *self._call, decisions))
+    def end_call(self, call: Call) -> None:
+        """Keep the decisions of a model call that just ended. Nothing is copied to the host yet."""
+        with self._ending:
+            self.fusing += call.fusing
+            if call.decisions:
+                self.calls.append(CallDecisions(call.context.step, call.batch, call.evaluations, call.decisions))
 
     def _keys(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the conditions in a call's batch, the same in every run, however they are packed."""
         kinds, uuids = options.get("cond_or_uncond") or [0], options.get("uuids") or []
         if any(uuid not in self._names for uuid in uuids):
-            for name, conditions in self.conditions().items():
+            # As core keeps them; the sampler may have added to them since the run began.
+            for name, conditions in getattr(self.guider, "conds", {}).items():
                 for i, condition in enumerate(conditions or ()):
                     self._names.setdefault(condition.get("uuid"), f"{name}.{i}")
         if len(uuids) == len(kinds) and all(uuid in self._names for uuid in uuids):
@@ -108,10 +115,11 @@ class Run:
         names = ["positive" if kind == 0 else "negative" if kind == 1 else str(kind) for kind in kinds]
         return tuple(f"{name}.{names[:i].count(name)}" for i, name in enumerate(names))
 
-    def results(self, header: dict[str, Any]) -> tuple[RoutingRecord, Plan]:
+    def results(self) -> tuple[RoutingRecord, Plan]:
         """The record and the plan of all decisions: the only read-back from the device, once a run."""
-        calls = read_back(self.calls)
-        policy = self.router.policy
+        header = self.spec.header
+        calls = in_order(read_back(self.calls))
+        policy = self.spec.policy
         if isinstance(policy, Replay):
             plan = policy.plan
         else:
@@ -123,17 +131,41 @@ class Run:
             record.weights[:, :, self.frozen.step :] = torch.tensor(pairs, dtype=torch.float64).T[:, :, None]
         return replace(record, took=(time.perf_counter() - self.started, self.fusing)), plan
 
-    def settle(self) -> dict[str, tuple[float, float]]:
+    def is_patched(self, x: Tensor) -> bool:
+        """Whether the decisions are weight patches by now, so that a call on latents like these runs as it is."""
+        self._shape = x.shape
+        return self.frozen is not None and bool(self.frozen.models)
+
+    def _freeze_in_time(self) -> None:
+        """Settle the decisions when it is time; as weight patches, if every pass gets the same."""
+        after = self.spec.refinement.freeze_step(self.steps)
+        if after is None or self.step < after or self.frozen is not None or self._shape is None:
+            return
+        if isinstance(self.spec.policy, PassPolicy | StaticPolicy):
+            return
+        weights = self._settled()
+        if self.router.tells_passes_apart:
+            self.router.fixed = weights
+            self.frozen = Frozen((), self.step, weights)
+        else:
+            self.frozen = freeze(self.guider, self.spec, weights, self.step, self._shape)
+
+    def _settled(self) -> dict[str, tuple[float, float]]:
         """By segment, the weights (subject, style) for the rest of the run.
 
         What was measured so far, on average over samples and conditions, is put to the policy for the middle of what is
         left: a policy that hands over in time would otherwise stay where it was.
         """
-        policy = self.router.policy
+        policy = self.spec.policy
         if isinstance(policy, Replay):
             assert policy.plan.frozen is not None
             return dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
         middle = round((self.step + self.steps - 1) / 2)
         at = self.router.context_of(middle, self.sigmas)
-        ratios = log_ratios_of(read_back(self.calls))
-        return {name: self.router.settled(name, ratio, at) for name, ratio in ratios.items()}
+        ratios = log_ratios_of(in_order(read_back(self.calls)))
+        return {name: self.router.rules.settled(name, ratio, at) for name, ratio in ratios.items()}
+
+    def close(self) -> None:
+        """The weights are as they were, however the run ended."""
+        if self.frozen is not None and self.frozen.models:
+            self.frozen.thaw(patchers_of(self.guider))

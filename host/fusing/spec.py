@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,25 +20,10 @@ from ...fusion.layers.layer import FusedLayer
 from ...fusion.policies import Policy
 from ...fusion.records.plan import Plan
 from ...fusion.routing.refinement import Refinement
-from ...fusion.routing.router import Prepared, prepare
+from ...fusion.routing.rules import Rules, prepare
 from ..core.errors import ConductorError
 from ..core.modules import geometry_of, head_width, weight_reader
-from ..loras.targets import Target
-
-
-@dataclass(frozen=True)
-class LoraOnModel:
-    """One LoRA with its role and strength; ``core_patches`` are the same deltas as core loads them."""
-
-    name: str
-    role: str
-    strength: float
-    digest: str
-    deltas: dict[Target, Delta] = field(repr=False, compare=False, hash=False)
-    core_patches: dict[Target, Any] = field(repr=False, compare=False, hash=False)
-
-    def header(self) -> dict[str, Any]:
-        return {"name": self.name, "role": self.role, "strength": self.strength, "sha256": self.digest}
+from ..loras.on_model import LoraOnModel
 
 
 class DeltaBank(nn.Module):
@@ -45,7 +31,12 @@ class DeltaBank(nn.Module):
 
     def __init__(self, layers: Iterable[FusedLayer]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self._layers = nn.ModuleList(layers)
+        self.content = uuid.uuid4().hex  # the same in its copies for other devices
+
+    @property
+    def layers(self) -> list[FusedLayer]:
+        return [layer for layer in self._layers if isinstance(layer, FusedLayer)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class FusionSpec:
 
     @property
     def layers(self) -> list[FusedLayer]:
-        return list(self.bank.model.layers)
+        return self.bank.model.layers
 
     @property
     def header(self) -> dict[str, Any]:
@@ -78,8 +69,16 @@ class FusionSpec:
         return hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def prepared(self) -> Prepared:
-        return prepare(self.policy, self.refinement, self.layers)
+    def rules(self) -> Rules:
+        return Rules(self.policy, self.refinement, prepare(self.policy, self.refinement, self.layers))
+
+    def layers_on(self, model: nn.Module) -> list[FusedLayer]:
+        """The deltas where that model runs: core gives each copy of a model on another device a copy of the bank."""
+        patcher = getattr(model, "current_patcher", None)
+        for beside in patcher.get_additional_models() if patcher is not None else ():
+            if isinstance(beside.model, DeltaBank) and beside.model.content == self.bank.model.content:
+                return beside.model.layers
+        return self.layers
 
     @property
     def emphasis(self) -> float:
@@ -98,8 +97,8 @@ class FusionSpec:
         return len({lora.role for lora in self.loras}) > 1
 
 
-def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
-    """Join the deltas of all LoRAs by layer."""
+def bank_for(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> ModelPatcher:
+    """The deltas of all LoRAs, joined by layer, on a patcher that is loaded where the model is."""
     by_layer: dict[str, list[tuple[str, float, Delta]]] = {}
     for lora in loras:
         for target, delta in lora.deltas.items():
@@ -114,22 +113,22 @@ def build_bank(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> DeltaBank:
             name = key.removesuffix(".weight")
             heads = head_width(model.model, name)
             layers.append(FusedLayer(name, geometry, deltas, dtype, weight_reader(model, key), heads))
-    return DeltaBank(layers)
+    return _patcher_of(DeltaBank(layers), model.load_device, model.offload_device)
 
 
-def _bank_patcher(bank: DeltaBank, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
+def _patcher_of(bank: DeltaBank, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
     patcher = ModelPatcher(bank, load_device=load_device, offload_device=offload_device)
     # Core asks for a factory where it copies a model to a second GPU; the copy needs its own tensors.
     if hasattr(patcher, "cached_patcher_init"):
-        patcher.cached_patcher_init = (_bank_copy, (bank, load_device, offload_device))
+        patcher.cached_patcher_init = (_copy_of, (bank, load_device, offload_device))
     return patcher
 
 
-def _bank_copy(
+def _copy_of(
     bank: DeltaBank, load_device: torch.device, offload_device: torch.device, disable_dynamic: bool = False
 ) -> ModelPatcher:
     with torch.inference_mode(False), torch.no_grad():
-        return _bank_patcher(copy.deepcopy(bank), load_device, offload_device)
+        return _patcher_of(copy.deepcopy(bank), load_device, offload_device)
 
 
 def check_plan(spec: FusionSpec, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from ...fusion.adapters.geometry import Geometry
 from ..core.modules import geometry_of
 from .deltas import Unroutable, applicable, check_mergeable, delta_of
 from .file import LoraFile
-from .parents import Parent
+from .on_model import LoraOnModel
 from .targets import Entry, Target, resolve, slice_shape
 
 
@@ -44,14 +44,16 @@ class LoraPatches:
     refused_keys: set[str] = field(default_factory=set)
     entries: dict[Target, Entry] = field(default_factory=dict)
 
-    def parent(self, role: str, strength: float) -> Parent:
+    def on_model(self, role: str, strength: float) -> LoraOnModel:
         """What has to be remembered of the file once it is on the model."""
-        return Parent(
+        return LoraOnModel(
             self.file.name,
             self.file.path,
             self.file.digest,
             role,
             strength,
+            self.routed,
+            self.core_patches,
             {target: entry.prefix for target, entry in self.entries.items() if target in self.routed},
             {target: entry for target, entry in self.entries.items() if target in self.merged},
             len(self.refused) + len(self.unmatched),

@@ -15,7 +15,7 @@ import comfy.lora_convert
 import comfy.weight_adapter
 from torch import Tensor
 
-from ...fusion.adapters.base import DeltaError
+from ...fusion.adapters import DeltaError
 from .deltas import check_mergeable, unused_tensors
 from .file import LoraFile
 

@@ -99,6 +99,59 @@ def test_large_dense_deltas(monkeypatch, shape):
     assert (error(cut, truth) ** 2) == pytest.approx(cut.lost / cut.energy, rel=1e-3)
 
 
+SHAPES = [(2, 2), (3, 2), (6, 6), (10, 45), (30, 7), (5, 90), (48, 48), (16, 200)]
+FORMS = {
+    "factors": lambda up, down: (up, down),
+    "double factors": lambda up, down: (up.double(), down.double()),
+    "factors twice": lambda up, down: (torch.cat([up, 0.3 * up], 1), torch.cat([down, down])),
+    "rounded twice": lambda up, down: (torch.cat([up, up], 1), torch.cat([0.37 * down, down / 3])),
+    "identity before": lambda up, down: (torch.eye(up.shape[0]), up @ down),
+    "identity after": lambda up, down: (up @ down, torch.eye(down.shape[1])),
+    "dense": lambda up, down: up @ down,
+    "dense, rounded once": lambda up, down: (up.double() @ down.double()).float(),
+    "double dense": lambda up, down: up.double() @ down.double(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rank_is_found_whatever_the_draw(form):
+    """A thousand draws of every scale: no direction is made of rounding, and none is taken for it."""
+    for seed in range(1000):
+        out, width = SHAPES[seed % len(SHAPES)]
+        generator = np.random.default_rng(seed)
+        rank, scale = int(generator.integers(1, min(out, width) + 1)), 10 ** generator.uniform(-6, 6)
+        up, down = factors(out, (width,), rank, seed)
+        delta = FORMS[form](scale * up, down)
+        truth = dense(*delta) if isinstance(delta, tuple) else delta.double().numpy()
+        values = np.linalg.svd(truth, compute_uv=False) ** 2
+        total = values.sum()
+        whole, cut = low_rank(delta), low_rank(delta, (rank + 1) // 2)
+        assert (whole.rank, cut.rank) == (rank, (rank + 1) // 2), f"draw {seed}"
+        for found in (whole, cut):
+            assert found.energy == pytest.approx(total, rel=1e-5)
+            assert found.lost == pytest.approx(values[found.rank :].sum(), rel=1e-3, abs=1e-10 * total)
+            assert error(found, truth) ** 2 == pytest.approx(values[found.rank :].sum() / total, rel=1e-3, abs=1e-10)
+
+
+@pytest.mark.parametrize("form", ["factors", "rounded twice", "dense"])
+def test_weak_directions_of_large_layers_are_kept(form):
+    """A LoRA of a ten-thousandth of another's strength, where ``max(shape) eps`` would leave it out."""
+    up, down = factors(1500, (600,), 8, 0)
+    delta = FORMS[form](up * torch.tensor([1.0] * 4 + [1e-4] * 4), down)
+    values = np.linalg.svd(dense(*delta) if isinstance(delta, tuple) else delta.numpy(), compute_uv=False)
+    assert values[7] < 1500 * np.finfo(np.float32).eps * values[0]
+    assert low_rank(delta).rank == 8
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (300, 280)])
+def test_leading_directions_are_no_noise(monkeypatch, shape):
+    """Cut to more than there is, within a subspace."""
+    monkeypatch.setattr(baking, "CUT_SVD_SIDE", 16)
+    for seed in range(100 if shape[0] < 100 else 10):
+        up, down = factors(shape[0], shape[1:], 3, seed)
+        assert low_rank(up @ down, 12).rank == 3
+
+
 def test_nothing_has_no_rank():
     assert low_rank(torch.zeros(4, 5)).rank == 0
     assert low_rank((torch.zeros(4, 2), torch.zeros(2, 5))).rank == 0

@@ -62,7 +62,7 @@ def test_what_it_speaks_of_exists(node: type) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quoted_errors_exist(name: str) -> None:
-    files = [f for room in ("nodes", "host", "fusion", "guidance") for f in (REPO / room).glob("*.py")]
+    files = [f for room in ("nodes", "host", "fusion", "guidance") for f in (REPO / room).rglob("*.py")]
     said = "\n".join(text for f in files for text in texts(f))
     first_columns = re.findall(r"^\| (\*[^|]+)\|", page(name).split("## Errors")[1], re.MULTILINE)
     assert first_columns

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from comfy_server import ComfyServer
-from lora_conductor.host.maps.codes import decode
 from repo_paths import REPO
+
+from ..host.map_reading import decode
 
 TEMPLATE = json.loads((REPO / "example_workflows" / "small_world_demo.json").read_text(encoding="utf-8"))
 LOADER, ROUTER, SAMPLER, REPORT = 9, 10, 11, 12

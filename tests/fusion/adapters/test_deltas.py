@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_conductor.fusion.adapters.base import DeltaError
-from lora_conductor.fusion.adapters.low_rank import low_rank_delta
+from lora_conductor.fusion.adapters import DeltaError, Place
+from lora_conductor.fusion.adapters.low_rank import lora
 from lora_conductor.fusion.layers.segment import SegmentDeltas
 
 
@@ -19,9 +19,8 @@ from lora_conductor.fusion.layers.segment import SegmentDeltas
 )
 @settings(max_examples=60, deadline=None)
 def test_dense_is_scale_times_up_times_down(out, width, rank, kernel, alpha):
-    torch.manual_seed(0)
     up, down = torch.randn(out, rank, *[1] * len(kernel)), torch.randn(rank, width, *kernel)
-    delta = low_rank_delta(up, down, (out, width, *kernel), alpha=alpha)
+    delta = lora(Place((out, width, *kernel)), up, down, None, alpha)
     scale = 1.0 if alpha is None else alpha / rank
     expected = scale * torch.einsum("or,ri...->oi...", up.double().flatten(1), down.double())
     torch.testing.assert_close(delta.dense(), expected)
@@ -31,12 +30,12 @@ def test_dense_is_scale_times_up_times_down(out, width, rank, kernel, alpha):
 
 def test_flattened_conv_factors_take_the_weights_shape():
     up, down = torch.randn(6, 2), torch.randn(2, 4 * 9)
-    assert low_rank_delta(up, down, (6, 4, 3, 3)).down.shape == (2, 4, 3, 3)
+    assert lora(Place((6, 4, 3, 3)), up, down, None, None).down.shape == (2, 4, 3, 3)
 
 
 def test_tucker_core_is_folded():
     up, down, mid = torch.randn(6, 3, 1, 1), torch.randn(2, 4, 1, 1), torch.randn(3, 2, 3, 3)
-    delta = low_rank_delta(up, down, (6, 4, 3, 3), alpha=1.0, mid=mid)
+    delta = lora(Place((6, 4, 3, 3)), up, down, mid, 1.0)
     expected = 0.5 * torch.einsum("om,mnhw,ni->oihw", up.flatten(1), mid, down.flatten(1))
     torch.testing.assert_close(delta.dense().float(), expected, rtol=1e-5, atol=1e-6)
 
@@ -54,9 +53,15 @@ def test_tucker_core_is_folded():
 )
 def test_factors_that_do_not_fit_are_refused(up, down, shape, match):
     with pytest.raises(DeltaError, match=match):
-        low_rank_delta(up, down, shape)
+        lora(Place(shape), up, down, None, None)
 
 
 def test_alpha_that_is_no_number_is_refused():
     with pytest.raises(DeltaError, match="alpha"):
-        low_rank_delta(torch.zeros(4, 2), torch.zeros(2, 5), (4, 5), alpha=float("nan"))
+        lora(Place((4, 5)), torch.zeros(4, 2), torch.zeros(2, 5), None, float("nan"))
+
+
+def test_a_rank_of_nothing_has_no_scale():
+    with pytest.raises(DeltaError, match="rank is 0"):
+        lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, 1.0)
+    assert lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, None).rank == 0

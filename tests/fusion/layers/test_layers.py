@@ -8,19 +8,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_conductor.fusion.adapters.low_rank import LowRankDelta
+from lora_conductor.fusion.adapters import LowRankDelta
 from lora_conductor.fusion.layers.layer import FusedLayer, Geometry
 from lora_conductor.fusion.policies import KLSoft, Paper, StepContext, Sum
 from lora_conductor.fusion.routing.router import Router
+from lora_conductor.fusion.routing.rules import Rules
 
 FIRST_STEP = StepContext(0, 1)
 
 
 def fuse(layer, x, base, policy, decisions=None):
-    router = Router(policy)
-    out = layer.fuse(x, base, router.decide)
+    call = Router(Rules(policy)).open_call()
+    out = layer.fuse(x, base, call.decide)
     if decisions is not None:
-        decisions += router.close_call()
+        decisions += call.decisions
     return out
 
 

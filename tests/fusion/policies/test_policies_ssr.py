@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_conductor.fusion.adapters.geometry import Geometry
-from lora_conductor.fusion.adapters.low_rank import LowRankDelta
+from lora_conductor.fusion.adapters import Geometry, LowRankDelta
 from lora_conductor.fusion.calibration import Calibrator
 from lora_conductor.fusion.layers.layer import FusedLayer
 from lora_conductor.fusion.policies.ssr import Calibration, SSRMerge

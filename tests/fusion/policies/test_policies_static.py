@@ -6,7 +6,7 @@ import torch
 
 from lora_conductor.fusion.layers.segment import SegmentDeltas
 from lora_conductor.fusion.policies import DARE, DELLA, SVD, TIES, Average, MagnitudePrune, NPLoRA, Sum
-from lora_conductor.fusion.policies.static import uniform
+from lora_conductor.fusion.policies.static.entries import uniform
 from lora_conductor.fusion.roles import ROLES
 
 from ..dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lora_conductor.fusion.adapters.geometry import Geometry
-from lora_conductor.fusion.adapters.low_rank import LowRankDelta
+from lora_conductor.fusion.adapters import Geometry, LowRankDelta
 from lora_conductor.fusion.layers.batch import Batch
 from lora_conductor.fusion.layers.layer import FusedLayer
 from lora_conductor.fusion.policies import Chance, KLSoft, Paper, StepContext
 from lora_conductor.fusion.policies.scores import SCORES
+from lora_conductor.fusion.policies.setting import settings_of
 from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.fusion.routing.router import Router, prepare
+from lora_conductor.fusion.routing.router import Router
+from lora_conductor.fusion.routing.rules import Rules, prepare
 
 WIDTH, OUT = 12, 16
 
@@ -31,15 +32,15 @@ class Bench:
                 for role, size in zip(("subject", "style"), sizes, strict=True)
             ]
             self.layers.append(FusedLayer(name, Geometry(WIDTH, OUT), deltas, head_width=head_width))
-        self.router = Router(policy, refinement, prepare(policy, refinement, self.layers))
+        self.router = Router(Rules(policy, refinement, prepare(policy, refinement, self.layers)))
         self.steps = steps
 
     def step(self, step, x, keys=("positive.0",)):
         """Decisions of one call, and the outputs of all layers."""
         self.router.context = StepContext(step, self.steps)
-        self.router.open_call(Batch(tuple(keys), "positive.0"))
-        outputs = [layer.fuse(x, F.linear(x, self.weight), self.router.decide) for layer in self.layers]
-        return self.router.close_call(), outputs
+        call = self.router.open_call(Batch(tuple(keys), "positive.0"))
+        outputs = [layer.fuse(x, F.linear(x, self.weight), call.decide) for layer in self.layers]
+        return call.decisions, outputs
 
     def log_ratio(self, x, score, layer=0):
         base = F.linear(x, self.weight)
@@ -244,6 +245,25 @@ def test_cap_limits_what_both_add_to_the_louder_one():
 def test_neutral_settings_are_no_settings():
     assert Refinement().settings() == {}
     assert Refinement(floor=0.3, follow_cond=True).settings() == {"floor": 0.3, "follow_cond": True}
+
+
+@pytest.mark.parametrize("its", settings_of(Refinement), ids=lambda its: its.name)
+def test_each_setting_takes_its_range_and_no_more(its):
+    good, bad = [its.default], []
+    if its.options:
+        good, bad = list(its.options), ["something else"]
+    elif not isinstance(its.default, bool):
+        low, high = its.allowed or (its.least, its.most)
+        assert low <= its.least <= its.default <= its.most <= high and its.step != 0
+        good, bad = (
+            [low, its.least, its.most, high],
+            [math.nan, *(end for end in (low - 1e-6, high + 1e-6) if end not in (low, high))],
+        )
+    for value in good:
+        assert getattr(Refinement(**{its.field: value}), its.field) == value
+    for value in bad:
+        with pytest.raises(ValueError, match=its.name):
+            Refinement(**{its.field: value})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -10,7 +10,23 @@ from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, KLSoft, Sum, t
 from lora_conductor.fusion.records.plan import Plan
 from lora_conductor.fusion.records.replay import Replay
 from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.fusion.routing.settings import NAMED, heeds, name_of, with_settings
+from lora_conductor.fusion.routing.settings import NAMED, SETTINGS, heeds, name_of, with_settings
+
+# Saved workflows know this order, in which the inputs stand: only ever append, in Refinement and not here.
+FIRST = [
+    *("temperature", "balance", "score", "even_out", "floor", "smoothing", "hysteresis", "time_lead", "layer_prior"),
+    *("blur", "start", "end", "cap", "granularity", "group_attention", "follow_cond", "freeze_after", "emphasis"),
+]
+
+
+def test_order_never_changes() -> None:
+    names = [setting.name for setting in SETTINGS]
+    assert names[: len(FIRST)] == FIRST
+    assert len(set(names)) == len(names)
+
+
+def test_every_field_of_the_refinement_can_be_set() -> None:
+    assert {field.name for field in fields(Refinement)} <= {setting.field for setting in SETTINGS}
 
 
 def test_each_setting_goes_where_it_belongs() -> None:

@@ -47,7 +47,6 @@ def library_cosines(image, text):
 def test_open_clips_own_score(custom, record_property):
     import open_clip
 
-    torch.manual_seed(0)
     model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**OPEN_CLIP).eval()
     metadata = described(config={**OPEN_CLIP, "custom_text": custom})
     encoder = build_from_file(model.state_dict(), metadata)
@@ -70,7 +69,6 @@ def test_open_clip_models_with_a_tokenizer_of_their_own():
     import open_clip
     import transformers
 
-    torch.manual_seed(0)
     text = {
         **OPEN_CLIP["text_cfg"],
         "hf_tokenizer_name": "nobody/nothing",
@@ -89,7 +87,6 @@ def test_open_clip_models_with_a_tokenizer_of_their_own():
 def test_transformers_own_score(kind, tmp_path, record_property):
     import transformers
 
-    torch.manual_seed(0)
     model_class = getattr(transformers, kind)
     vision = {**HALF, "hidden_size": 32, "image_size": 32, "patch_size": 8}
     # SigLIP projects nothing: both halves are of one width.
@@ -127,7 +124,6 @@ def test_long_prompts_are_cut_as_the_library_cuts_them():
 def test_the_gradient_of_the_prompts_score_equals_finite_differences(record_property):
     import open_clip
 
-    torch.manual_seed(0)
     model = open_clip.CLIP(**OPEN_CLIP).eval()
     encoder = build_from_file(model.state_dict(), described())
     reference = build_text_from_file(model.state_dict(), described()).embed(PROMPT).double()

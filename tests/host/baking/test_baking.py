@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, KLoRA, KLSoft, NPLoRA, Paper, Sum, Switch
 from lora_conductor.host.baking.bake import BakeSettings, bake
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.parents import parents_of
+from lora_conductor.host.loras.on_model import loras_on
 from lora_conductor.host.loras.patches import model_patches
 
 from .. import tiny
@@ -74,7 +75,7 @@ def steps_of(model, steps=STEPS):
     """A run at cfg 1: its latent, and before each step its noise level and latent, and what was predicted there."""
     seen = []
     made = tiny.sample(model, steps=steps, callback=lambda step, x0, x, total: seen.append((x.clone(), x0.clone())))
-    sigmas = attachment_of(model).live.record_of(made).sigmas
+    sigmas = record_of_latent(model, made).sigmas
     return made, [(sigma, x, x0) for sigma, (x, x0) in zip(sigmas, seen, strict=False)]
 
 
@@ -169,7 +170,7 @@ def test_written_keys_are_the_parents_own_and_core_reads_them_all(setting, tmp_p
     model, fused = setting
     made, _ = steps_of(fused)
     baked, _ = bake(fused, None, made, EXACT)
-    parents = parents_of(fused)
+    parents = loras_on(fused)
     assert set(baked.ranks) <= {prefix for parent in parents for prefix in parent.prefixes.values()}
     assert {key.rpartition(".lora_")[0] for key in baked.tensors if key.endswith("lora_up.weight")} == set(baked.ranks)
     with_file(model, baked, tmp_path / "baked.safetensors")

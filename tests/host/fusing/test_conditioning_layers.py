@@ -6,6 +6,7 @@ from comfy.patcher_extension import WrappersMP
 
 from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Paper, Solo, Sum, Switch
 from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
@@ -59,8 +60,7 @@ def test_every_policy_decides_them_and_leaves_no_trace(bench, files, policy):
 def test_their_decisions_are_recorded_as_the_first_steps(bench, files):
     model = fused(bench, files, KLSoft())
     out = bench.sample(model)
-    live = model.get_attachment("lora_conductor").live
-    record = live.record_of(out)
+    record = record_of_latent(model, out)
     assert record.layers and all(TEXT in name for name in record.layers)
     assert torch.isfinite(record.weights[:, :, 0]).all()
 

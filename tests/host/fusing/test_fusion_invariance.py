@@ -11,6 +11,7 @@ import torch
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import LoraFile, read_lora
 from lora_conductor.host.loras.patches import LoraPatches, model_patches
 
@@ -87,7 +88,7 @@ def test_same_inputs_same_picture_bit_for_bit(setting):
 def test_record_has_every_layer_and_step(setting, sampler):
     model = set_policy(setting[1], KLSoft())
     samples = tiny.sample(model, steps=4, cfg=3.0, batch=2, sampler_name=sampler)
-    record = attachment_of(model).live.record_of(samples)
+    record = record_of_latent(model, samples)
     shared = [s.name for layer in attachment_of(model).spec.layers for s in layer.segments if s.shared]
     assert sorted(record.layers) == sorted(shared)
     assert record.weights.shape == (2, len(shared), 4)
@@ -98,10 +99,9 @@ def test_record_has_every_layer_and_step(setting, sampler):
 def test_record_belongs_to_its_latent(setting):
     model = set_policy(setting[1], KLSoft())
     one, two = (tiny.sample(model, steps=2, seed=seed) for seed in (1, 2))
-    wrapper = attachment_of(model).live
-    assert wrapper.record_of(one) is not None and wrapper.record_of(two) is not None
-    assert not torch.equal(wrapper.record_of(one).scores, wrapper.record_of(two).scores)
-    assert wrapper.record_of(one + 1) is None
+    assert not torch.equal(record_of_latent(model, one).scores, record_of_latent(model, two).scores)
+    with pytest.raises(ConductorError, match="did not make this latent"):
+        record_of_latent(model, one + 1)
 
 
 def test_a_good_run_leaves_nothing(setting):
@@ -134,7 +134,8 @@ def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkey
             tiny.sample(fused, steps=3, **kw)
     comfy.model_management.interrupt_current_processing(False)
     assert_untouched(model, before)
-    assert not attachment_of(fused).live._open and attachment_of(fused).live._running is None
+    live = attachment_of(fused).live
+    assert not live._open and all(site.run is site.call is None for site in live._sites.values())
     assert torch.equal(tiny.sample(fused, steps=3), good)
 
 

@@ -60,7 +60,7 @@ def test_replay_is_bit_identical_and_measures_nothing(setting, case, sampler, mo
     plan = loads(plan_of_latent(model, made).dumps())
     again = replaying(setting[1], plan)
     measured = []
-    monkeypatch.setattr("lora_conductor.fusion.routing.router.Router._scored", lambda *a: measured.append(a))
+    monkeypatch.setattr("lora_conductor.fusion.routing.call.Call._scored", lambda *a: measured.append(a))
     assert torch.equal(tiny.sample(again, sampler_name=sampler, **KW), made)
     assert not measured
 

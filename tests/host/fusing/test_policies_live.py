@@ -5,6 +5,7 @@ import torch
 
 from lora_conductor.fusion.policies import Chance, Composite, ESTLoRA, KLoRA, Switch
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
@@ -81,7 +82,7 @@ def test_switch_is_core_with_one_lora_at_a_time(setting, record_property, tau):
         x = one_step(alone(model, patches, role), x, step)
     switched = set_policy(fused, Switch(tau))
     ours = tiny.sample(switched, steps=STEPS, cfg=CFG)
-    weights = attachment_of(switched).live.record_of(ours).weights
+    weights = record_of_latent(switched, ours).weights
     assert [tuple(w) for w in weights[:, 0].T.tolist()] == [(SUBJECT, STYLE)[s // tau % 2] for s in range(STEPS)]
     check(record_property, f"switch every {tau}", ours, x)
 
@@ -94,7 +95,7 @@ def test_composite_is_the_mean_of_two_models(setting, record_property):
         x = sum(one_step(alone(model, patches, role), x, step) for role in ROLES) / 2
     composite = set_policy(fused, Composite())
     ours = tiny.sample(composite, steps=STEPS, cfg=CFG)
-    assert (attachment_of(composite).live.record_of(ours).weights == 0.5).all()
+    assert (record_of_latent(composite, ours).weights == 0.5).all()
     check(record_property, "composite", ours, x)
 
 
@@ -148,7 +149,7 @@ def test_each_step_is_core_with_that_steps_choice(setting, record_property, poli
     shared = [target for target in patches["subject"].routed if target in patches["style"].routed]
     routed = set_policy(fused, policy)
     ours = tiny.sample(routed, steps=STEPS, cfg=CFG)
-    record = attachment_of(routed).live.record_of(ours)
+    record = record_of_latent(routed, ours)
     layers = [record.layers.index(target.key.removesuffix(".weight")) for target in shared]
     decided = [[tuple(w) for w in record.weights[:, i].T.tolist()] for i in layers]
     if reference is not None:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora_conductor.fusion.policies import Paper
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 from repo_paths import WORLD
@@ -106,7 +107,7 @@ def fused(model, paths, strength=1.0):
 
 
 def recorded(model, samples):
-    record = attachment_of(model).live.record_of(samples)
+    record = record_of_latent(model, samples)
     names = [layer.removeprefix("diffusion_model.").replace(".", "_") for layer in record.layers]
     return record, names
 

@@ -18,7 +18,7 @@ from lora_conductor.fusion.policies import (
     Paper,
     Sum,
 )
-from lora_conductor.fusion.policies.static import uniform
+from lora_conductor.fusion.policies.static.entries import uniform
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import SVD, TIES, Average, ESTLoRA, KLoRA, KLSoft, Paper, Sum
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
@@ -95,7 +96,7 @@ def test_kinds_meet_under_a_policy(unet, tmp_path, policy):
         files = [make_file(tmp_path / f"{k}.safetensors", k, shapes, seed=i) for i, k in enumerate((first, second))]
         both = live(unet, ("subject", files[0], 0.8), ("style", files[1], 0.6), policy=policy)
         made = tiny.sample(both, steps=2)
-        record = attachment_of(both).live.record_of(made)
+        record = record_of_latent(both, made)
         assert len(record.layers) == len(shapes) and bool(torch.isfinite(record.scores).all())
         assert bool((record.scores > 0).all())
 

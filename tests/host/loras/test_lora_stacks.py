@@ -12,7 +12,8 @@ from lora_conductor.fusion.policies import KLSoft
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.core.modules import find_module
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.choices import LoraChoice, choices_of_stack, stack_of
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
@@ -184,6 +185,6 @@ def test_two_subjects_are_one_branch_of_a_soft_policy(tmp_path, record_property,
     truth = base + subject * h["subject"] + (1 - subject) * h["style"]
     error = float(np.abs(output - truth).max() / np.ptp(truth))
     record_property(f"two subjects and a style, {score.__name__}", error)
-    weights = attachment_of(fused).live.record_of(made).weights[:, 0, 0]
+    weights = record_of_latent(fused, made).weights[:, 0, 0]
     assert error < 1e-5 and weights.tolist() == pytest.approx([subject, 1 - subject], abs=1e-5)
     assert 0.05 < subject < 0.95 and np.abs(output - base).max() > 0.1

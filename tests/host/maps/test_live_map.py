@@ -23,11 +23,12 @@ from lora_conductor.fusion.records.record import record_of
 from lora_conductor.host.fusing.attach import attachment_of
 from lora_conductor.host.fusing.loading import load_loras
 from lora_conductor.host.loras.choices import LoraChoice
-from lora_conductor.host.maps.codes import decode, encode
+from lora_conductor.host.maps.codes import encode
 from lora_conductor.host.maps.columns import Columns
 from lora_conductor.host.maps.live import EVENT, RATE
 from lora_conductor.host.maps.missed import INTERVAL
 
+from ..map_reading import decode
 from ..tiny import sample, tiny_flux
 from ..workflows import STYLE, SUBJECT, Workflow, loader, record, router, sampled, world
 

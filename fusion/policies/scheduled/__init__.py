@@ -1,0 +1,1 @@
+"""Policies that decide from weight statistics and the step: no features are looked at."""

@@ -1,0 +1,1 @@
+"""Policies that look at what each LoRA does to the features."""

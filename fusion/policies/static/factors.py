@@ -1,0 +1,29 @@
+"""Merges that stay low-rank: kept as factors, not as a dense delta."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...layers.segment import SegmentDeltas
+from ...roles import ROLES
+from ..base import StaticPolicy
+
+Factors = tuple[Tensor, Tensor]
+
+
+def concatenated(segment: SegmentDeltas, subject: float = 1.0, style: float = 1.0) -> Factors:
+    """Exact factors of the weighted sum: ``[w_c B_c | w_s B_s]`` and ``[A_c; A_s]`` (PEFT's ``cat``)."""
+    up = torch.cat([subject * segment.up["subject"], style * segment.up["style"]], dim=1)
+    return up, torch.cat([segment.down[role] for role in ROLES])
+
+
+@dataclass(frozen=True)
+class FactorPolicy(StaticPolicy):
+    """Static policies whose merge is low-rank."""
+
+    @property
+    def exact_factors(self) -> bool:
+        return True

@@ -1,0 +1,143 @@
+"""One model call: what it computes, and what is decided in it.
+
+Core may run several calls of one run at once, each on its own device. Whatever belongs to a call is therefore here, and
+found by the forwards that the call runs; what outlives it is in the run's Router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..layers.batch import Batch
+from ..layers.layer import FusedLayer
+from ..layers.probe import Probe
+from ..layers.segment import Segment, Weight
+from ..policies import PassPolicy, ScoredPolicy, StaticPolicy, StepContext
+from ..records.decisions import Decision
+from ..records.replay import ReplayedCall
+from ..roles import ROLES
+from .attention import attention_group
+from .emphasis import Emphasis
+from .measuring import Measured, measure
+from .rules import Rules
+from .steadying import Steady
+
+CAP_TOKENS = 64  # how many tokens the norm cap looks at
+
+
+@dataclass(eq=False)
+class Call:
+    """Decides the segments of one model call, one after the other.
+
+    Attributes:
+        rules: how.
+        steady: what the run remembers of the steps before.
+        emphasis: what the negative prompt's samples get.
+        context: where in the run the call is.
+        batch: what it computes.
+        evaluations: of each condition, how often it had been computed in this step before.
+        latent: size of the latent, ``(..., height, width)``.
+        fixed: once nothing is decided any more, the weights (subject, style) by segment.
+        replayed: what a plan says of this call, if one is replayed.
+        role: in a pass of the whole model with one role's LoRAs alone, that role.
+        decisions: in the order they were made.
+        fusing: seconds that scoring and fusing took so far, by the host's clock.
+    """
+
+    rules: Rules
+    steady: Steady
+    emphasis: Emphasis
+    context: StepContext
+    batch: Batch = Batch()
+    evaluations: tuple[int, ...] = (0,)
+    latent: tuple[int, ...] = ()
+    fixed: Mapping[str, tuple[float, float]] | None = None
+    replayed: ReplayedCall | None = None
+    role: str | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    fusing: float = 0.0
+    _times_called: dict[str, int] = field(default_factory=dict)
+    _of_group: dict[str, Measured] = field(default_factory=dict)
+
+    def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
+        """Weights of a segment's branches (see ``FusedLayer.fuse``). Nothing is read back to the host."""
+        return self.emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
+
+    def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
+        """Keep that a pass of the whole model ran with one role's LoRAs alone."""
+        weights: dict[str, Weight] = {other: float(other == role) for other in ROLES}
+        self.decisions += [
+            Decision(segment.name, {}, weights) for layer in layers for segment in layer.segments if segment.shared
+        ]
+
+    def _decided(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
+        """The weights before emphasis: those that are recorded, planned and baked."""
+        if self.role is not None:
+            return {other: float(other == self.role) for other in ROLES}
+        if not segment.shared:
+            return {}
+        if self.fixed is not None:
+            return dict(zip(ROLES, self.fixed.get(segment.name, (1.0, 1.0)), strict=True))
+        policy, refinement = self.rules.policy, self.rules.refinement
+        measured: Measured | None = None
+        subject: Weight
+        style: Weight
+        if self.replayed is not None:
+            subject, style = self.replayed.weights(segment.name, probe.base)
+        elif isinstance(policy, StaticPolicy | PassPolicy):
+            # Static merges are not decided at run time; only the plain sum can run live, to be checked against core.
+            # What is computed once for passes of either role, as some models' text is, gets both.
+            return {}
+        elif not refinement.routes(self.context):
+            subject, style = 1.0, 1.0
+        else:
+            if isinstance(policy, ScoredPolicy):
+                measured, (subject, style) = self._scored(policy, segment, probe)
+            else:
+                subject, style = self.rules.scheduled(segment.name, self.context)
+            subject, style = refinement.bounded((subject, style))
+            if refinement.cap:
+                features = (probe.delta(role, CAP_TOKENS if _per_sample(subject) else 0) for role in ROLES)
+                subject, style = refinement.capped((subject, style), *features)
+        weights: dict[str, Weight] = {"subject": subject, "style": style}
+        # A weight for every token of every layer and step would fill the memory: their mean is kept.
+        kept: dict[str, Weight] = {r: _over_tokens(w) if isinstance(w, Tensor) else w for r, w in weights.items()}
+        if measured is None:
+            self.decisions.append(Decision(segment.name, {}, kept))
+        else:
+            scores = {role: _over_tokens(score) for role, score in measured.scores.items()}
+            self.decisions.append(Decision(segment.name, scores, kept, _over_tokens(measured.log_ratio)))
+        return weights
+
+    def _scored(self, policy: ScoredPolicy, segment: Segment, probe: Probe) -> tuple[Measured, tuple[Tensor, Tensor]]:
+        refinement = self.rules.refinement
+        called = self._times_called.get(segment.name, 0)
+        self._times_called[segment.name] = called + 1
+        name = f"{segment.name}#{called}" if called else segment.name
+        group = attention_group(segment.name) if refinement.group_attention else None
+        measured = self._of_group.get(f"{group}#{called}")
+        if measured is None or not measured.fits(segment, probe):
+            measured = measure(policy, refinement, segment, probe, self.latent)
+            steadied = self.steady.log_ratio(name, measured.log_ratio, self.batch, self.rules.prepared.loudness)
+            measured = Measured(measured.scores, steadied)
+            if group is not None:
+                self._of_group[f"{group}#{called}"] = measured
+        lean: Tensor | float = refinement.preference(segment.name, self.context)
+        if policy.hard and refinement.hysteresis:
+            lean = lean + self.steady.bonus(name, measured.log_ratio, self.batch)
+        weights = policy.weights(measured.log_ratio, lean, self.context)
+        if policy.hard and refinement.hysteresis:
+            self.steady.keep_winners(name, weights[0], self.batch)
+        return measured, weights
+
+
+def _over_tokens(values: Tensor) -> Tensor:
+    return values if values.shape[1] == 1 else values.mean(1, keepdim=True)
+
+
+def _per_sample(weight: Weight) -> bool:
+    """Whether all tokens of a sample share it."""
+    return not isinstance(weight, Tensor) or weight.shape[1] == 1
