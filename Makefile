@@ -27,11 +27,11 @@ SMOKE := tests/host/loras/test_lora_files.py tests/host/fusing/test_fusion_equal
 	tests/host/fusing/test_fusion_invariance.py::test_same_inputs_same_picture_bit_for_bit \
 	tests/host/fusing/test_fusion_invariance.py::test_an_ended_run_leaves_nothing_and_the_next_is_good \
 	tests/host/maps/test_live_map.py::test_columns_are_the_record_s \
-	tests/host/vision/test_guidance_gradients.py::test_core_encoders_agree_with_core_and_have_gradients \
+	tests/host/vision/test_gradients.py::test_core_encoders_agree_with_core_and_have_gradients \
 	tests/host/baking/test_baked_files.py::test_one_lora_needs_no_latent_and_keeps_its_rank \
 	tests/host/comparing/test_compare.py::test_values_are_those_of_their_inputs \
-	tests/host/guiding/test_guidance_server.py::test_off_is_ksampler_bit_for_bit \
-	tests/host/guiding/test_guidance_server.py::test_guidance_raises_similarity_under_inference_mode
+	tests/host/guiding/test_server.py::test_off_is_ksampler_bit_for_bit \
+	tests/host/guiding/test_server.py::test_guidance_raises_similarity_under_inference_mode
 
 check: export OMP_NUM_THREADS ?= 1
 check: lint ## before every commit, two minutes: lint, all of fusion and guidance, a part of each room of host

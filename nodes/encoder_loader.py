@@ -5,8 +5,8 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
-from ..guidance.encoders.file import FEATURES, LIBRARIES
-from ..host.vision.encoders import load_metric_encoder
+from ..guidance.encoders import FEATURES, LIBRARIES
+from ..host.vision import load_metric_encoder
 from .inputs.sockets import CATEGORY, MetricEncoderType
 
 

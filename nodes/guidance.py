@@ -6,7 +6,7 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.guiding.attach import guided_guider, guided_model, guided_sampler, last_report
+from ..host.guiding import guided_guider, guided_model, guided_sampler, last_report
 from .inputs.guidance import guidance_inputs, plan_from, reference_inputs
 from .inputs.guidance_settings import advanced_inputs, prompt_inputs
 from .inputs.sockets import CATEGORY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.vision.references import References, picture_of
+from ..host.vision import References, picture_of
 from .inputs.sockets import CATEGORY, ReferencesType
 
 

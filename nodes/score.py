@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.comparing.score import fusion_score
+from ..host.comparing import fusion_score
 from .inputs.sockets import CATEGORY, ENCODERS, ReferencesType
 
 

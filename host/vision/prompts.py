@@ -10,7 +10,7 @@ from typing import Any
 import comfy.sd1_clip
 import torch
 
-from ...guidance.encoders.base import EncoderFileError, TextTower, TokenizerFolders
+from ...guidance.encoders import EncoderFileError, TextTower, TokenizerFolders
 from ..core.errors import ConductorError
 
 KEPT = 64  # embeddings a reader keeps; each is a few kilobytes

@@ -75,6 +75,13 @@ def picture_of(name: str, image: torch.Tensor, mask: torch.Tensor | None = None)
     return Picture(image[..., :3], mask)
 
 
+def pictures_of(role: str, references: References | None, image: torch.Tensor | None) -> list[Picture]:
+    """A role's reference pictures: those of `references` where there are any, else the IMAGE of the input
+    "{role}_image", none if that is None too. Raises ConductorError naming that input."""
+    given = references.of(role) if references is not None else []
+    return given or ([] if image is None else [picture_of(f"{role}_image", image)])
+
+
 def embed_references(source: Any, encoder: RunEncoder, pictures: Iterable[Picture]) -> torch.Tensor:
     """Embeddings [R, D] of the pictures, on the CPU; computed once for the same contents and encoder object.
 

@@ -14,7 +14,7 @@ from .autograd import DifferentiableCall, normal_copy
 
 # What autograd keeps of a decoder and the backward pass works in, in units of core's estimate for the forward pass. Of
 # the KL decoder it keeps 2.6, with checkpoints 0.4 and then one block (measured in
-# tests/host/guiding/test_guidance_memory.py).
+# tests/host/guiding/test_memory.py).
 GRADIENT_MEMORY = 3.6
 CHECKPOINTED_MEMORY = 1.4
 

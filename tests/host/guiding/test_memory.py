@@ -10,16 +10,15 @@ import torch
 from comfy.taesd.taesd import TAESD
 
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.guiding.plan import GuidanceOptions
+from lora_conductor.host.guiding import GuidanceOptions
+from lora_conductor.host.vision import DecoderLadder, gradients_enabled
 from lora_conductor.host.vision import decoders as guidance_decoders
 from lora_conductor.host.vision import vae as decode
-from lora_conductor.host.vision.autograd import gradients_enabled
-from lora_conductor.host.vision.decoders import DecoderLadder
 from lora_conductor.host.vision.previews import PreviewDecoder, RgbDecoder, preview_decoder
 from lora_conductor.host.vision.vae import LatentDecoder
 
-from ..vision.test_guidance_gradients import directional_error, kl_vae
-from .test_guidance_sampling import fingerprint, parts, plan, run  # noqa: F401 - a fixture
+from ..vision.test_gradients import directional_error, kl_vae
+from .guided import fingerprint, plan, run
 
 OutOfMemory = comfy.model_management.OOM_EXCEPTION
 
@@ -87,7 +86,7 @@ def test_estimates_cover_what_is_kept_and_checkpointing_saves_most(taesd_file, r
     assert used <= preview.memory((1, 16, 32, 32)) < 2 * used
 
 
-def test_core_is_told_before_sampling(parts, monkeypatch):  # noqa: F811
+def test_core_is_told_before_sampling(parts, monkeypatch):
     asked = []
     original = comfy.model_management.load_models_gpu
 
@@ -139,7 +138,7 @@ def failing_above(limit: int, monkeypatch) -> None:
     ],
 )
 def test_out_of_memory_steps_down_and_says_so(
-    parts,  # noqa: F811
+    parts,
     monkeypatch,
     caplog,
     request,
@@ -166,7 +165,7 @@ def test_out_of_memory_steps_down_and_says_so(
     assert torch.equal(run(parts["model"])[0], expected)
 
 
-def test_without_any_memory_crops_go_then_guidance_and_the_picture_is_the_unguided_one(parts, monkeypatch):  # noqa: F811
+def test_without_any_memory_crops_go_then_guidance_and_the_picture_is_the_unguided_one(parts, monkeypatch):
     def never(self, *args):
         raise OutOfMemory("no room, for a test")
 
@@ -179,13 +178,13 @@ def test_without_any_memory_crops_go_then_guidance_and_the_picture_is_the_unguid
     assert scores["final"] is None and len(scores["evaluations"]) == 1
 
 
-def test_the_papers_mode_steps_down_too(parts, monkeypatch):  # noqa: F811
+def test_the_papers_mode_steps_down_too(parts, monkeypatch):
     failing_above(64, monkeypatch)
     _, scores = run(parts["model"], plan(parts, options=GuidanceOptions(mode="paper")))
     assert scores["decoder"] == "vae, checkpointed" and scores["skipped"] == 0
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(parts, monkeypatch):  # noqa: F811
+def test_other_errors_are_not_taken_for_lack_of_memory(parts, monkeypatch):
     def broken(self, samples):
         raise ValueError("broken, for a test")
 
@@ -219,7 +218,7 @@ def test_rgb_factors_are_those_of_cores_previews():
         torch.testing.assert_close(RgbDecoder(latent_format)(latents)[0].movedim(0, -1), expected, atol=0.006, rtol=0)
 
 
-def test_which_decoder_is_first(parts, taesd_file):  # noqa: F811
+def test_which_decoder_is_first(parts, taesd_file):
     latent_format = parts["model"].model.latent_format
     names = {
         choice: DecoderLadder(choice, parts["vae"], latent_format).current.name for choice in guidance_decoders.DECODERS
@@ -234,7 +233,7 @@ def test_which_decoder_is_first(parts, taesd_file):  # noqa: F811
     assert scores["decoder"] == "preview decoder" and scores["final"] is not None
 
 
-def test_a_missing_or_wrong_preview_decoder_is_named(parts, taesd_file):  # noqa: F811
+def test_a_missing_or_wrong_preview_decoder_is_named(parts, taesd_file):
     torch.save({"nonsense": torch.zeros(1)}, taesd_file)
     with pytest.raises(ConductorError, match=r"decoder: taef1_decoder\.pth.*not a TAESD decoder"):
         run(parts["model"], plan(parts, options=GuidanceOptions(decoder="preview")))
@@ -246,7 +245,7 @@ def test_a_missing_or_wrong_preview_decoder_is_named(parts, taesd_file):  # noqa
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_a_vae_that_half_precision_breaks_is_decoded_in_single(parts, trusted, monkeypatch):  # noqa: F811
+def test_a_vae_that_half_precision_breaks_is_decoded_in_single(parts, trusted, monkeypatch):
     vae, seen = parts["vae"], []
     monkeypatch.setattr(vae, "vae_dtype", torch.float16)
     monkeypatch.setattr(vae, "working_dtypes", [torch.float16] if trusted else [torch.bfloat16, torch.float32])

@@ -1,77 +1,24 @@
 """Guided sampling on the small world's model, in this process and under inference mode as in the executor."""
 
-import json
-
 import comfy.model_management
 import comfy.sd
 import comfy.utils
-import folder_paths
 import nodes
 import pytest
 import torch
 
 from lora_conductor.guidance.schedules import GuidanceWindow
-from lora_conductor.host import guided_sampling
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.guiding.plan import GuidanceOptions, GuidancePlan
+from lora_conductor.host.core.sampling import SAMPLER_NAMES
+from lora_conductor.host.guiding import GuidancePlan, guide
 from lora_conductor.host.guiding.run import GuidedRun
-from lora_conductor.host.vision.encoders import load_metric_encoder
 
 from .. import tiny_encoders
-from ..tiny import conditioning, relative, tiny_flux, tiny_unet
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoders")
-    with torch.inference_mode():
-        path = folder_paths.get_full_path_or_raise("vae", "emoji_taef1_vae_fp16.safetensors")
-        return {
-            "model": tiny_flux(),
-            "vae": comfy.sd.VAE(sd=comfy.utils.load_torch_file(path)),
-            "clip_encoder": load_metric_encoder(str(tiny_encoders.write_clip(folder / "clip.safetensors"))),
-            "dino_encoder": load_metric_encoder(str(tiny_encoders.write_dino(folder / "dino.safetensors"))),
-            "subject_image": tiny_encoders.smooth_picture(1),
-            "style_image": tiny_encoders.smooth_picture(2),
-        }
+from ..tiny import relative, tiny_unet
+from .guided import assert_unchanged, fingerprint, plan, run
 
 
-def plan(parts, **changes) -> GuidancePlan:
-    settings = {"subject_strength": 1.0, "style_strength": 1.0, "guidance_strength": 0.1}
-    settings |= {key: value for key, value in parts.items() if key != "model"}
-    settings |= {"options": GuidanceOptions(final_scores=True)}
-    return GuidancePlan(**{**settings, **changes})
-
-
-def run(model, guidance=None, *, sampler="euler", scheduler="simple", batch=None, cfg=2.5, steps=STEPS, **latent):
-    latent.setdefault("samples", torch.zeros(batch or 1, 16, 8, 8))
-    positive, negative = conditioning(model, 1), conditioning(model, 2)
-    with torch.inference_mode():
-        if guidance is None:
-            (out,) = nodes.common_ksampler(model, 5, steps, cfg, sampler, scheduler, positive, negative, latent)
-            return out["samples"], {}
-        arguments = (model, 5, steps, cfg, sampler, scheduler, positive, negative, latent, 1.0, guidance)
-        out, scores = guided_sampling.sample(*arguments)
-        return out["samples"], json.loads(scores)
-
-
-def fingerprint(model):
-    """Everything of a MODEL that a run could leave changed."""
-    weights = {key: value.clone() for key, value in model.model.state_dict().items()}
-    forwards = {name: vars(module).get("forward") for name, module in model.model.named_modules()}
-    return weights, forwards, dict(model.patches), repr(model.model_options), repr(model.wrappers)
-
-
-def assert_unchanged(before, model):
-    after = fingerprint(model)
-    assert before[1:] == after[1:]
-    assert before[0].keys() == after[0].keys()
-    assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
-
-
-@pytest.mark.parametrize("sampler", guided_sampling.SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_off_is_ksampler_bit_for_bit(parts, sampler):
     expected, _ = run(parts["model"], sampler=sampler, batch=2, steps=3)
     for off in ({"guidance_strength": 0.0}, {"subject_strength": 0.0, "style_strength": 0.0}):
@@ -170,7 +117,7 @@ def test_runs_leave_the_model_as_it_was(parts):
 
     guidance = plan(parts)
     reports = []
-    patched = guided_sampling.guide(model, guidance, reports)
+    patched = guide(model, guidance, reports)
     original = comfy.model_management.throw_exception_if_processing_interrupted
     calls = []
 

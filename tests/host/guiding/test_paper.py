@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from lora_conductor.fusion.policies import Paper
 from lora_conductor.guidance.losses import SimilarityObjective, SimilarityTerm
 from lora_conductor.guidance.paper import noisy_gradient
-from lora_conductor.host import guided_sampling
 from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.guiding import MODES, GuidanceOptions, GuidancePlan, guide
 from lora_conductor.host.guiding import run as guided_run
 from lora_conductor.host.guiding.denoiser import Denoiser
-from lora_conductor.host.guiding.plan import MODES, GuidanceOptions, GuidancePlan
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
-from lora_conductor.host.vision.autograd import gradients_enabled
-from lora_conductor.host.vision.encoders import load_metric_encoder
+from lora_conductor.host.vision import gradients_enabled, load_metric_encoder
 
+from ...guidance.objectives import loss
 from .. import tiny_encoders
 from ..tiny import conditioning, layer_shapes, make_lora, relative, tiny_flux, tiny_unet
 
@@ -61,7 +60,7 @@ def sampled(model, guidance=None, batch=1, callback=None, steps=STEPS, sampler="
     latent = {"samples": torch.zeros(batch, model.model.latent_format.latent_channels, 8, 8)}
     reports = []
     with torch.inference_mode():
-        guided = model if guidance is None else guided_sampling.guide(model, guidance, reports)
+        guided = model if guidance is None else guide(model, guidance, reports)
         conds = conditioning(model, 1), conditioning(model, 2)
         (out,) = nodes.common_ksampler(guided, 5, steps, CFG, sampler, "simple", *conds, latent)
     return out["samples"], reports[0] if reports else None
@@ -189,7 +188,7 @@ def test_gradients_through_the_denoiser_equal_finite_differences_in_double(
                 direction = torch.randn(shape, generator=torch.Generator().manual_seed(7 + seed), dtype=torch.float64)
                 with torch.no_grad():
                     ahead, behind = (
-                        objective.loss(decode(denoiser(x + step * direction))).double().sum() for step in (eps, -eps)
+                        loss(objective, decode(denoiser(x + step * direction))).double().sum() for step in (eps, -eps)
                     )
                 slope = float((gradient * direction).sum())
                 worst = max(worst, abs(float(ahead - behind) / (2 * eps) / slope - 1.0))

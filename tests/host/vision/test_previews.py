@@ -12,12 +12,11 @@ from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.vision.autograd import gradients_enabled
-from lora_conductor.host.vision.decoders import DecoderLadder
+from lora_conductor.host.vision import DecoderLadder, gradients_enabled
 from lora_conductor.host.vision.previews import preview_decoder
 
 from ..tiny import randomise
-from .test_guidance_gradients import directional_error
+from .test_gradients import directional_error
 
 # FLUX.2's came to core with a later version.
 FORMATS = [

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.vision.autograd import gradients_enabled
-from lora_conductor.host.vision.encoders import load_metric_encoder, open_encoder
+from lora_conductor.host.vision import gradients_enabled, load_metric_encoder, open_encoder
 from lora_conductor.host.vision.vae import LatentDecoder, check_latent_shape, check_vae
 
 from .. import tiny_encoders

@@ -13,19 +13,21 @@ import pytest
 import torch
 from comfy.cldm.cldm import ControlNet
 
-from lora_conductor.guidance.encoders.file import TowerEncoder
+from lora_conductor.guidance.encoders import TowerEncoder
 from lora_conductor.guidance.preprocess import Preprocess
 from lora_conductor.guidance.schedules import GuidanceWindow
-from lora_conductor.host import guided_sampling
+from lora_conductor.host.core.sampling import SAMPLER_NAMES
+from lora_conductor.host.guiding import GuidanceOptions, guide
 from lora_conductor.host.guiding.denoiser import renoised
-from lora_conductor.host.guiding.plan import GuidanceOptions
-from lora_conductor.host.vision.encoders import MetricEncoder
+from lora_conductor.host.vision import MetricEncoder
 from lora_conductor.host.vision.vae import LatentDecoder
 
 from ..tiny import conditioning, randomise, relative, tiny_flux, tiny_unet
-from .test_guidance_sampling import assert_unchanged, fingerprint, parts, plan, run  # noqa: F401 - a fixture
+from .guided import assert_unchanged, fingerprint, plan, run
 
 ETA = 0.2
+# The first 56 bits of the SHA-256 of "5:3:1:0" and "5:3:1:1".
+SEEDS = (66152544124094178, 36292000092366609)
 
 
 def model_of(kind: str):
@@ -43,13 +45,13 @@ def sampled(model, guidance=None, *, steps=1, sampler="euler", positive=None, la
     reports = []
     latent = latent or {"samples": torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)}
     with torch.inference_mode():
-        guided = model if guidance is None else guided_sampling.guide(model, guidance, reports)
+        guided = model if guidance is None else guide(model, guidance, reports)
         conds = positive or conditioning(model, 1), conditioning(model, 2)
         (out,) = nodes.common_ksampler(guided, 5, steps, cfg, sampler, "normal", *conds, latent, denoise=denoise)
     return out["samples"], reports[0] if reports else None
 
 
-def crude(parts, **options):  # noqa: F811
+def crude(parts, **options):
     """Guidance at every step with RGB factors in place of a VAE, so that any latent format will do."""
     settings = {"guidance_strength": ETA, "window": GuidanceWindow(0.0, 1.0, 1), "vae": None}
     settings |= {key: options.pop(key) for key in ("held_out_encoder", "guidance_strength", "window") if key in options}
@@ -57,7 +59,7 @@ def crude(parts, **options):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "edm", "flow"])
-def test_one_step_moves_the_picture_by_exactly_the_displacement(parts, kind):  # noqa: F811
+def test_one_step_moves_the_picture_by_exactly_the_displacement(parts, kind):
     model = model_of(kind)
     plain, _ = sampled(model)
     guided, report = sampled(model, crude(parts))
@@ -70,7 +72,7 @@ def test_one_step_moves_the_picture_by_exactly_the_displacement(parts, kind):  #
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
 @pytest.mark.parametrize("kind", ["eps", "v", "edm", "flow"])
-def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):  # noqa: F811
+def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):
     model = model_of(kind)
     before = fingerprint(model)
     guidance = crude(parts, mode=mode, paper_step=30.0, final_scores=True)
@@ -82,8 +84,8 @@ def test_every_kind_of_model_is_guided(parts, kind, mode, record_property):  # n
     assert_unchanged(before, model)
 
 
-@pytest.mark.parametrize("sampler", guided_sampling.SAMPLER_NAMES)
-def test_every_sampler_of_core_is_guided(parts, sampler):  # noqa: F811
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_every_sampler_of_core_is_guided(parts, sampler):
     plain, _ = sampled(parts["model"], steps=3, sampler=sampler)
     guided, report = sampled(parts["model"], crude(parts), steps=3, sampler=sampler)
     assert report["skipped"] == 0 and report["evaluations"]
@@ -91,7 +93,7 @@ def test_every_sampler_of_core_is_guided(parts, sampler):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
-def test_with_a_controlnet(parts, mode):  # noqa: F811
+def test_with_a_controlnet(parts, mode):
     model = tiny_unet()
     config = dict(model.model.model_config.unet_config)
     config.pop("out_channels"), config.pop("transformer_depth_output")
@@ -109,7 +111,7 @@ def test_with_a_controlnet(parts, mode):  # noqa: F811
     assert report["skipped"] == 0 and torch.isfinite(guided).all() and not torch.equal(guided, controlled)
 
 
-def test_a_second_pass_at_a_higher_resolution(parts):  # noqa: F811
+def test_a_second_pass_at_a_higher_resolution(parts):
     model = parts["model"]
     first, _ = run(model, plan(parts), steps=4)
     larger = {"samples": torch.nn.functional.interpolate(first, size=(12, 14), mode="bilinear")}
@@ -120,7 +122,7 @@ def test_a_second_pass_at_a_higher_resolution(parts):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
-def test_time_travel_ends_where_a_step_from_the_renoised_latent_ends(parts, kind):  # noqa: F811
+def test_time_travel_ends_where_a_step_from_the_renoised_latent_ends(parts, kind):
     """With a correction too small to matter: one step, noised anew, the step again, by hand through core's model."""
     model = model_of(kind)
     steps = 3
@@ -164,6 +166,16 @@ def test_renoising_gives_the_noise_level_back(kind):
     assert torch.equal(again[:1], renoised(model, x[:1], x0[:1], sigma, following, (1, 2, 3)))
 
 
+def test_noise_of_time_travel_is_the_same_everywhere():
+    """Of any interpreter and process: its seeds come from a digest, not from `hash`."""
+    model = model_of("eps").model
+    nothing = torch.zeros(2, 4, 8, 8)
+    noise = renoised(model, nothing, nothing, 1.0, 0.0, (5, 3, 1))
+    for index, seed in enumerate(SEEDS):
+        expected = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(noise[index], expected)
+
+
 class TurningAway(torch.nn.Module):
     """An encoder that finds the pictures less and less like the first thing it saw."""
 
@@ -179,9 +191,9 @@ class TurningAway(torch.nn.Module):
 
 
 @pytest.mark.parametrize("guard", [True, False])
-def test_the_guard_ends_guidance_when_a_held_out_encoder_disagrees(parts, guard):  # noqa: F811
+def test_the_guard_ends_guidance_when_a_held_out_encoder_disagrees(parts, guard):
     with torch.inference_mode(False):
-        watcher = MetricEncoder(TowerEncoder(TurningAway(), Preprocess((64, 64)), "timm", "watcher"))
+        watcher = MetricEncoder(TowerEncoder(TurningAway(), Preprocess((64, 64))))
     guidance = crude(parts, held_out_encoder=watcher, guard=guard)
     _, report = sampled(parts["model"], guidance, steps=8)
     assert len(report["evaluations"]) == (3 if guard else 8)
@@ -189,7 +201,7 @@ def test_the_guard_ends_guidance_when_a_held_out_encoder_disagrees(parts, guard)
     assert [term["name"] for term in report["held_out"]] == ["S_held_out_content", "S_held_out_style"]
 
 
-def test_an_encoder_that_does_not_guide_is_held_out(parts):  # noqa: F811
+def test_an_encoder_that_does_not_guide_is_held_out(parts):
     names = [request.name for request in plan(parts, style_strength=0.0).watched()]
     assert names == ["S_held_out_content"]
     assert plan(parts).watched() == []
@@ -197,7 +209,7 @@ def test_an_encoder_that_does_not_guide_is_held_out(parts):  # noqa: F811
     assert all(len(e["similarities"]["S_held_out_content"]) == 1 for e in report["evaluations"])
 
 
-def test_gradients_that_are_not_numbers_skip_their_step_and_are_counted(parts, monkeypatch):  # noqa: F811
+def test_gradients_that_are_not_numbers_skip_their_step_and_are_counted(parts, monkeypatch):
     original, calls = LatentDecoder.__call__, []
 
     def poisoned(self, latents):
@@ -212,7 +224,7 @@ def test_gradients_that_are_not_numbers_skip_their_step_and_are_counted(parts, m
     assert torch.isfinite(out).all()
 
 
-def test_an_interrupt_ends_a_correction_before_its_next_network(parts, monkeypatch):  # noqa: F811
+def test_an_interrupt_ends_a_correction_before_its_next_network(parts, monkeypatch):
     original, seen = LatentDecoder.__call__, []
 
     def interrupting(self, latents):
@@ -236,7 +248,7 @@ def test_an_interrupt_ends_a_correction_before_its_next_network(parts, monkeypat
     assert torch.equal(run(parts["model"])[0], expected)
 
 
-def test_references_are_embedded_once(parts, monkeypatch):  # noqa: F811
+def test_references_are_embedded_once(parts, monkeypatch):
     run(parts["model"], plan(parts))
     first, _ = run(parts["model"], plan(parts))
     calls = []

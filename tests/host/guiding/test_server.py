@@ -7,21 +7,8 @@ import torch
 
 from comfy_server import WorkflowError
 
-from .. import tiny_encoders, workflows
-
-CLIP_FILE, DINO_FILE = "test_clip.safetensors", "test_dino.safetensors"
-TEXT_FILE = "test_clip_with_text.safetensors"
-
-
-@pytest.fixture(scope="module")
-def comfy(server):
-    folder = server.base_dir / "models" / "clip_vision"
-    tiny_encoders.write_clip(folder / CLIP_FILE)
-    tiny_encoders.write_dino(folder / DINO_FILE)
-    tiny_encoders.write_clip(folder / TEXT_FILE, text=True)
-    yield server
-    for name in (CLIP_FILE, DINO_FILE, TEXT_FILE):
-        (folder / name).unlink()
+from .. import workflows
+from .guided import CLIP_FILE, DINO_FILE, TEXT_FILE
 
 
 def workflow(guided=True, batch=1, clip=CLIP_FILE, dino=DINO_FILE, **changes):

@@ -9,7 +9,7 @@ from comfy_server import WorkflowError
 
 from .. import workflows
 from ..workflows import GUIDANCE, node
-from .test_guidance_server import CLIP_FILE, DINO_FILE, comfy  # noqa: F401 - a fixture
+from .guided import CLIP_FILE, DINO_FILE
 
 
 def graph(**more):
@@ -34,7 +34,7 @@ def custom(name, guider=("plain guider", 0), sampler=("euler", 0)):
     }
 
 
-def test_model_guider_and_sampler_guide_as_the_guided_sampler_does(comfy):  # noqa: F811
+def test_model_guider_and_sampler_guide_as_the_guided_sampler_does(comfy):
     steps = graph(
         **guided_sampler(),
         **{
@@ -64,7 +64,7 @@ def test_model_guider_and_sampler_guide_as_the_guided_sampler_does(comfy):  # no
     assert [e["similarities"] for e in report["evaluations"]] == [e["similarities"] for e in scores["evaluations"]]
 
 
-def test_without_strength_the_chains_are_plain(comfy):  # noqa: F811
+def test_without_strength_the_chains_are_plain(comfy):
     off = GUIDANCE | {"guidance_strength": 0.0}
     outputs = workflows.run(
         comfy,
@@ -77,7 +77,7 @@ def test_without_strength_the_chains_are_plain(comfy):  # noqa: F811
     assert torch.equal(workflows.latent(comfy, outputs, "off"), workflows.latent(comfy, outputs, "plain"))
 
 
-def test_guided_steps_are_told_live(comfy):  # noqa: F811
+def test_guided_steps_are_told_live(comfy):
     told = []
     comfy.queue(
         graph(**guided_sampler(seed=17)),
@@ -90,7 +90,7 @@ def test_guided_steps_are_told_live(comfy):  # noqa: F811
     assert set(first["evaluations"][0]["similarities"]) == {"S_DINO_content", "S_CLIP_style"}
 
 
-def test_references_with_masks_and_fusion_score(comfy):  # noqa: F811
+def test_references_with_masks_and_fusion_score(comfy):
     steps = graph(
         mask=node("SolidMask", value=1.0, width=64, height=64),
         small=node("ImageScale", image=["subject", 0], upscale_method="area", width=40, height=48, crop="disabled"),
@@ -140,19 +140,19 @@ def test_references_with_masks_and_fusion_score(comfy):  # noqa: F811
         ),
     ],
 )
-def test_masks_that_cannot_be_used_are_named(comfy, nodes, message):  # noqa: F811
+def test_masks_that_cannot_be_used_are_named(comfy, nodes, message):
     references = node("GuidanceReferences", subject_image=["subject", 0], subject_mask=["mask", 0])
     score = node("FusionScore", images=["style", 0], encoder=["dino", 0], references=["references", 0])
     with pytest.raises(WorkflowError, match=message):
         comfy.queue(graph(**nodes, references=references, score=score), timeout=300)
 
 
-def test_nothing_to_compare_with_is_named(comfy):  # noqa: F811
+def test_nothing_to_compare_with_is_named(comfy):
     with pytest.raises(WorkflowError, match="subject_image, style_image: there is nothing to compare with"):
         comfy.queue(graph(score=node("FusionScore", images=["style", 0], encoder=["dino", 0])), timeout=300)
 
 
-def test_each_lora_alone_draws_the_reference_that_is_missing(comfy):  # noqa: F811
+def test_each_lora_alone_draws_the_reference_that_is_missing(comfy):
     """Drawn as core would with that LoRA alone, and used like the same picture connected."""
     alone = {
         f"{role} alone": workflows.stock("model", file)
@@ -173,7 +173,7 @@ def test_each_lora_alone_draws_the_reference_that_is_missing(comfy):  # noqa: F8
             assert values[0] == pytest.approx(other["similarities"][name][0], abs=2e-3)
 
 
-def test_drawing_needs_the_loras(comfy):  # noqa: F811
+def test_drawing_needs_the_loras(comfy):
     sampler = guided_sampler(leave_out=("style_image",), references_from="each LoRA alone")
     with pytest.raises(WorkflowError, match="style_image: the model has no style LoRA to draw a reference with"):
         comfy.queue(graph(**sampler), timeout=300)

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from lora_conductor.host.guiding.plan import GuidanceOptions
+from lora_conductor.host.guiding import GuidanceOptions
 from lora_conductor.host.guiding.telemetry import Meter
 
-from .test_guidance_sampling import parts, plan, run  # noqa: F401 - a fixture
+from .guided import plan, run
 
 BLOCK = """
 import json, sys
@@ -20,7 +20,7 @@ torchvision_shim.install()
 from comfy.cli_args import args
 args.cpu = json.loads(sys.argv[2])
 import comfy.model_management, torch
-from lora_conductor.host.guidance_meter import MIB, Meter
+from lora_conductor.host.guiding.telemetry import MIB, Meter
 device = comfy.model_management.get_torch_device()
 meter = Meter()
 meter.look()
@@ -61,7 +61,7 @@ def test_the_clock_stops_with_the_run():
 
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
-def test_a_run_reports_its_time_and_memory(parts, mode, record_property):  # noqa: F811
+def test_a_run_reports_its_time_and_memory(parts, mode, record_property):
     _, scores = run(parts["model"], plan(parts, options=GuidanceOptions(mode=mode)))
     evaluations, memory = scores["evaluations"], scores["memory"]
     assert len(evaluations) > 1 and all(evaluation["seconds"] > 0 for evaluation in evaluations)

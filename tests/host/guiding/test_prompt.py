@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from lora_conductor.guidance.losses import CLIP_TEXT, HELD_OUT
-from lora_conductor.host.comparing.score import fusion_score
+from lora_conductor.host.comparing import fusion_score
 from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.guiding import GuidanceOptions
 from lora_conductor.host.guiding import plan as guidance_plan
-from lora_conductor.host.guiding.plan import GuidanceOptions
-from lora_conductor.host.vision.encoders import load_metric_encoder
+from lora_conductor.host.vision import load_metric_encoder
 
 from .. import tiny_encoders
-from ..guiding.test_guidance_sampling import parts, plan, run  # noqa: F401 - a fixture
+from .guided import plan, run
 
 PROMPT = "a fox, drawn in ink"
 
@@ -24,13 +24,13 @@ def reader(tmp_path_factory):
         return load_metric_encoder(str(path))
 
 
-def by_prompt(parts, reader, **changes):  # noqa: F811
+def by_prompt(parts, reader, **changes):
     settings = {"clip_encoder": reader, "prompt": PROMPT, "prompt_strength": 1.0}
     settings |= {"subject_strength": 0.0, "style_strength": 0.0, "subject_image": None, "style_image": None}
     return plan(parts, **{**settings, **changes})
 
 
-def test_guidance_raises_the_prompts_score(parts, reader, record_property):  # noqa: F811
+def test_guidance_raises_the_prompts_score(parts, reader, record_property):
     guided = {}
     for strength in (1e-7, 0.2):
         _, guided[strength] = run(parts["model"], by_prompt(parts, reader, guidance_strength=strength))
@@ -43,7 +43,7 @@ def test_guidance_raises_the_prompts_score(parts, reader, record_property):  # n
 
 
 @pytest.mark.parametrize("mode", ["x0", "paper"])
-def test_beside_the_pictures(parts, reader, mode):  # noqa: F811
+def test_beside_the_pictures(parts, reader, mode):
     options = GuidanceOptions(mode=mode)
     guidance = plan(parts, clip_encoder=reader, prompt=PROMPT, prompt_strength=0.5, options=options)
     _, scores = run(parts["model"], guidance)
@@ -52,7 +52,7 @@ def test_beside_the_pictures(parts, reader, mode):  # noqa: F811
     assert all(CLIP_TEXT in evaluation["similarities"] for evaluation in scores["evaluations"])
 
 
-def test_without_strength_the_prompt_is_not_read(parts, monkeypatch):  # noqa: F811
+def test_without_strength_the_prompt_is_not_read(parts, monkeypatch):
     monkeypatch.setattr(guidance_plan, "embed_prompt", None)
     expected, _ = run(parts["model"], plan(parts))
     got, scores = run(parts["model"], plan(parts, prompt=PROMPT))
@@ -60,13 +60,13 @@ def test_without_strength_the_prompt_is_not_read(parts, monkeypatch):  # noqa: F
     assert CLIP_TEXT not in {term["name"] for term in scores["terms"]}
 
 
-def test_a_held_out_encoder_reads_the_prompt_if_it_can(parts, reader):  # noqa: F811
+def test_a_held_out_encoder_reads_the_prompt_if_it_can(parts, reader):
     for held_out, names in ((reader, [HELD_OUT["prompt"]]), (parts["dino_encoder"], [])):
         _, scores = run(parts["model"], by_prompt(parts, reader, held_out_encoder=held_out, dino_encoder=None))
         assert [term["name"] for term in scores["held_out"]] == names
 
 
-def test_the_text_half_is_read_once_and_not_kept(parts, tmp_path, monkeypatch):  # noqa: F811
+def test_the_text_half_is_read_once_and_not_kept(parts, tmp_path, monkeypatch):
     path = tiny_encoders.write_clip(tmp_path / "clip.safetensors", text=True)
     encoder = load_metric_encoder(str(path))
     reads, original = [], comfy.utils.load_torch_file
@@ -83,7 +83,7 @@ def test_the_text_half_is_read_once_and_not_kept(parts, tmp_path, monkeypatch): 
     assert encoder.prompts.embed(PROMPT).shape == (1, tiny_encoders.OPEN_CLIP["embed_dim"])
 
 
-def test_what_cannot_be_read_is_named_before_sampling(parts, reader, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_read_is_named_before_sampling(parts, reader, tmp_path, monkeypatch):
     import nodes
 
     monkeypatch.setattr(nodes, "common_ksampler", None)
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_named_before_sampling(parts, reader, tmp_path, m
             run(parts["model"], by_prompt(parts, reader, **changes))
 
 
-def test_fusion_score_by_the_prompt(parts, reader):  # noqa: F811
+def test_fusion_score_by_the_prompt(parts, reader):
     images = torch.cat([tiny_encoders.smooth_picture(seed) for seed in (1, 2)])
     score = fusion_score(
         images, {"encoder": reader, "encoder_2": parts["dino_encoder"]}, images[:1], None, prompt=PROMPT
