@@ -14,9 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from repo_paths import REPO
-
-from ...conftest import HOST  # first: it makes ComfyUI importable
+from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from .bench import Tamper
 from .catalogue import FAMILIES
 from .grid import BREAKS, Cell, measure_row
