@@ -20,7 +20,7 @@ setup: ## virtual environment and ComfyUI
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup ## this subject in that style, by the real ComfyUI, into output/
-	@$(RUN)/python benchmarks/emoji/demo.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.demo $(ARGS)
 
 # A part of each of host's rooms; the one of guiding runs through a real server.
 SMOKE := tests/host/loras/test_lora_files.py tests/host/fusing/test_fusion_equality.py \
@@ -56,22 +56,22 @@ house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' do
 	@$(PYTHON) tools/house_table.py $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
-	@$(RUN)/python benchmarks/speed.py $(ARGS)
+	@$(RUN)/python -m benchmarks.speed $(ARGS)
 
 bench-quality: setup ## every policy judged in the small world, into docs/benchmarks/quality.md; ARGS=--quick: minutes
-	@$(RUN)/python benchmarks/emoji/bench_quality.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.bench_quality $(ARGS)
 
 bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
-	@$(RUN)/python benchmarks/emoji/evaluate_guidance.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.bench_guidance $(ARGS)
 
 bench-world: setup ## the small world anew from public packages, hours; ARGS="--out FOLDER", with --quick minutes
-	@$(RUN)/python benchmarks/emoji/bench_world.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.bench_world $(ARGS)
 
 family-grid: setup ## every family of models x every adapter against ComfyUI's merge, into docs/family-grid.md
-	@$(RUN)/python tools/family_grid.py $(ARGS)
+	@$(RUN)/python -m tests.host.families $(ARGS)
 
 policy-sheet: setup ## every policy's picture and routing map in the small world, into output/policies.png
-	@$(RUN)/python benchmarks/emoji/policy_sheet.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.policy_sheet $(ARGS)
 
 screenshots: setup ## the real page with the example workflow, into output/screenshots/
 	@$(RUN)/python tools/screenshots.py $(ARGS)

@@ -17,10 +17,10 @@ from torch import Tensor
 from lora_conductor.host.loras.patches import LoraPatches
 from lora_conductor.host.loras.targets import Target
 
-from . import tiny
-from .adapter_files import ROWS
-from .families import FAMILIES
-from .family_bench import ADAPTERS, Bench, Tamper
+from .. import tiny
+from ..adapter_files import ROWS
+from .bench import ADAPTERS, Bench, Tamper
+from .catalogue import FAMILIES
 
 # Other kinds than these depend on the weight, and the host merges reordered rows before they see it: orders differ.
 ADDED = {kind for kind, row in ROWS.items() if row.additive}

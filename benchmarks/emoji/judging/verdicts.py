@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench_runs import Entry, Pair, Runs
-from data import Pictures
-from judge import Judge
+from ..methods.runs import Entry, Pair, Runs
+from ..world.pictures import Pictures
+from .judge import Judge
 
 REPLICATES = 10_000
 Array = np.ndarray

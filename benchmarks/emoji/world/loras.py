@@ -1,7 +1,7 @@
 """Train LoRAs of the small world, as anybody would: one subject from two drawings, or one style from 120 subjects.
 
-    python benchmarks/emoji/train_loras.py subject penguin frog --world FOLDER_WITH_emoji64.npz --out FOLDER
-    python benchmarks/emoji/train_loras.py style openmoji --world FOLDER_WITH_emoji64.npz --out FOLDER
+    python -m benchmarks.emoji.world.loras subject penguin frog --world FOLDER_WITH_emoji64.npz --out FOLDER
+    python -m benchmarks.emoji.world.loras style openmoji --world FOLDER_WITH_emoji64.npz --out FOLDER
 
 A subject is learned from its noto and twemoji drawings, under its trigger token and those styles' own tokens; it is
 never seen in a held-out style. A style is learned from `style_lora_subjects.json`, none of which is held out. Rectified
@@ -24,10 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-import world
-from data import ASSETS, Pictures, crop, load_pictures
+from repo_paths import ASSETS
 
-SUBJECT_STYLES = ("noto", "twemoji")
+from ...host import enter_host
+from .augment import crop
+from .pictures import Pictures, load_pictures
+from .small_world import SmallWorld
+from .splits import SUBJECT_STYLES
+
 STEPS = {"subject": 150, "style": 260}
 BATCH = {"subject": 16, "style": 32}
 RATE = {"subject": 1.7e-3, "style": 1.5e-3}
@@ -43,13 +47,13 @@ class Sample:
     tokens: tuple[str, ...]
 
 
-def subject_samples(pictures: Pictures, small: world.SmallWorld, subject: str) -> list[Sample]:
+def subject_samples(pictures: Pictures, small: SmallWorld, subject: str) -> list[Sample]:
     """The drawings that a subject is learned from."""
     trigger = small.prompt_tokens(subject, None)[2:]
     return [Sample(pictures.picture(subject, style), ("<bos>", f"style:{style}", *trigger)) for style in SUBJECT_STYLES]
 
 
-def style_samples(pictures: Pictures, small: world.SmallWorld, style: str, subjects: list[str]) -> list[Sample]:
+def style_samples(pictures: Pictures, small: SmallWorld, style: str, subjects: list[str]) -> list[Sample]:
     """The drawings that a style is learned from."""
     trigger = small.style_token(style)
     found = []
@@ -85,7 +89,7 @@ def branches(model: nn.Module, rank: int) -> dict[str, Branch]:
     return found
 
 
-def encoded(small: world.SmallWorld, samples: list[Sample], copies: int) -> Tensor:
+def encoded(small: SmallWorld, samples: list[Sample], copies: int) -> Tensor:
     """Latents [copies, samples, 16, 8, 8] of the pictures, each slightly moved and resized in its own way."""
     pictures = torch.stack([sample.picture for sample in samples])
     with torch.inference_mode():
@@ -109,7 +113,7 @@ def noise_levels(count: int) -> Tensor:
     return torch.where(torch.rand(count) < 0.25, torch.rand(count), torch.sigmoid(torch.randn(count)))
 
 
-def train(small: world.SmallWorld, samples: list[Sample], role: str, rank: int, seed: int) -> dict[str, Branch]:
+def train(small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int) -> dict[str, Branch]:
     """A LoRA for the world's base model."""
     from lora_conductor.host.vision.autograd import gradients_enabled, overwriting_allowed
 
@@ -164,8 +168,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer or more than usual")
     options = parser.parse_args()
     STEPS[options.role] = options.steps or STEPS[options.role]
-    world.enter_host()
-    small, pictures = world.SmallWorld(options.world), load_pictures(options.world)
+    enter_host()
+    small, pictures = SmallWorld(options.world), load_pictures(options.world)
     for name in options.names:
         print(f"{options.role} {name}", flush=True)
         if options.role == "subject":

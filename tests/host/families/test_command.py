@@ -1,4 +1,4 @@
-"""The grid's command, with a delta broken on purpose."""
+"""The command of the grid, with a delta broken on purpose."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[2]
+from repo_paths import REPO
 
 
 def test_a_broken_delta_is_marked_and_fails_the_command(tmp_path: Path) -> None:
     page = tmp_path / "grid.md"
-    command = [sys.executable, REPO / "tools" / "family_grid.py", "--family", "Hunyuan3Dv2", "--break", "louder"]
+    command = [sys.executable, "-m", "tests.host.families", "--family", "Hunyuan3Dv2", "--break", "louder"]
     done = subprocess.run([*command, "--output", page], capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 1, done.stderr
     assert "FAILED Hunyuan3Dv2 lora torch.float32" in done.stdout

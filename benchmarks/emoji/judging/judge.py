@@ -16,10 +16,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-JUDGE_FILE = Path(__file__).resolve().parent / "assets" / "judge" / "emoji_judge.safetensors"
+from repo_paths import ASSETS
+
+from ..world.splits import SUBJECT_STYLES
+
+JUDGE_FILE = ASSETS / "judge" / "emoji_judge.safetensors"
 METADATA_KEY = "emoji_judge"
-SUBJECT_STYLES = ("noto", "twemoji")
-"""Styles of the drawings that subject LoRAs are trained on."""
 
 
 class Residual(nn.Module):

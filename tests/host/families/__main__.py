@@ -7,57 +7,44 @@ against ComfyUI's stacked loaders. Exits with 1 when a cell fails. ``--break KIN
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 import tempfile
-import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-REPO = Path(__file__).resolve().parent.parent
-TESTS = REPO / "tests"
+from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
+from .bench import Tamper
+from .catalogue import FAMILIES
+from .grid import BREAKS, Cell, measure_row
+from .table import table
+
 COMMAND = "make family-grid"
 
 
-def load_grid() -> tuple[Any, Any, str]:
-    """The grid's modules, which live with the tests, and the version of the host that their ``conftest`` enters."""
-    package = types.ModuleType("tests")  # a folder of tests is no package, but its modules import one another as one
-    package.__path__ = [str(TESTS)]
-    sys.modules["tests"] = package
-    conftest = importlib.import_module("tests.conftest")
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    return (
-        importlib.import_module("tests.host.family_grid"),
-        importlib.import_module("tests.host.family_table"),
-        conftest.HOST.version,
-    )
-
-
-def measured(grid: Any, names: list[str], tamper: Any) -> Iterator[list[Any]]:
+def measured(names: list[str], tamper: Tamper | None) -> Iterator[list[Cell]]:
     """The cells of one family after another."""
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            yield grid.measure_row(name, Path(folder), tamper)
+            yield measure_row(name, Path(folder), tamper)
             print(name, file=sys.stderr, flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", action="append", help="only this one; may be given several times")
-    parser.add_argument("--break", dest="broken", choices=["louder", "dropped"], help="break a delta on purpose")
+    parser.add_argument("--break", dest="broken", choices=BREAKS, help="break a delta on purpose")
     parser.add_argument("--output", type=Path, default=REPO / "docs" / "family-grid.md")
     options = parser.parse_args()
-    grid, table, version = load_grid()
-    names = options.family or [name for name, family in grid.FAMILIES.items() if family.in_host]
-    tamper = grid.BREAKS[options.broken] if options.broken else None
-    rows = list(measured(grid, names, tamper))
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    names = options.family or [name for name, family in FAMILIES.items() if family.in_host]
+    tamper = BREAKS[options.broken] if options.broken else None
+    rows = list(measured(names, tamper))
     arguments = [f"--family {name}" for name in options.family or []]
     arguments += [f"--break {options.broken}"] if options.broken else []
-    text = table.table(rows, version, COMMAND + (f' ARGS="{" ".join(arguments)}"' if arguments else ""))
+    text = table(rows, HOST.version, COMMAND + (f' ARGS="{" ".join(arguments)}"' if arguments else ""))
     options.output.write_text(text)
     failed = [cell for row in rows for cell in row if not cell.passed]
     for cell in failed:

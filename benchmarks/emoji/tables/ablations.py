@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import trial_scores
-from bench_runs import Entry, Pair
-from verdicts import Verdicts
+from ..judging.verdicts import Verdicts
+from ..methods import trial_scores
+from ..methods.runs import Entry, Pair
 
 RECOMMENDED, PAPER, STACKED = "recommended", "paper", "core:1/1"
 

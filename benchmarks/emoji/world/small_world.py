@@ -1,17 +1,14 @@
 """The small world in this process, through ComfyUI's own loaders and sampler.
 
-import world
-world.enter_host()                      # before anything of comfy or lora_conductor is imported
-small = world.SmallWorld(folder)        # folder with the files of the small world, default: the shipped assets
+enter_host()                      # of benchmarks.host; before anything of comfy or lora_conductor is imported
+small = SmallWorld(folder)        # folder with the files of the small world, default: the shipped assets
 latents = small.sample(model, "fox", "openmoji", seeds=[1, 2])
-pictures = small.decode(latents)        # [2, 3, 64, 64] in [0, 1]
+pictures = small.decode(latents)  # [2, 3, 64, 64] in [0, 1]
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,53 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rendered_styles import RENDERED
+from repo_paths import ASSETS
 
-HERE = Path(__file__).resolve().parent
-ASSETS = HERE / "assets"
-sys.path.append(str(HERE.parents[1] / "tools"))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from .rendered_styles import RENDERED
 
-TUNE = ("panda", "octopus", "pizza", "rocket", "guitar", "pile-of-poo")
-TEST = ("fox", "sunflower", "hamburger", "sailboat", "alien", "crown")
-# Kept for the last: no setting, no default and no prompt was chosen with these in sight.
-FRESH = (
-    "penguin", "elephant", "tiger-face", "frog", "strawberry", "pineapple", "grapes", "bus", "police-car",
-    "smiling-face-with-sunglasses", "skull", "soccer-ball",
-)  # fmt: skip
-STYLES = ("openmoji", "fluent-emoji-high-contrast")
-SUBJECTS = {"tune": TUNE, "test": TEST, "fresh": FRESH}
-SPLIT_STYLES = {
-    "tune": (*STYLES, "duotone", "rotated"),
-    "test": STYLES,
-    "fresh": (*STYLES, "ballpoint", "sepia", "crayon", "stencil"),
-}
-"""The held-out styles of each split. Those that are not of STYLES are rendered, see ``rendered_styles.py``."""
 STEPS, CFG = 16, 2.5
-
-
-def chosen(subjects: str, styles: str | None) -> tuple[Sequence[str], Sequence[str]]:
-    """Subjects and styles of a command line: a split's name or names with commas; by default the split's own styles."""
-    return (
-        SUBJECTS.get(subjects) or subjects.split(","),
-        styles.split(",") if styles else SPLIT_STYLES.get(subjects, STYLES),
-    )
-
-
-def enter_host() -> None:
-    """Make ComfyUI and this pack importable in this process, on the CPU."""
-    from bootstrap_host import find_host
-    from repo_paths import link_package
-
-    repository = str(HERE.parents[1])
-    # The repository's folder `nodes` must not stand in for ComfyUI's module of that name.
-    sys.path[:] = [str(find_host()), str(link_package()), *(p for p in sys.path if p not in ("", repository))]
-    import torchvision_shim
-
-    torchvision_shim.install()
-    from comfy.cli_args import args
-
-    args.cpu = True
 
 
 class SmallWorld:
@@ -166,25 +121,3 @@ class SmallWorld:
         """Pictures [N, 3, 64, 64] in [0, 1] -> latents [N, 16, 8, 8]."""
         with torch.inference_mode():
             return self.vae.encode(pictures.movedim(1, -1))
-
-
-def contact_sheet(columns: dict[str, Tensor], path: Path, scale: int = 2) -> None:
-    """Save pictures as a PNG: one labelled column each, [rows, 3, 64, 64] in [0, 1]; missing rows stay white.
-
-    scale: enlargement, without smoothing.
-    """
-    from PIL import Image, ImageDraw
-
-    side, gap, head = 64 * scale, 4, 26
-    rows = max(len(pictures) for pictures in columns.values())
-    sheet = Image.new("RGB", (len(columns) * (side + gap) + gap, head + rows * (side + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for c, (label, pictures) in enumerate(columns.items()):
-        left = gap + c * (side + gap)
-        draw.text((left, 2), label.replace(" ", "\n", 1), fill="black", font_size=10)
-        for r, picture in enumerate(pictures):
-            array = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            tile = Image.fromarray(array).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(tile, (left, head + r * (side + gap)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=60, optimize=True)  # of JPEGs

@@ -1,6 +1,6 @@
 """Draw the small world's pictures from ten open emoji sets (two minutes, 30 MB from npm).
 
-    python benchmarks/emoji/build_pictures.py --out FOLDER [--like OTHER/emoji64.npz]
+    python -m benchmarks.emoji.world.archive --out FOLDER [--like OTHER/emoji64.npz]
 
 writes ``emoji64.npz``: images [N, 64, 64, 3] uint8 on white, subject and style [N], and the names, code points and
 categories of the subjects; and beside it who is held out and what the words are (``vocabulary.py``). Every SVG is drawn
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import vocabulary
-from emoji_sets import SETS, SetError, fetch, match, read_set
-from vocabulary import ARCHIVE
+from . import vocabulary
+from .emoji_sets import SETS, SetError, fetch, match, read_set
+from .vocabulary import ARCHIVE
 
 DRAWN, INNER, SIDE = 160, 60, 64
 FAINT = 8  # of 255: shadows that fade out do not belong to what is painted

@@ -22,8 +22,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import methods
-import world
+from repo_paths import REPO
+
+from ...guidance_defaults import guidance_defaults
+from ..world.small_world import CFG, STEPS, SmallWorld
+from . import policies
+from .guidance import ENCODER_FILES, guided
 
 PACK = ("fusion", "guidance", "host")
 MODEL_FILES = (
@@ -40,15 +44,15 @@ class Entry:
 
     Attributes:
         label: its name there.
-        method: as in methods.py, or ``ssr_merge``.
+        method: as in policies.py, or ``ssr_merge``.
         cfg: scale of the classifier-free guidance.
-        guidance: metric guidance, as in evaluate_guidance.py.
+        guidance: metric guidance, as in guidance.py.
         kind: "ours", "rival", "ablation" or "imbalance".
     """
 
     label: str
     method: str
-    cfg: float = world.CFG
+    cfg: float = CFG
     guidance: str = "none"
     kind: str = "rival"
 
@@ -56,9 +60,8 @@ class Entry:
 @functools.cache
 def code_hash() -> str:
     """Of the code that draws: the pack's libraries and the way the small world is sampled, less docstrings."""
-    repository = world.HERE.parents[1]
-    files = [file for room in PACK for file in sorted((repository / room).rglob("*.py"))] + [Path(methods.__file__)]
-    sources = [file.read_text(encoding="utf-8") for file in files] + [inspect.getsource(world.SmallWorld)]
+    files = [file for room in PACK for file in sorted((REPO / room).rglob("*.py"))] + [Path(policies.__file__)]
+    sources = [file.read_text(encoding="utf-8") for file in files] + [inspect.getsource(SmallWorld)]
     return _hash([_bare(source) for source in sources])
 
 
@@ -138,9 +141,9 @@ class Runs:
         make_plan: (guidance text) -> ((subject, style) -> guidance plan); only for entries with guidance.
     """
 
-    small: world.SmallWorld
+    small: SmallWorld
     store: Store
-    steps: int = world.STEPS
+    steps: int = STEPS
     make_plan: Callable[[str], Callable[[str, str], Any]] | None = None
     _files: dict[Pair, list[str]] = field(default_factory=dict)
 
@@ -151,10 +154,8 @@ class Runs:
             self._files[pair] = [file_hash(path) for path in (*map(self.small.file, MODEL_FILES), *loras)]
         setting = [entry.method.replace(" ", ""), entry.cfg, entry.guidance, self.steps, *pair, seed]
         if entry.guidance != "none":
-            import evaluate_guidance
-
-            encoders = [file_hash(path) for path in evaluate_guidance.ENCODER_FILES.values()]
-            setting += [evaluate_guidance.defaults(), encoders]
+            encoders = [file_hash(path) for path in ENCODER_FILES.values()]
+            setting += [guidance_defaults(), encoders]
         return _hash([setting, self._files[pair], code_hash()])
 
     def missing(self, entry: Entry, pair: Pair, seeds: Iterable[int]) -> list[int]:
@@ -183,13 +184,11 @@ class Runs:
 
     def _model(self, entry: Entry, subject: str, style: str) -> Any:
         if entry.method == "ssr_merge":
-            model = methods.ssr_merged(self.small, subject, style)
+            model = policies.ssr_merged(self.small, subject, style)
         else:
-            make = methods.parse_method(entry.method)
+            make = policies.parse_method(entry.method)
             model = make(self.small.model, self.small.lora("subject", subject), self.small.lora("style", style))
         if entry.guidance == "none":
             return model
-        from evaluate_guidance import guided
-
         assert self.make_plan is not None, "guidance needs reference pictures"
         return guided(model, self.make_plan(entry.guidance)(subject, style), [])

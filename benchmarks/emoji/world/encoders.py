@@ -1,7 +1,7 @@
 """Train the small world's two guidance encoders (8 minutes of one CPU core each).
 
-    python benchmarks/emoji/train_encoders.py clip --world FOLDER_WITH_emoji64.npz
-    python benchmarks/emoji/train_encoders.py dino --world FOLDER_WITH_emoji64.npz
+    python -m benchmarks.emoji.world.encoders clip --world FOLDER_WITH_emoji64.npz
+    python -m benchmarks.emoji.world.encoders dino --world FOLDER_WITH_emoji64.npz
 
 clip: an open_clip ResNet against captions "subject, style" (Radford et al. 2021). dino: a timm ResNet by
 self-distillation with an EMA teacher, multi-crop and Sinkhorn centring (Caron et al. 2021, Oquab et al. 2023); half of
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data import ASSETS, Pictures, crop, load_pictures, soften
+import torchvision_shim
+from repo_paths import ASSETS
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-import torchvision_shim  # noqa: E402
+from .augment import crop, soften
+from .pictures import Pictures, load_pictures
 
 CLIP_CONFIG = {
     "embed_dim": 128,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import Family, build, sample
+from .family import Family
 from .images import IMAGES
 from .more_images import MORE_IMAGES
 from .others import OTHERS
@@ -28,5 +28,3 @@ ELSEWHERE: dict[str, str] = {
     "SAM31": "cuts objects out, samples nothing",
     "DepthAnything3": "estimates depth, samples nothing",
 }
-
-__all__ = ["ELSEWHERE", "FAMILIES", "Family", "build", "sample"]

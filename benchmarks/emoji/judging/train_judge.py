@@ -1,6 +1,6 @@
 """Train the small world's judge (35 minutes of one CPU core, 20 of them for the autoencoder).
 
-    python benchmarks/emoji/train_judge.py --world FOLDER_WITH_emoji64.npz
+    python -m benchmarks.emoji.judging.train_judge --world FOLDER_WITH_emoji64.npz
 
 Trained on 95 % of all pictures; no picture of a held-out subject in a held-out style is ever seen, and the 5 % left out
 are what it is tested on. Every second picture has been through the small world's autoencoder, as all that it will judge
@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-import world
-from data import Pictures, crop, load_pictures, soften
-from judge import JUDGE_FILE, METADATA_KEY, JudgeNet
+from ...host import enter_host
+from ..world.augment import crop, soften
+from ..world.pictures import Pictures, load_pictures
+from ..world.small_world import SmallWorld
+from .judge import JUDGE_FILE, METADATA_KEY, JudgeNet
 
 
 def split(pictures: Pictures, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +33,7 @@ def split(pictures: Pictures, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return ~tested & ~left_out, ~tested & left_out, tested
 
 
-def through_autoencoder(pictures: Pictures, small: world.SmallWorld, batch: int = 128) -> Tensor:
+def through_autoencoder(pictures: Pictures, small: SmallWorld, batch: int = 128) -> Tensor:
     """All pictures encoded and decoded, [N, 3, 64, 64] uint8."""
     made = [small.decode(small.encode(part.float() / 255)) for part in pictures.images.split(batch)]
     return (torch.cat(made) * 255).round().byte()
@@ -113,8 +115,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=JUDGE_FILE)
     arguments = parser.parse_args()
     pictures = load_pictures(arguments.world)
-    world.enter_host()
-    decoded = through_autoencoder(pictures, world.SmallWorld(arguments.world))
+    enter_host()
+    decoded = through_autoencoder(pictures, SmallWorld(arguments.world))
     net = train(pictures, decoded, arguments.minutes)
     table = references(net, pictures)
     report(net, pictures, decoded, table)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench_runs import Entry
-from verdicts import Verdicts
+from ..judging.verdicts import Verdicts
+from ..methods.runs import Entry
 
 RECOMMENDED, STACKED = "recommended", "stacked 1/1"
 GRID = ((1.0, 1.0), (0.7, 1.3), (1.0, 1.3), (1.0, 1.5), (1.0, 1.75), (1.0, 2.0), (0.7, 1.7), (1.3, 2.0))

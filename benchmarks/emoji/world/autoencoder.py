@@ -1,6 +1,6 @@
 """Train the small world's autoencoder: TAESD's shape, 16 channels, 64 px to 8 x 8.
 
-    python benchmarks/emoji/train_autoencoder.py --world FOLDER_WITH_emoji64.npz
+    python -m benchmarks.emoji.world.autoencoder --world FOLDER_WITH_emoji64.npz
 
 ComfyUI's own TAESD class, so that its stock VAE loader reads the file. Sees all pictures of the archive, held-out
 subjects and styles too: it learns what drawings look like, not what is in them. Prints how well it does, in dB.
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-import world
-from vocabulary import ARCHIVE
+from ...host import enter_host
+from .vocabulary import ARCHIVE
 
 FILE = "emoji_taef1_vae_fp16.safetensors"
 # Many small batches: large ones learn far less from the same number of pictures.
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    world.enter_host()
+    enter_host()
     with np.load(options.world / ARCHIVE, allow_pickle=False) as archive:
         images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
     file = (options.out or options.world) / FILE

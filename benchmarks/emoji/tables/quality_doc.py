@@ -8,10 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-import quality_rows
-import world
-from bench_runs import Entry, Pair
-from verdicts import Verdicts, difference
+from ..judging.verdicts import Verdicts, difference
+from ..methods.runs import Entry, Pair
+from ..world.small_world import CFG, STEPS
+from ..world.splits import TUNE
+from . import quality_rows
+from .contact_sheet import contact_sheet
 
 MARK = "<!-- below: by hand, kept -->"
 RECOMMENDED = quality_rows.RECOMMENDED
@@ -176,7 +178,7 @@ def document(q: Quality, images: str) -> str:
         "# Quality in the small world",
         f"```\n{q.command}\n```",
         f"Split *{q.split}*: {subjects}, each in {styles}: {len(q.pairs)} pairs, seeds {q.seeds[0]} to {q.seeds[-1]}, "
-        f"{len(q.pairs) * len(q.seeds)} pictures a row; {world.STEPS} Euler steps, CFG {world.CFG}, strengths 1/1 "
+        f"{len(q.pairs) * len(q.seeds)} pictures a row; {STEPS} Euler steps, CFG {CFG}, strengths 1/1 "
         "unless a row says otherwise, policies with their defaults (`balanced` is `recommended`). What the world is: "
         "[benchmarks/emoji](../../benchmarks/emoji/README.md).",
         DEFINITIONS,
@@ -185,7 +187,7 @@ def document(q: Quality, images: str) -> str:
         "\n".join(claims(q)),
         f"![Harmonic means with their intervals]({images}/quality.png)",
         f"*{chosen}* is plain stacking at the best strengths of a grid, found on the tune pairs"
-        + (f" ({', '.join(world.TUNE)}; seeds {q.tune_seeds[0]}-{q.tune_seeds[-1]}):" if q.grid else "."),
+        + (f" ({', '.join(TUNE)}; seeds {q.tune_seeds[0]}-{q.tune_seeds[-1]}):" if q.grid else "."),
     ]
     if q.grid:
         head = ["| strengths | subject | style | both | hmean |", "|---|---|---|---|---|"]
@@ -247,6 +249,6 @@ def write_all(q: Quality, columns: dict[str, Tensor], docs: Path) -> Path:
     """The document, its plot and its contact sheet. Returns the document's path."""
     document_path = docs / "benchmarks" / "quality.md"
     plot(q, docs / "images" / "quality.png")
-    world.contact_sheet(columns, docs / "images" / "quality_sheet.jpg", scale=1)
+    contact_sheet(columns, docs / "images" / "quality_sheet.jpg", scale=1)
     write(document(q, "../images"), document_path)
     return document_path

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import world
-from lora_ranks import cut
+from ..world.small_world import SmallWorld
+from .lora_ranks import cut
 
 Maker = Callable[[Any, Path, Path], Any]
 """(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
@@ -102,7 +102,7 @@ def parse_method(text: str) -> Maker:
     return routed(policy, refinement=refinement)
 
 
-def ssr_merged(small: world.SmallWorld, subject: str, style: str) -> Any:
+def ssr_merged(small: SmallWorld, subject: str, style: str) -> Any:
     """SSR-Merge, which has to be calibrated on a prompt for each LoRA alone, at strengths 1/1."""
     import torch
 

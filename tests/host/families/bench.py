@@ -18,9 +18,9 @@ from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import LoraPatches, model_patches
 from lora_conductor.host.loras.targets import Target
 
-from . import tiny
-from .adapter_files import ROWS, Maker, make_file
-from .families import Family, build, sample
+from .. import tiny
+from ..adapter_files import ROWS, Maker, make_file
+from .family import Family, build, sample
 
 ADAPTERS = ["lora", "tucker", "loha", "lokr", "glora", "oft", "boft", "dora_out_lora", "diff"]
 IN_TURN = "all in turn"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .families import ELSEWHERE
-from .family_bench import ADAPTERS
-from .family_grid import EXACT, LOW_PRECISION, OTHER_ADAPTERS, Cell
+from .bench import ADAPTERS
+from .catalogue import ELSEWHERE
+from .grid import EXACT, LOW_PRECISION, OTHER_ADAPTERS, Cell
 
 NAMES = {"lora": "LoRA", "tucker": "LoCon, Tucker", "loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT"}
 NAMES |= {"boft": "BOFT", "dora_out_lora": "DoRA", "diff": "full difference"}

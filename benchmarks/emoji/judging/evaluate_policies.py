@@ -1,35 +1,22 @@
 """Which policy fuses best: the small world's judge on subject, style, and both at once.
 
-    python benchmarks/emoji/evaluate_policies.py --world FOLDER                  # the standard table, tuning pairs
-    python benchmarks/emoji/evaluate_policies.py --world FOLDER "core:1/1.5" "kl_soft(temperature=1.0,balance=-2)" \
-        "1/2:paper" --subjects test --seeds 4
-
-How a method is written: see methods.py. The published tables are bench_quality.py's; this is for trying things out.
-
-From Python: ``evaluate(world, judge, {"label": make_model, ...}, subjects, styles, seeds)``.
+``evaluate(small, judge, {"label": make_model, ...}, subjects, styles, seeds)``
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-import world
-from judge import Judge
-from methods import Maker, parse_method
-from verdicts import between, harmonic, replicates
-
-STANDARD = (
-    "core:1/0", "core:0/1", "core:1/1", "core:.7/1.3", "core:1/1.5", "core:1/2", "paper", "kl_soft", "recommended",
-)  # fmt: skip
+from ..methods.policies import Maker
+from ..world.pictures import Pictures
+from ..world.small_world import SmallWorld
+from .judge import Judge
+from .verdicts import between, harmonic, replicates
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Result:
 
 
 def evaluate(
-    small: world.SmallWorld,
+    small: SmallWorld,
     judge: Judge,
     methods: dict[str, Maker],
     subjects: Sequence[str],
@@ -110,7 +97,7 @@ def compared(results: dict[str, Result], seeds: int) -> list[str]:
 
 
 def truth(
-    small: world.SmallWorld, judge: Judge, pictures: Any, subjects: Sequence[str], styles: Sequence[str]
+    small: SmallWorld, judge: Judge, pictures: Pictures, subjects: Sequence[str], styles: Sequence[str]
 ) -> Result:
     """The true pictures through the autoencoder: the ceiling."""
     made, values = [], []
@@ -119,47 +106,3 @@ def truth(
             made.append(small.decode(small.encode(pictures.picture(subject, style)[None])))
             values.append(judge.score(made[-1], subject, style))
     return Result(torch.cat(made), {name: torch.cat([v[name] for v in values]) for name in values[0]}, 0.0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", default=list(STANDARD))
-    parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
-    parser.add_argument("--subjects", default="tune", help="a split (tune, test, fresh), or names with commas")
-    parser.add_argument("--styles", help="names with commas; default: the split's, or those of the emoji sets")
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
-    parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--out", type=Path, help="folder for sheet.png and results.json")
-    arguments = parser.parse_args()
-    world.enter_host()
-    small, judge = world.SmallWorld(arguments.world), Judge.load()
-    subjects, styles = world.chosen(arguments.subjects, arguments.styles)
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    methods = {text: parse_method(text) for text in arguments.methods}
-
-    print(f"{len(subjects)} subjects x {len(styles)} styles x {len(seeds)} seeds\n{HEADER}", flush=True)
-    results = evaluate(
-        small,
-        judge,
-        methods,
-        subjects,
-        styles,
-        seeds,
-        lambda label, result: print(table_row(label, result, len(styles)), flush=True),
-    )
-    print("\n".join(compared(results, len(seeds))))
-    columns = {label: result.pictures[:: len(seeds)] for label, result in results.items()}
-    if arguments.world is not None and (arguments.world / "emoji64.npz").is_file():
-        from data import load_pictures
-
-        ceiling = truth(small, judge, load_pictures(arguments.world), subjects, styles)
-        print(table_row("truth through the autoencoder", ceiling, len(styles)))
-        columns["truth"] = ceiling.pictures
-    if arguments.out is not None:
-        world.contact_sheet(columns, arguments.out / "sheet.png")
-        figures = {label: result.means() for label, result in results.items()}
-        (arguments.out / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

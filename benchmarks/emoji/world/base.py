@@ -1,6 +1,6 @@
 """Train the small world's base model: a FLUX of 13.5 million parameters and the tokens it is prompted with.
 
-    python benchmarks/emoji/train_base.py --world FOLDER_WITH_emoji64.npz_AND_THE_AUTOENCODER
+    python -m benchmarks.emoji.world.base --world FOLDER_WITH_emoji64.npz_AND_THE_AUTOENCODER
 
 ComfyUI's own Flux class with random weights; rectified flow (v = noise - x0) on the autoencoder's latents of the
 training subjects in the training styles (`vocabulary.py`). A prompt is four tokens, <bos>, style, subject, class; some
@@ -24,11 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-import train_autoencoder
-import vocabulary
-import world
-from data import load_pictures
-from train_loras import noise_levels
+from ...host import enter_host
+from . import autoencoder, vocabulary
+from .loras import noise_levels
+from .pictures import load_pictures
 
 STATE, KEEP_EVERY = "base_training.pt", 100
 MODEL, TOKENS = "emoji_tinyflux_fp8_e4m3fn.safetensors", "emoji_tokens_fp16.safetensors"
@@ -111,7 +110,7 @@ class Lessons:
         with torch.inference_mode(), torch.autocast("cpu", faster_dtype(), faster_dtype() is not torch.float32):
             images = (pictures.images[chosen].float() / 255 for chosen in rows.split(64))
             latents = torch.cat([vae.encode(batch.movedim(1, -1)) for batch in images])
-        own = (latents - train_autoencoder.SHIFT) * train_autoencoder.SCALE
+        own = (latents - autoencoder.SHIFT) * autoencoder.SCALE
         return cls(own.clone(), torch.tensor(ids), words["tokens"])
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
@@ -259,8 +258,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    world.enter_host()
-    lessons = Lessons.read(options.world, train_autoencoder.load(options.world / train_autoencoder.FILE))
+    enter_host()
+    lessons = Lessons.read(options.world, autoencoder.load(options.world / autoencoder.FILE))
     print(f"  {len(lessons.ids)} pictures, latents' standard deviation {lessons.latents.std():.2f}", flush=True)
     out = options.out or options.world
     out.mkdir(parents=True, exist_ok=True)
