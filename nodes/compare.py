@@ -6,13 +6,10 @@ import json
 
 from comfy_api.latest import io
 
-from ..fusion.routing.settings import NAMED
+from ..fusion.routing import NAMED
 from ..host.comparing import Axis, Judge, axis, best_of, compare, comparison_picture
-from ..host.core.sampling import SamplerCall
-from .inputs.guidance import encoder_inputs
-from .inputs.router import policy_input, settings_inputs
-from .inputs.sampling import sampling_inputs
-from .inputs.sockets import CATEGORY, RoutingPlan
+from ..host.core import SamplerCall
+from .inputs import CATEGORY, RoutingPlan, encoder_inputs, policy_input, sampling_inputs, settings_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 

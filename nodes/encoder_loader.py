@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..guidance.encoders import FEATURES, LIBRARIES
 from ..host.vision import load_metric_encoder
-from .inputs.sockets import CATEGORY, MetricEncoderType
+from .inputs import CATEGORY, MetricEncoderType
 
 
 class MetricEncoderLoader(io.ComfyNode):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.fusing.plans import plan_files, plan_of_latent, read_plan, write_plan
-from .inputs.sockets import CATEGORY, RoutingPlan
+from ..host.fusing import plan_files, plan_of_latent, read_plan, write_plan
+from .inputs import CATEGORY, RoutingPlan
 
 
 class SaveRoutingPlan(io.ComfyNode):

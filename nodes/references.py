@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.vision import References, picture_of
-from .inputs.sockets import CATEGORY, ReferencesType
+from .inputs import CATEGORY, ReferencesType
 
 
 class GuidanceReferences(io.ComfyNode):

@@ -6,10 +6,9 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.fusing.report import run_report
-from ..host.fusing.results import record_of_latent
-from ..host.maps.picture import routing_picture
-from .inputs.sockets import CATEGORY
+from ..host.fusing import record_of_latent, run_report
+from ..host.maps import routing_picture
+from .inputs import CATEGORY
 
 
 class RoutingReport(io.ComfyNode):

@@ -6,12 +6,17 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.core.sampling import SamplerCall
+from ..host.core import SamplerCall
 from ..host.guiding import SOURCES, sample, with_drawn_references
-from .inputs.guidance import guidance_inputs, plan_from, reference_inputs
-from .inputs.guidance_settings import advanced_inputs, prompt_inputs
-from .inputs.sampling import sampling_inputs
-from .inputs.sockets import CATEGORY
+from .inputs import (
+    CATEGORY,
+    advanced_inputs,
+    guidance_inputs,
+    plan_from,
+    prompt_inputs,
+    reference_inputs,
+    sampling_inputs,
+)
 
 
 class MetricGuidedSampler(io.ComfyNode):

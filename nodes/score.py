@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.comparing import fusion_score
-from .inputs.sockets import CATEGORY, ENCODERS, ReferencesType
+from .inputs import CATEGORY, ENCODERS, ReferencesType
 
 
 class FusionScore(io.ComfyNode):

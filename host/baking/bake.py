@@ -13,17 +13,12 @@ from torch import Tensor
 
 from ...fusion.adapters import DeltaError
 from ...fusion.baking import Factors, assembled
-from ...fusion.layers.layer import FusedLayer
+from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy
-from ...fusion.records.record import RoutingRecord
-from ..core.errors import ConductorError
-from ..core.progress import Progress
-from ..core.words import listed
-from ..fusing.attach import attachment_of
-from ..fusing.results import record_of_latent
-from ..fusing.spec import FusionSpec
-from ..loras.on_model import LoraOnModel, loras_on
-from ..loras.targets import Target
+from ...fusion.records import RoutingRecord
+from ..core import ConductorError, Progress, listed
+from ..fusing import FusionSpec, attachment_of, record_of_latent
+from ..loras import LoraOnModel, Target, loras_on
 from .file import BakedFile, BakedTensors, metadata_of, write
 from .fused import Source, model_source, text_source
 from .merged import add_merged

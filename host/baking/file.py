@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...fusion.baking import Factors, low_rank
-from ..core.errors import ConductorError
-from ..core.version import pack_version
-from ..loras.on_model import LoraOnModel
+from ..core import ConductorError, pack_version
+from ..loras import LoraOnModel
 
 # What other programs read to know which models a LoRA is for: kept where all parents say the same.
 FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")

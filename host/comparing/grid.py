@@ -12,13 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...fusion.policies import Policy
-from ...fusion.records.plan import Plan
-from ...fusion.routing.settings import NAMED, heeds, name_of, with_settings
-from ..core.errors import ConductorError
-from ..core.sampling import SamplerCall, sampled
-from ..fusing.attach import attachment_of, set_policy
-from ..fusing.plans import plan_of_latent
-from ..fusing.results import live_of, record_of_latent
+from ...fusion.records import Plan
+from ...fusion.routing import NAMED, heeds, name_of, with_settings
+from ..core import ConductorError, SamplerCall, sampled
+from ..fusing import attachment_of, live_of, plan_of_latent, record_of_latent, set_policy
 from .axes import Axis, Setting
 from .score import Judge
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.losses import comparing_kind, cosine_similarity
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from ..vision import (
     PROMPT,
     Picture,

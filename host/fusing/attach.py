@@ -14,9 +14,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy
-from ...fusion.routing.refinement import Refinement
-from ..loras.on_model import loras_on, remember
-from ..loras.patches import LoraPatches
+from ...fusion.routing import Refinement
+from ..loras import LoraPatches, loras_on, remember
 from .live import LiveFusion
 from .spec import FusionSpec, bank_for
 from .static import merged_patches

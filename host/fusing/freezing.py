@@ -10,8 +10,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.layers.layer import FusedLayer
-from ...fusion.layers.segment import Segment
+from ...fusion.layers import FusedLayer, Segment
 from ...fusion.roles import ROLES
 from .spec import FusionSpec
 from .static import low_rank_patch, own_patch

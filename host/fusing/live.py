@@ -17,17 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...fusion.adapters.base_layer import BaseLayer
-from ...fusion.layers.layer import FusedLayer
+from ...fusion.adapters import BaseLayer
+from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, StaticPolicy
-from ...fusion.records.plan import Plan
-from ...fusion.records.record import RoutingRecord
-from ...fusion.records.replay import Replay
-from ...fusion.routing.call import Call
-from ...fusion.routing.router import Router
-from ..core.errors import ConductorError
-from ..core.modules import find_module
-from ..maps.live import LiveMap
+from ...fusion.records import Plan, Replay, RoutingRecord
+from ...fusion.routing import Call, Router
+from ..core import ConductorError, find_module
+from ..maps import LiveMap
 from .run import Run
 from .spec import FusionSpec, check_plan
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...fusion.records.record import RoutingRecord, empty_record
-from ..core.errors import ConductorError
+from ...fusion.records import RoutingRecord, empty_record
+from ..core import ConductorError
 from .attach import attachment_of
 from .live import LiveFusion
 from .spec import FusionSpec

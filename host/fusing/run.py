@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.layers.batch import Batch
+from ...fusion.layers import Batch
 from ...fusion.policies import PassPolicy, ScoredPolicy, StaticPolicy
-from ...fusion.records.decisions import CallDecisions, in_order, log_ratios_of, read_back
-from ...fusion.records.plan import Plan, plan_of
-from ...fusion.records.record import RoutingRecord, record_of
-from ...fusion.records.replay import Replay
-from ...fusion.routing.call import Call
-from ...fusion.routing.router import Router
+from ...fusion.records import (
+    CallDecisions,
+    Plan,
+    Replay,
+    RoutingRecord,
+    in_order,
+    log_ratios_of,
+    plan_of,
+    read_back,
+    record_of,
+)
+from ...fusion.routing import Call, Router
 from .freezing import Frozen, freeze, patchers_of
 from .spec import FusionSpec
 

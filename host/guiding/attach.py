@@ -19,8 +19,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..core.errors import ConductorError
-from ..core.sampling import SamplerCall, sampled
+from ..core import ConductorError, SamplerCall, sampled
 from ..vision import check_latent_shape
 from .memory import announcing
 from .plan import GuidancePlan

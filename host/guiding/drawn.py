@@ -11,9 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...fusion.policies import Solo
-from ..core.errors import ConductorError
-from ..core.sampling import SamplerCall, sampled
-from ..fusing.attach import attachment_of, set_policy
+from ..core import ConductorError, SamplerCall, sampled
+from ..fusing import attachment_of, set_policy
 from .plan import GuidancePlan
 
 SOURCES = ("pictures", "each LoRA alone")

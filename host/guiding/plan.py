@@ -12,7 +12,7 @@ from ...guidance.losses import HELD_OUT, TERMS, comparing_kind
 from ...guidance.paper import PaperCorrection
 from ...guidance.schedules import GuidanceWindow
 from ...guidance.views import Views
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from ..vision import (
     DECODERS,
     PROMPT,

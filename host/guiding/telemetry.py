@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ...guidance.corrections import CorrectionResult
-from ..core.page import ids_of_prompt, page_of_prompt
+from ..core import ids_of_prompt, page_of_prompt
 from .plan import GuidancePlan, TermRequest
 
 EVENT = "lora_conductor.guidance"

@@ -21,7 +21,7 @@ from ...guidance.encoders import (
     build_text_from_file,
 )
 from ...guidance.preprocess import Preprocess
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import DifferentiableCall
 from .prompts import PromptReader, tokenizer_folders
 

@@ -13,7 +13,7 @@ import torch
 from comfy.taesd.taesd import TAESD
 
 from ...guidance.preprocess import clamp_with_gradient
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import DifferentiableCall
 from .vae import Decoder, LatentDecoder
 

@@ -11,7 +11,7 @@ import comfy.sd1_clip
 import torch
 
 from ...guidance.encoders import EncoderFileError, TextTower, TokenizerFolders
-from ..core.errors import ConductorError
+from ..core import ConductorError
 
 KEPT = 64  # embeddings a reader keeps; each is a few kilobytes
 PROMPT = "prompt"

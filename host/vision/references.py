@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import normal_copy
 from .encoders import RunEncoder
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ...guidance.preprocess import clamp_with_gradient
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import DifferentiableCall, normal_copy
 
 # What autograd keeps of a decoder and the backward pass works in, in units of core's estimate for the forward pass. Of

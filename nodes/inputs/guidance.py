@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...guidance.schedules import GuidanceWindow
-from ...host.core.errors import ConductorError
+from ...host.core import ConductorError
 from ...host.guiding import GuidanceOptions, GuidancePlan
 from .sockets import ENCODERS
 
