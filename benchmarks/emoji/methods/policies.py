@@ -45,13 +45,9 @@ def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1
     """This pack's loader and router with a policy object of ``lora_conductor.fusion.policies``, and its settings."""
 
     def make(model: Any, subject: Path, style: Path) -> Any:
-        from lora_conductor.host.fusing.attach import add_loras, set_policy
-        from lora_conductor.host.loras.file import read_lora
-        from lora_conductor.host.loras.patches import model_patches
+        from lora_conductor.host.fusing import fused
 
-        patches = [model_patches(read_lora(path.name, str(path)), model) for path in (subject, style)]
-        fused = add_loras(model, [(patches[0], "subject", subject_strength), (patches[1], "style", style_strength)])
-        return set_policy(fused, policy, refinement)
+        return fused(model, (subject, subject_strength), (style, style_strength), policy, refinement)
 
     return make
 
