@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.fusing import attachment_of, fused, set_policy
-from lora_conductor.host.fusing.attach import add_loras
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
@@ -171,7 +170,7 @@ def test_what_cannot_be_routed_is_merged_as_core_does(tmp_path, record_property)
         "diffusion_model.out.0.weight",
     }
     assert not patches.refused and not patches.unmatched and len(patches.applied) == len(tensors)
-    ours = add_loras(model, [(patches, "style", 0.7)])
+    ours = fused(model, style=(path, 0.7))
     core = tiny.sample(tiny.core_stacked(model, (path, 0.7)))
     assert tiny.relative(tiny.sample(model), core) > 0.01
     figure(record_property, "merged beside routed", tiny.relative(tiny.sample(ours), core))

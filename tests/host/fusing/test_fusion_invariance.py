@@ -11,9 +11,6 @@ import torch
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
-from lora_conductor.host.fusing.attach import add_loras
-from lora_conductor.host.loras.file import LoraFile
-from lora_conductor.host.loras.patches import LoraPatches
 
 from .. import tiny
 
@@ -141,15 +138,11 @@ def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkey
 
 def test_a_dropped_model_frees_its_deltas_at_once(setting):
     """No cycle holds the deltas, or their place in core's list of loaded models, until a garbage collection."""
-    held = attachment_of(set_policy(setting[1], KLSoft()))
-    loras = [
-        (LoraPatches(LoraFile(f"{x.name}", "", x.digest, {}), x.deltas, x.core_patches), x.role, x.strength)
-        for x in held.spec.loras
-    ]
+    loras = {lora.role: (lora.path, lora.strength) for lora in attachment_of(setting[1]).spec.loras}
     gc.collect()
     gc.disable()
     try:
-        model = add_loras(setting[0], loras)
+        model = fused(setting[0], **loras)
         tiny.sample(model)
         bank = weakref.ref(attachment_of(model).spec.bank.model)
         del model

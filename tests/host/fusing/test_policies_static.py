@@ -20,9 +20,6 @@ from lora_conductor.fusion.policies import (
 )
 from lora_conductor.fusion.policies.static.entries import uniform
 from lora_conductor.host.fusing import attachment_of, fused, set_policy
-from lora_conductor.host.fusing.attach import add_loras
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
 
 from ...fusion.dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated
 from .. import tiny
@@ -89,16 +86,16 @@ def setting(request, tmp_path_factory):
         shapes = list(tiny.layer_shapes(model).items())
         tiny.make_lora(subject, dict(s for i, s in enumerate(shapes) if i % 3 != 0), rank=RANKS["subject"], seed=1)
         tiny.make_lora(style, dict(s for i, s in enumerate(shapes) if i % 3 != 1), rank=RANKS["style"], seed=2)
-    loras, deltas = [], {}
-    for role, path in (("subject", subject), ("style", style)):
-        patches = model_patches(read_lora(path.name, str(path)), model)
-        assert not patches.merged and not patches.refused and not patches.unmatched
-        loras.append((patches, role, STRENGTHS[role]))
-        deltas[role] = {}
-        for target, delta in patches.routed.items():
-            dense = STRENGTHS[role] * delta.dense().flatten(1).numpy()
-            deltas[role].setdefault(target.key, []).append((delta.out_start, delta.out_stop, dense))
-    return model, add_loras(model, loras), deltas
+    loaded = fused(model, (subject, STRENGTHS["subject"]), (style, STRENGTHS["style"]))
+    deltas = {}
+    for lora in attachment_of(loaded).spec.loras:
+        assert not lora.merged and not lora.left_out
+        own = deltas[lora.role] = {}
+        for target, delta in lora.deltas.items():
+            dense = STRENGTHS[lora.role] * delta.dense().flatten(1).numpy()
+            own.setdefault(target.key, []).append((delta.out_start, delta.out_stop, dense))
+    assert set(deltas) == set(ROLES)
+    return model, loaded, deltas
 
 
 def with_dense(model, deltas, merge):
