@@ -45,7 +45,7 @@ def variants(model, folder: Path):
     import comfy.utils
 
     from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-    from lora_conductor.fusion.routing.refinement import Refinement
+    from lora_conductor.fusion.routing import Refinement
     from lora_conductor.host.fusing import attachment_of, fused, set_policy
 
     files = [lora_file(folder / f"{i}.safetensors", model, i) for i in (1, 2)]

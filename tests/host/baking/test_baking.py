@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, KLoRA, KLSoft, NPLoRA, Paper, Sum, Switch
 from lora_conductor.host.baking import BakeSettings, bake
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
-from lora_conductor.host.loras.on_model import loras_on
+from lora_conductor.host.loras import loras_on
 
 from .. import tiny
 from ..adapter_files import make_file

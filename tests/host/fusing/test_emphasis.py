@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Sum
-from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.fusion.routing import Refinement
 from lora_conductor.host.fusing import attachment_of, fused, plan_of_latent, record_of_latent, replaying, set_policy
 
 from .. import tiny

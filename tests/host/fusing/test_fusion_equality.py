@@ -6,8 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
 from lora_conductor.host.fusing import attachment_of, fused, set_policy
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.loras import model_patches, read_lora
 
 from .. import tiny
 

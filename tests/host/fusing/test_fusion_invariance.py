@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 
 from .. import tiny

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSoft, Paper, StepContext, Sum
-from lora_conductor.fusion.records.plan import loads
-from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.fusion.records import loads
+from lora_conductor.fusion.routing import Refinement
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import (
     attachment_of,
     fused,
@@ -189,7 +189,7 @@ def test_a_frozen_plan_is_replayed_too(setting):
 
 
 def test_freezing_runs_no_fused_layer_afterwards(setting, monkeypatch):
-    from lora_conductor.fusion.layers.layer import FusedLayer
+    from lora_conductor.fusion.layers import FusedLayer
 
     calls = []
     monkeypatch.setattr(

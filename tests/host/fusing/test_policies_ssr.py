@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from benchmarks.emoji.world.small_world import SmallWorld
 from lora_conductor.fusion.policies import Paper, SSRMerge
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import attachment_of, fused, set_policy
 from lora_conductor.host.fusing.calibration import calibrated
 

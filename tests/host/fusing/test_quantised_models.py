@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, Sum
-from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.fusion.routing import Refinement
 from lora_conductor.host.fusing import attachment_of, fused, set_policy
 
 from .. import adapter_files, tiny
