@@ -242,7 +242,7 @@ def test_a_layer_that_never_ran_is_named(setting):
     _, routed = setting
     made, _ = steps_of(routed)
     live = attachment_of(routed).live
-    samples, record, plan = live._records[-1]
-    live._records[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
+    samples, record, plan = live._results[-1]
+    live._results[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
     baked, _ = bake(routed, None, made, EXACT)
     assert baked.left_out == {record.layers[0]: "it did not run while the picture was sampled"}
