@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from ...guidance.encoders import (
     TowerEncoder,
     build_from_file,
     build_text_from_file,
+    read_json,
 )
 from ...guidance.preprocess import Preprocess
 from ..core import ConductorError
@@ -71,24 +72,29 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
     try:
         return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     except Exception as error:  # whatever the format's reader raises for a broken file
-        raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {error}. Download it again.") from error
+        # torch's own words advise to read such a file without its safeguard.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than weights, which is never read" if unsafe else str(error)[:300]
+        raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {reason}. Download it again.") from error
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:
     """The config.json of a transformers model folder, with its preprocessor settings under "preprocessor"."""
-    config = _read_json(file.with_name("config.json"))
+    config = _read_object(file, "config.json")
     if config is not None:
-        config["preprocessor"] = _read_json(file.with_name("preprocessor_config.json"))
+        config["preprocessor"] = _read_object(file, "preprocessor_config.json")
     return config
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
+def _read_object(file: Path, name: str) -> dict[str, Any] | None:
+    path = file.with_name(name)
+    if not path.is_file():
         return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConductorError(f"{file.name} beside the encoder file is not valid JSON: {error}.") from error
+    what = f"{name} beside {file.name}"
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise EncoderFileError(f"{what} is not a JSON object. Download it again.")
+    return found
 
 
 class RunEncoder(Protocol):
