@@ -20,10 +20,14 @@ class EncoderFileError(ValueError):
 
 @dataclass
 class Tower:
-    """A vision network with its weights. module: pixel values [B, 3, h, w] -> [B, D]."""
+    """A vision network with its weights. module: pixel values [B, 3, h, w] -> [B, D].
+
+    captioned: whether it was trained with texts, as CLIP and its like are and DINO is not.
+    """
 
     module: torch.nn.Module
     preprocess: Preprocess
+    captioned: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def build_csd(file: EncoderFile, head: str = "style") -> Tower:
     if weights[HEADS[head]].ndim != 2 or len(weights[HEADS[head]]) != width:
         raise EncoderFileError(f"{file.name}: CSD's {HEADS[head]} does not fit its backbone. Download it again.")
     preprocess = Preprocess(pair(visual.image_size), CLIP_MEAN, CLIP_STD)
-    return Tower(CsdHead(visual, weights[HEADS[head]].float()), preprocess)
+    return Tower(CsdHead(visual, weights[HEADS[head]].float()), preprocess, captioned=True)
 
 
 def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:

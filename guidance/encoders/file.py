@@ -36,12 +36,14 @@ METADATA_KEY = "lora_conductor.encoder"
 class TowerEncoder:
     """A vision network with its preprocessing. module: pixel values [B, 3, h, w] -> [B, D].
 
-    reads_text: whether its file holds a text half as well, see `build_text_from_file`.
+    reads_text: whether its file holds a text half as well, see `build_text_from_file`. captioned: whether it compares
+    what CLIP compares, by a network that was trained with texts.
     """
 
     module: torch.nn.Module
     preprocess: Preprocess
     reads_text: bool = False
+    captioned: bool = False
 
     def embed(
         self, images: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -87,7 +89,8 @@ def build_from_file(
     preprocess = described or tower.preprocess
     module = GramFeatures(tower.module) if features == "gram" else tower.module
     reads_text = features == FEATURES[0] and chosen.has_text(file.weights)
-    return TowerEncoder(module, preprocess, reads_text)
+    captioned = tower.captioned and features == FEATURES[0]
+    return TowerEncoder(module, preprocess, reads_text, captioned)
 
 
 def build_text_from_file(

@@ -151,7 +151,7 @@ def build_open_clip(file: EncoderFile) -> Tower:
     weights = {key.removeprefix("module."): value for key, value in file.weights.items()}
     weights = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
     check_weights(model.visual, weights, file.name, f"open_clip {file.model_name or 'visual tower'}")
-    return Tower(model.visual, Preprocess(pair(model.visual.image_size), mean, std))
+    return Tower(model.visual, Preprocess(pair(model.visual.image_size), mean, std), captioned=True)
 
 
 def build_open_clip_text(file: EncoderFile, folders: TokenizerFolders) -> TextTower:

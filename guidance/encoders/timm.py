@@ -89,7 +89,7 @@ def build_timm(file: EncoderFile) -> Tower:
     size = getattr(getattr(module, "patch_embed", None), "img_size", None) or data["input_size"][-2:]
     heads = ("head.", "head_dist.", "fc.", "classifier.", "mask_token")
     check_weights(module, file.weights, file.name, f"timm {name}", ignored_prefixes=heads)
-    return Tower(module, Preprocess(pair(size), tuple(data["mean"]), tuple(data["std"])))
+    return Tower(module, Preprocess(pair(size), tuple(data["mean"]), tuple(data["std"])), captioned="clip" in name)
 
 
 def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:

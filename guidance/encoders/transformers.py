@@ -174,9 +174,8 @@ def build_transformers(file: EncoderFile) -> Tower:
     weights = {key: value for key, value in file.weights.items() if not key.startswith(halves)}
     kind, vision, model = load_transformers(file, "vision", half, weights)
     assert file.config is not None
-    return Tower(
-        _Pooled(model), _transformers_preprocess(kind, vision, file.config.get("preprocessor") or {}, file.name)
-    )
+    preprocess = _transformers_preprocess(kind, vision, file.config.get("preprocessor") or {}, file.name)
+    return Tower(_Pooled(model), preprocess, captioned=kind.startswith(("clip", "siglip")))
 
 
 def load_transformers(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import comfy.clip_model
 import comfy.model_management
@@ -25,6 +27,9 @@ from ...guidance.preprocess import Preprocess
 from ..core import ConductorError
 from .autograd import DifferentiableCall
 from .prompts import PromptReader, tokenizer_folders
+
+logger = logging.getLogger(__name__)
+_warned: WeakSet[Any] = WeakSet()
 
 
 class MetricEncoder:
@@ -113,14 +118,28 @@ class RunEncoder(Protocol):
 
 def open_encoder(source: Any, input_name: str) -> RunEncoder:
     """Open a CLIP_VISION or METRIC_ENCODER for a run. Raises ConductorError for anything else."""
-    if isinstance(source, MetricEncoder):
-        return _OwnEncoder(source)
-    if hasattr(source, "model") and hasattr(source, "patcher") and hasattr(source, "image_mean"):
-        return _CoreEncoder(source)
+    own = isinstance(source, MetricEncoder)
+    if own or (hasattr(source, "model") and hasattr(source, "patcher") and hasattr(source, "image_mean")):
+        _warn_of_clip_as_dino(source, input_name)
+        return _OwnEncoder(source) if own else _CoreEncoder(source)
     raise ConductorError(
         f"{input_name}: {type(source).__name__} is not an image encoder. Connect Load CLIP Vision or Metric Encoder "
         "Loader."
     )
+
+
+def _warn_of_clip_as_dino(source: Any, input_name: str) -> None:
+    """Once for an encoder, which is opened several times in a run."""
+    if isinstance(source, MetricEncoder):
+        clip = source.encoder.captioned
+    else:
+        clip = isinstance(source.model, comfy.clip_model.CLIPVisionModelProjection)
+    if clip and input_name == "dino_encoder" and source not in _warned:
+        _warned.add(source)
+        logger.warning(
+            f"LoRA Conductor: {input_name}: this is a CLIP-type encoder. Subjects are compared better by a DINO-type "
+            "one; CLIP-type encoders are for clip_encoder."
+        )
 
 
 class _OwnEncoder:
