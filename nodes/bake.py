@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.baking.bake import BakeSettings, bake_to_file
+from ..host.core.printable import printable
 from .inputs.sockets import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -92,6 +93,7 @@ class BakeFusedLoRA(io.ComfyNode):
         file, report = bake_to_file(
             model, clip, samples, settings, filename_prefix, hidden.prompt, hidden.extra_pnginfo
         )
+        report = printable(report)
         return io.NodeOutput(file.name or str(file.path), report, ui={"text": [report]})
 
 

@@ -19,6 +19,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..core.errors import ConductorError
+from ..core.printable import printable
 from ..vision.vae import check_latent_shape
 from .memory import announcing
 from .plan import GuidancePlan
@@ -54,7 +55,7 @@ def sample(
         model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
     )
     report = reports[0] if reports else {"version": 1, "guided": False}
-    return latent, json.dumps(report, allow_nan=False)
+    return latent, json.dumps(printable(report), allow_nan=False)
 
 
 def guide(model: Any, plan: GuidancePlan, reports: MutableSequence[dict[str, Any]]) -> Any:
@@ -126,7 +127,7 @@ def last_report(model: Any) -> str:
             "model: no guided run of this model is known. Connect the model from Metric Guidance, and the latent of a "
             "sampler that used it."
         )
-    return json.dumps(reports[-1], allow_nan=False)
+    return json.dumps(printable(reports[-1]), allow_nan=False)
 
 
 def guided_guider(guider: Any, plan: GuidancePlan) -> Any:

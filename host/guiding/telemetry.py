@@ -11,7 +11,7 @@ import comfy.model_management
 import psutil
 import torch
 
-from ..core.page import ids_of_prompt, page_of_prompt
+from ..core.page import ids_of_prompt, page_of_prompt, send
 
 EVENT = "lora_conductor.guidance"
 INTERVAL = 0.25  # seconds between messages
@@ -56,7 +56,7 @@ class StepEvents:
         if self._sent == 0:
             message |= self._header
         self._sent = len(self._evaluations)
-        server.send_sync(EVENT, message, client)
+        send(server, EVENT, message, client)
 
 
 MIB = 2**20
