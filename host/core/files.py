@@ -6,6 +6,7 @@ Core checks the values of menus, but not what is linked to them; and how far it 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,10 @@ def refuse_unusable_prefix(prefix: Any) -> None:
 
 def within(folder: str | Path, path: str | Path) -> bool:
     """Whether a path lies in a folder once all links are followed."""
-    folder, path = os.path.realpath(folder), os.path.realpath(path)
     try:
+        folder, path = os.path.realpath(folder), os.path.realpath(path)
         return os.path.commonpath((folder, path)) == folder
-    except ValueError:  # other drives
+    except ValueError:  # other drives, or characters that no path can have
         return False
 
 
@@ -90,6 +91,8 @@ def _refuse_other_than_names(name: Any, where: str) -> None:
         raise ConductorError(f"{where} a name is expected, got {type(name).__name__}. Pick a file, or link a text.")
     if not name or len(name) > MOST_OF_A_NAME or "\0" in name:
         raise ConductorError(f"{where} {name[:80]!r} is no name of a file. Pick another one.")
+    if re.search("[\ud800-\udfff]", name):  # on Linux, bytes that are no UTF-8; no library opens such a file
+        raise ConductorError(f"{where} '{name}' holds characters that are no text. Rename the file.")
 
 
 def _leads_out(name: str) -> bool:

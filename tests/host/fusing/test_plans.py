@@ -154,7 +154,7 @@ BAD_SETTINGS = {
     "policy has 'sparkle', which is no setting": {"policy": {"policy": "ties", "sparkle": 1}, "calls": []},
     "policy.density must be a number": {"policy": {"policy": "ties", "density": []}, "calls": []},
     "policy: density must lie in": {"policy": {"policy": "ties", "density": 7.0}, "calls": []},
-    "policy.seed must be a whole number": {"policy": {"policy": "dare", "seed": 2**70}, "calls": []},
+    "policy.seed must be a whole number": {"policy": {"policy": "dare", "seed": 2**63}, "calls": []},
 }
 
 
