@@ -66,7 +66,7 @@ def test_a_prefix_that_cannot_be_is_refused_and_the_server_goes_on(server: Comfy
     assert "SaveRoutingPlan" in (text := refused(server, graph)) and "filename_prefix: " in text
 
 
-LINKED = ["../../secret.json [input]", SURROGATE, "a\0b", ""]
+LINKED = ["../secret.json [input]", SURROGATE, "a\0b", ""]
 
 
 @pytest.mark.parametrize("name", LINKED)
