@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 MOST_OF_A_NUMBER = 1e9
-MOST_OF_A_TEXT = 4096  # characters
+MOST_OF_A_TEXT, MOST_OF_A_MESSAGE = 4096, 500  # characters
 DEPTH, ENTRIES = 8, 1000  # of settings and the like
 
 
 class PlanError(ValueError):
     """A plan cannot be read, or does not fit what it is used on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= MOST_OF_A_MESSAGE else f"{text[:MOST_OF_A_MESSAGE]}...")
 
 
 def shown(value: Any) -> str:

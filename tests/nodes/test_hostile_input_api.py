@@ -66,20 +66,39 @@ def test_a_prefix_that_cannot_be_is_refused_and_the_server_goes_on(server: Comfy
     assert "SaveRoutingPlan" in (text := refused(server, graph)) and "filename_prefix: " in text
 
 
-LINKED = ["../secret.json [input]", SURROGATE, "a\0b", ""]
+LINKED = {
+    "../secret.json [input]": r"file: routing plan '\.\./secret\.json' lies outside of",
+    SURROGATE: r"routing plan '\\ud800' holds characters that are no text",
+    "a\0b": r"is no name of a file",
+    "": r"is no name of a file",
+    7: r"file: routing plan a name is expected, got int",
+}
+
+
+def given(value: Any) -> dict[str, Any]:
+    """A value on an output of any type, which core does not compare with a menu."""
+    kind = "PrimitiveInt" if isinstance(value, int) else "PrimitiveString"
+    switch = node("ComfySwitchNode", switch=False, on_false=["value", 0], on_true=["value", 0])
+    return {"value": node(kind, value=value), "any": switch}
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_names_that_are_linked_are_checked_as_those_of_menus(server: ComfyServer, name: str) -> None:
+def test_names_that_are_linked_are_checked_as_those_of_menus(server: ComfyServer, name: Any) -> None:
     (server.base_dir / "secret.json").write_text(json.dumps(plain()))
-    linked = {"text": node("PrimitiveString", value=name)}
-    assert "LoadRoutingPlan" in refused(server, routed(["text", 0]) | linked)
-    graph = world(dual=loader(), **sampled("a", "dual")) | linked
-    graph["dual"]["inputs"]["subject_lora"] = ["text", 0]
-    assert "DualLoRADynamicLoader" in refused(server, graph)
-    encoder = node("MetricEncoderLoader", encoder_name=["text", 0], library="auto", model_name="")
-    shown = node("PreviewAny", source=["encoder", 0])
-    assert "MetricEncoderLoader" in refused(server, {**linked, "encoder": encoder, "shown": shown})
+    text = refused(server, routed(["any", 0]) | given(name))
+    assert re.search(f"LoadRoutingPlan.*ConductorError: .*{LINKED[name]}", text), text
+    graph = world(dual=loader(), **sampled("a", "dual")) | given(name)
+    graph["dual"]["inputs"]["subject_lora"] = ["any", 0]
+    assert re.search("DualLoRADynamicLoader.*ConductorError: subject LoRA ", text := refused(server, graph)), text
+    encoder = node("MetricEncoderLoader", encoder_name=["any", 0], library="auto", model_name="")
+    text = refused(server, {**given(name), "encoder": encoder, "shown": node("PreviewAny", source=["encoder", 0])})
+    assert re.search("MetricEncoderLoader.*ConductorError: encoder_name: ", text), text
+
+
+def test_what_comes_by_the_plan_s_socket_must_be_a_plan(server: ComfyServer) -> None:
+    graph = routed("none") | given("{}")
+    graph["routed"]["inputs"]["plan"] = ["any", 0]
+    assert "ConductorError: plan: a str is no routing plan" in refused(server, graph)
 
 
 def test_a_lora_whose_name_no_encoding_knows_is_refused(server: ComfyServer) -> None:
