@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.baking.bake import BakeSettings, bake_to_file
+from ..host.core.chosen import chosen
 from ..host.core.printable import printable
 from .inputs.sockets import CATEGORY
 
@@ -87,7 +88,8 @@ class BakeFusedLoRA(io.ComfyNode):
     def execute(
         cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
     ) -> io.NodeOutput:
-        settings = BakeSettings(step - 1 if steps == ONE_STEP else None, rank, DTYPES[dtype])
+        one = chosen(steps, (AVERAGE, ONE_STEP), "steps") == ONE_STEP
+        settings = BakeSettings(step - 1 if one else None, rank, DTYPES[chosen(dtype, DTYPES, "dtype")])
         samples = latent["samples"] if latent is not None else None
         hidden = cls.hidden
         file, report = bake_to_file(

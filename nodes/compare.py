@@ -11,6 +11,7 @@ from ..host.comparing.axes import Axis, axis
 from ..host.comparing.grid import best_of, compare
 from ..host.comparing.picture import comparison_picture
 from ..host.comparing.score import Judge
+from ..host.core.chosen import chosen
 from .inputs.guidance import encoder_inputs
 from .inputs.router import policy_input, settings_inputs
 from .inputs.sampling import sampling_inputs
@@ -117,7 +118,7 @@ def _axis(field: str, name: str, values_field: str, values: str, own: dict[str, 
     """What a side of the grid shows; ``own`` are the lists that the node has inputs for, used where none is written."""
     if name in own and not values.strip():
         values_field, values = own[name]
-    return axis(field, values, values_field, comparable()[name])
+    return axis(field, values, values_field, comparable()[chosen(name, comparable(), field)])
 
 
 def _judging_inputs() -> list[io.Input]:

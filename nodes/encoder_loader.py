@@ -6,6 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..guidance.encoders.file import FEATURES, LIBRARIES
+from ..host.core.chosen import chosen
 from ..host.core.files import model_path
 from ..host.vision.encoders import load_metric_encoder
 from .inputs.sockets import CATEGORY, MetricEncoderType
@@ -70,6 +71,8 @@ class MetricEncoderLoader(io.ComfyNode):
     def execute(
         cls, encoder_name: str, library: str = "auto", model_name: str = "", features: str = "embedding"
     ) -> io.NodeOutput:
+        chosen(library, ["auto", *LIBRARIES], "library")
+        chosen(features, FEATURES, "features")
         path = model_path("clip_vision", encoder_name, "encoder_name:")
         return io.NodeOutput(load_metric_encoder(path, library, model_name.strip(), features))
 

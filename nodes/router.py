@@ -7,6 +7,8 @@ from comfy_api.latest import io
 from ..fusion.policies import Policy, SSRMerge
 from ..fusion.routing.refinement import Refinement
 from ..fusion.routing.settings import NAMED, SETTINGS, with_settings
+from ..host.core.chosen import chosen
+from ..host.core.errors import ConductorError
 from ..host.fusing.attach import set_policy, show_on
 from ..host.fusing.calibration import calibrated_by_prompts
 from ..host.fusing.plans import replaying
@@ -73,12 +75,16 @@ class KLLayerRouter(io.ComfyNode):
     ) -> io.NodeOutput:
         if plan is not None:
             return cls._shown(replaying(model, plan))
-        chosen: Policy
-        if policy == SSRMerge.name:
-            chosen = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
+        fusing: Policy
+        if chosen(policy, CHOICES, "policy") == SSRMerge.name:
+            fusing = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
         else:
-            chosen = NAMED[policy]
-        return cls._shown(set_policy(model, *with_settings(chosen, Refinement(), settings)))
+            fusing = NAMED[policy]
+        try:
+            changed = with_settings(fusing, Refinement(), settings)
+        except ValueError as error:
+            raise ConductorError(f"{error}. Change it in KLLayerRouter.") from error
+        return cls._shown(set_policy(model, *changed))
 
     @classmethod
     def _shown(cls, model) -> io.NodeOutput:

@@ -123,3 +123,14 @@ def test_reports_quote_keys_that_no_encoding_knows(server: ComfyServer) -> None:
         assert text.count("lora_\\\\ud800\\\\x1b[2J") == 2
     finally:
         (folder / "odd.pt").unlink()
+
+
+MENUS = {"policy": "best", "granularity": "atom", "score": 7}
+
+
+@pytest.mark.parametrize("menu", MENUS)
+def test_values_that_are_linked_to_a_menu_are_on_it(server: ComfyServer, menu: str) -> None:
+    graph = world(dual=loader(), routed=router("kl_soft"), **sampled("a", "routed")) | given(MENUS[menu])
+    graph["routed"]["inputs"][menu] = ["any", 0]
+    text = refused(server, graph)
+    assert re.search(f"KLLayerRouter.*ConductorError: {menu}(:| must be one of) ", text), text
