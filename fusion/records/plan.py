@@ -300,8 +300,10 @@ def _tensors(flat: list[Any], shapes: dict[tuple[int, int], tuple[int, int, int]
             for (i, j), size in zip(shapes, sizes, strict=True)
             for value in islice(rest, size)
         ]
-    parts = torch.tensor(flat, dtype=torch.float32).split(sizes)
-    return [part.reshape(shape) for part, shape in zip(parts, shapes.values(), strict=True)]
+    values = torch.tensor(flat, dtype=torch.float32)
+    if len(set(shapes.values())) == 1:  # as nearly always: one step instead of thousands
+        return list(values.reshape(len(shapes), *next(iter(shapes.values()))).unbind())
+    return [part.reshape(shape) for part, shape in zip(values.split(sizes), shapes.values(), strict=True)]
 
 
 def _all_bounded(weights: Iterable[Weight]) -> bool:
