@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint format house bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
+.PHONY: help setup demo check test lint format house fuzz bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ format: setup ## rewrite the files in the agreed format
 
 house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' docstrings
 	@$(PYTHON) tools/house_table.py $(ARGS)
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: setup ## parsers of ours on 100,000 inputs each that were made worse; ARGS="--cases N --seed N plans"
+	@$(RUN)/python tools/fuzz.py $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python -m benchmarks.speed $(ARGS)

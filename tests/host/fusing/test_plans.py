@@ -1,22 +1,21 @@
 """Plans and frozen runs on real models: the same picture again, and the rest of a run at core's own speed."""
 
+import json
+import re
+from pathlib import Path
+
+import folder_paths
 import pytest
 import torch
 
-from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSoft, Paper, StepContext, Sum
-from lora_conductor.fusion.records import loads
-from lora_conductor.fusion.routing import Refinement
-from lora_conductor.host.core import ConductorError
-from lora_conductor.host.fusing import (
-    attachment_of,
-    fused,
-    plan_of_latent,
-    read_plan,
-    record_of_latent,
-    replaying,
-    set_policy,
-    write_plan,
-)
+from lora_conductor.fusion.policies import RECOMMENDED, TIES, Chance, Composite, KLSoft, Paper, StepContext, Sum, Switch
+from lora_conductor.fusion.records.plan import Plan, PlannedCall, loads
+from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.fusing import fused
+from lora_conductor.host.fusing.attach import attachment_of, set_policy
+from lora_conductor.host.fusing.plans import plan_of_latent, read_plan, replaying, write_plan
+from lora_conductor.host.fusing.results import record_of_latent
 
 from .. import adapter_files, tiny
 from .test_fusion_invariance import assert_untouched, snapshot
@@ -87,19 +86,92 @@ def test_plan_files(setting):
     assert first != second
     name = f"routing_plans/{first.rpartition('/')[2]} [output]"
     assert read_plan(name).digest == plan.digest
-    with pytest.raises(ConductorError, match=r"filename_prefix(.|\n)*Choose another"):
+    with pytest.raises(ConductorError, match=r"filename_prefix.*cannot be used .*Name a file below"):
         write_plan(plan, "../../elsewhere/x")
     with pytest.raises(ConductorError, match=r"cannot be opened.*Pick another"):
         read_plan("no such plan.json [output]")
 
 
-def test_a_plan_of_other_loras_is_refused_before_the_first_step(setting, tmp_path):
-    model = set_policy(setting[1], KLSoft())
+@pytest.mark.parametrize("policy", [KLSoft(), TIES(), Switch()], ids=lambda p: p.name)
+def test_a_plan_of_other_loras_is_refused_by_the_node_it_comes_to(setting, policy, tmp_path):
+    model = set_policy(setting[1], policy)
     plan = plan_of_latent(model, tiny.sample(model, **KW))
     shapes = tiny.layer_shapes(setting[0])
     other = tiny.make_lora(tmp_path / "other.safetensors", shapes, seed=9)
     with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject\.s.*carries subject 'other\.s"):
-        tiny.sample(replaying(fused(setting[0], other, other), plan), **KW)
+        replaying(fused(setting[0], other, other), plan)
+    early = replaying(setting[0], plan)  # before any loader
+    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject\.s.*carries subject 'other\.s"):
+        fused(early, other, other)
+
+
+@pytest.mark.parametrize("policy", [KLSoft(), TIES()], ids=lambda p: p.name)
+def test_a_plan_may_come_before_between_and_after_its_loaders(setting, policy, tmp_path):
+    model = set_policy(setting[1], policy)
+    made = tiny.sample(model, **KW)
+    plan = plan_of_latent(model, made)
+    shapes = tiny.layer_shapes(setting[0])
+    for place in range(3):
+        model = setting[0]
+        for i, (role, seed) in enumerate((("subject", 1), ("style", 2))):
+            model = replaying(model, plan) if i == place else model
+            path = tiny.make_lora(tmp_path / f"{role}.safetensors", shapes, seed=seed, size=0.2)
+            model = fused(model, **{role: (path, 0.8)})
+        model = replaying(model, plan) if place == 2 else model
+        assert torch.equal(tiny.sample(model, **KW), made)
+
+
+def changed(plan, **changes):
+    return loads(json.dumps(json.loads(plan.dumps()) | changes))
+
+
+def test_what_does_not_fit_the_model_is_refused_before_anything_samples(setting):
+    model = set_policy(setting[1], Paper())
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    with pytest.raises(ConductorError, match=r"plan: it decides 1 layers that both LoRAs do not have.*'renamed'"):
+        replaying(setting[1], changed(plan, layers=["renamed", *plan.layers[1:]]))
+    three = [[[1.0, 0.0, 1.0]]]
+    calls = [{"step": 0, "condition": "positive.0", "evaluation": 0, "weights": [[three, three]] * len(plan.layers)}]
+    with pytest.raises(ConductorError, match=r"for 3 heads, which do not divide the layer's"):
+        replaying(setting[1], changed(plan, calls=calls))
+    with pytest.raises(ConductorError, match=r"plan: a dict is no routing plan"):
+        replaying(setting[1], {"format": "x"})
+
+
+BAD_SETTINGS = {
+    "refinement has 'sparkle', which is no setting": {"refinement": {"sparkle": 1}},
+    "refinement.floor must be a number": {"refinement": {"floor": "a"}},
+    "refinement: floor must lie between 0.0 and 1.0": {"refinement": {"floor": 7}},
+    "refinement.freeze_after must be a whole number": {"refinement": {"freeze_after": 1.5}},
+    "refinement: score must be one of": {"refinement": {"score": "taste"}},
+    "refinement.follow_cond must be true or false": {"refinement": {"follow_cond": "yes"}},
+    "policy.policy is missing": {"policy": {}},
+    "policy.emphasis must be a number": {"policy": {"policy": "balanced", "emphasis": "loud"}},
+    "frozen says what the rest of the run got, but": {"frozen": [[1.0, 0.0], [1.0, 0.0]]},
+    "it was made with 'solo', which has nothing to repeat": {"policy": {"policy": "solo"}, "calls": []},
+    "policy has 'sparkle', which is no setting": {"policy": {"policy": "ties", "sparkle": 1}, "calls": []},
+    "policy.density must be a number": {"policy": {"policy": "ties", "density": []}, "calls": []},
+    "policy: density must lie in": {"policy": {"policy": "ties", "density": 7.0}, "calls": []},
+    "policy.seed must be a whole number": {"policy": {"policy": "dare", "seed": 2**63}, "calls": []},
+}
+
+
+@pytest.mark.parametrize("message", BAD_SETTINGS)
+def test_settings_that_cannot_be_had_are_refused_by_their_path(message, tmp_path):
+    call = PlannedCall(0, "positive.0", 0, ((1.0, 0.0), (1.0, 0.0)))
+    made = Plan((), {"policy": "kl_soft"}, {}, (1.0, 0.0), ("a", "b"), (call,))
+    folder = Path(folder_paths.get_input_directory())
+    (folder / "bad_settings.json").write_text(json.dumps(json.loads(made.dumps()) | BAD_SETTINGS[message]))
+    with pytest.raises(ConductorError, match=re.escape(message)):
+        read_plan("bad_settings.json [input]")
+
+
+def test_a_longer_run_than_was_frozen_is_replayed(setting):
+    model = set_policy(setting[1], KLSoft(), Refinement(freeze_after=6))
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    assert plan.frozen is None
+    longer = tiny.sample(replaying(setting[1], plan), **KW | {"steps": 8})
+    assert bool(longer.isfinite().all())
 
 
 def test_grouping_attention_matters_where_projections_are_apart(setting):
