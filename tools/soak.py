@@ -3,8 +3,8 @@
     soak.py                        two servers, 300 prompts each
     soak.py --servers 1 --prompts 20 --only full_disk --only interrupted
 
-Every prompt is drawn at random (seeded): policies, settings, LoRAs, sizes, guidance, and what can go wrong in the middle.
-After each a reference is sampled, whose latents must be the first one's bit for bit, and the server's resident memory,
+Every prompt is drawn at random (seeded): policies, settings, LoRAs, sizes, guidance, and what can go wrong on the way.
+After each, a reference is sampled, whose latents must be the first one's bit for bit, and the server's resident memory,
 threads and open handles are read. Writes output/soak.json; exits with 1 when the verdict is bad.
 """
 
@@ -109,7 +109,7 @@ class Soak:
             raise ValueError(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
         self.kinds = {kind: weight for kind, (_, weight) in KINDS.items() if not only or kind in only}
 
-    def run(self, prompts: int, say: Callable[[str], None]) -> Figures:
+    def run(self, prompts: int, say: Callable[..., None]) -> Figures:
         """The first reference, then so many random prompts with a reference after each."""
         self.reference("the start")
         for number in range(prompts):
