@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -14,11 +13,11 @@ import comfy.sampler_helpers
 from ...guidance.corrections import X0Correction
 from ...guidance.paper import PaperCorrection
 from ...guidance.views import Views
+from ..core.log import logger
 from ..vision.decoders import DecoderLadder
 from ..vision.encoders import RunEncoder
 from ..vision.vae import Decoder
 
-logger = logging.getLogger(__name__)
 # Activations of a vision transformer for one picture, in units of its weights: about 0.4 for ViT-L/14 at 224 pixels
 # and 0.9 for ViT-S/16, from tokens * 20 * width floats a layer.
 ENCODER_ACTIVATIONS = 1.0
