@@ -1,7 +1,7 @@
 """What a published version holds: tracked files less those of .comfyignore, as ``comfy node pack`` packs them.
 
-    archive.py                    the list with sizes, and the size of the zip
-    archive.py --zip node.zip     writes the zip too
+archive.py                    the list with sizes, and the size of the zip
+archive.py --zip node.zip     writes the zip too
 """
 
 from __future__ import annotations

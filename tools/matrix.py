@@ -1,7 +1,7 @@
 """Every supported ComfyUI x every mode of memory that starts here, through a real server: ``make test-matrix``.
 
     matrix.py                               all of it, into docs/compatibility.md
-    matrix.py --host 0.16.3 --mode default  one cell, printed
+    matrix.py --host 0.16.3 --mode default  one cell anew, the others as they were measured before (output/matrix.json)
     matrix.py --full                        the host tests besides, by COMFYUI_VERSION; hours
 
 A cell starts the server in that mode and queues one workflow of the small world: loader, router, report, guiding, plan,
@@ -11,19 +11,20 @@ bake, and ComfyUI's own two loaders beside `sum`; then the saved plan is replaye
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap_host import DISTRIBUTIONS, HostError, bring_host
 from comfy_server import ComfyServer, ServerError, WorkflowError
 from host_base import make_base
-from repo_paths import REPO
+from repo_paths import OUTPUT, REPO
 from world_workflows import smoke, workflows
 
 PAGE = REPO / "docs" / "compatibility.md"
@@ -48,6 +49,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "highvram": ("--highvram",),
 }
 HOST_TESTS = "tests/host"
+MEASURED = OUTPUT / "matrix.json"
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ def _last_words(log: str) -> str:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Modes down, versions across, as Markdown; then the reasons of what did not pass."""
-    hosts, modes = (list(dict.fromkeys(getattr(cell, side) for cell in cells)) for side in ("host", "mode"))
+    """Modes down, versions across, as Markdown; then the reasons of what did not pass. Empty: not measured."""
+    seen = {side: {getattr(cell, side) for cell in cells} for side in ("host", "mode")}
+    hosts = [*(h for h in DISTRIBUTIONS if h in seen["host"]), *sorted(seen["host"] - set(DISTRIBUTIONS))]
+    modes = [mode for mode in MODES if mode in seen["mode"]]
     found = {(cell.host, cell.mode): cell for cell in cells}
     rows = [f"| mode | started with | {' | '.join(hosts)} |", "|" + " --- |" * (len(hosts) + 2)]
     for mode in modes:
@@ -178,25 +182,33 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="the host tests of each version besides")
     options = parser.parse_args()
     hosts, modes = options.host or list(DISTRIBUTIONS), options.mode or list(MODES)
-    cells, failed = [], False
-    lines = []
+    lines, failed = [], False
+    cells = _measured_before() if options.host or options.mode else {}
     try:
-        for host in hosts:
-            for mode in modes:
-                cells.append(cell := measure(host, mode))
+        for mode in modes:
+            for host in hosts:
+                cell = cells[host, mode] = measure(host, mode)
+                failed |= cell.state == "failed"
                 print(f"{host:8} {mode:22} {cell.state} {cell.reason or cell.text}", flush=True)
-            if options.full:
-                lines.append(f"- `COMFYUI_VERSION={host} pytest {HOST_TESTS}`: {host_tests(host)}")
-                print(lines[-1], flush=True)
-                failed |= "FAILED" in lines[-1]
+                MEASURED.parent.mkdir(exist_ok=True)
+                MEASURED.write_text(json.dumps([asdict(cell) for cell in cells.values()], indent=1), encoding="utf-8")
+        for host in hosts if options.full else ():
+            lines.append(f"- `COMFYUI_VERSION={host} pytest {HOST_TESTS}`: {host_tests(host)}")
+            print(lines[-1], flush=True)
+            failed |= "FAILED" in lines[-1]
     except HostError as error:
         sys.exit(f"error: {error}")
-    failed |= any(cell.state == "failed" for cell in cells)
-    if not (options.host or options.mode):
-        rows = "\n\n".join(part for part in (table(cells), "\n".join(lines)) if part)
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
-        print(f"{len(cells)} cells: {PAGE}")
+    rows = "\n\n".join(part for part in (table(list(cells.values())), "\n".join(lines)) if part)
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    print(f"{len(cells)} cells: {PAGE}")
     return 1 if failed else 0
+
+
+def _measured_before() -> dict[tuple[str, str], Cell]:
+    if not MEASURED.exists():
+        return {}
+    cells = (Cell(**cell) for cell in json.loads(MEASURED.read_text(encoding="utf-8")))
+    return {(cell.host, cell.mode): cell for cell in cells}
 
 
 if __name__ == "__main__":

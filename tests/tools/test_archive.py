@@ -28,15 +28,27 @@ def files() -> list[str]:
 def test_nothing_of_the_workshop(files: list[str]) -> None:
     rooms = {name.split("/")[0] for name in files}
     assert not rooms & {"tests", "tools", "benchmarks", "docs", ".github", ".ci", "Makefile", "requirements-dev.txt"}
-    assert {name.rpartition(".")[2] for name in files} <= {"py", "js", "css", "json", "md", "jpg", "toml", "txt", "LICENSE"}
+    assert {name.rpartition(".")[2] for name in files} <= {
+        "py",
+        "js",
+        "css",
+        "json",
+        "md",
+        "jpg",
+        "png",
+        "toml",
+        "txt",
+        "LICENSE",
+    }
 
 
 def test_all_that_is_shipped(files: list[str]) -> None:
     needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "requirements.txt", "SECURITY.md"}
     for room in ("fusion", "guidance", "host", "nodes", "web", "locales", "example_workflows", "subgraphs"):
-        tracked = subprocess.run(["git", "ls-files", room], cwd=REPO, capture_output=True, text=True, check=True)
-        assert tracked.stdout.split()
-        needed |= set(tracked.stdout.split())
+        tracked = subprocess.run(["git", "ls-files", "-z", room], cwd=REPO, capture_output=True, text=True, check=True)
+        names = {name for name in tracked.stdout.split("\0") if name}
+        assert names
+        needed |= names
     assert needed <= set(files)
 
 
@@ -46,7 +58,7 @@ def test_it_is_small(files: list[str], record_property) -> None:
     assert size < MOST
 
 
-def test_no_file_is_hidden_from_what_imports_it(files: list[str], tmp_path: Path) -> None:
+def test_no_file_is_hidden_from_what_imports_it(files: list[str]) -> None:
     """Every relative import of a packed file finds its file in the pack."""
     have = set(files)
     for name in (name for name in files if name.endswith(".py")):
