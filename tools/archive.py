@@ -52,12 +52,16 @@ def _git(root: Path, *arguments: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zip", type=Path, help="write the archive here")
+    parser.add_argument("--names", action="store_true", help="nothing but names")
     parser.add_argument("--rooms", action="store_true", help="one line a folder instead of a file")
     options = parser.parse_args()
     try:
         files = archived()
     except ArchiveError as error:
         sys.exit(f"error: {error}")
+    if options.names:
+        print(*(file.as_posix() for file in files), sep="\n")
+        return
     sizes: dict[str, int] = {}
     for file in files:
         name = f"{file.parts[0]}/" if options.rooms and len(file.parts) > 1 else file.as_posix()
