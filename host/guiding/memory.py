@@ -49,8 +49,8 @@ def announcing(extra: float) -> Callable[..., Any]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether core takes this for lack of device memory."""
-    if is_oom := getattr(comfy.model_management, "is_oom", None):  # newer than 0.16.3
-        return bool(is_oom(error))
+    if hasattr(comfy.model_management, "is_oom"):
+        return bool(comfy.model_management.is_oom(error))
     kind = comfy.model_management.OOM_EXCEPTION
     return kind is not Exception and isinstance(error, kind)
 
