@@ -96,7 +96,7 @@ def test_the_quick_check_has_a_part_of_every_room_of_host() -> None:
     assert rooms == {file.split("/")[2] for file, *_ in chosen}
 
 
-@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"])
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/trust.md"])
 def test_what_the_pages_name_exists(page: str) -> None:
     """Files, rooms, tests and targets of make."""
     text = (REPO / page).read_text(encoding="utf-8")
