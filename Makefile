@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint format house fuzz bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,15 @@ check: lint ## before every commit, two minutes: lint, all of fusion and guidanc
 test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests, against the real ComfyUI; one process a core
 	@$(RUN)/pytest -n auto --dist loadfile $(ARGS)
+
+test-matrix: setup ## every supported ComfyUI x modes of memory, into docs/compatibility.md; ARGS=--full: the host tests too
+	@$(RUN)/python tools/matrix.py $(ARGS)
+
+soak: setup ## random prompts and injected failures on two servers, a clean reference after each; ARGS="--prompts 60"
+	@$(RUN)/python tools/soak.py $(ARGS)
+
+contract: setup ## what was appended to nodes, into tests/fixtures/contract.json
+	@$(RUN)/python tools/contract.py $(ARGS)
 
 lint: setup ## style, types, import arrows
 	@$(RUN)/ruff check .

@@ -3,6 +3,7 @@
 from .chosen import chosen
 from .errors import ConductorError
 from .files import annotated_path, model_path
+from .log import logger
 from .modules import find_module, geometry_of, head_width, weight_reader
 from .page import ids_of_prompt, page_of_prompt, send
 from .printable import printable
@@ -25,6 +26,7 @@ __all__ = [
     "head_width",
     "ids_of_prompt",
     "listed",
+    "logger",
     "model_path",
     "pack_version",
     "page_of_prompt",

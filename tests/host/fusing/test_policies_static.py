@@ -189,4 +189,5 @@ def test_a_layer_that_cannot_be_merged_keeps_cores_sum_and_is_named(tmp_path, ca
     layer.read_weight = None
     unread = set_policy(loaded, TIES())
     assert "ties leaves a layer as the plain sum" in caplog.text and prefix in caplog.text
+    assert {record.name for record in caplog.records if "plain sum" in record.message} == {"lora_conductor"}
     assert torch.equal(tiny.sample(unread), stacked)
