@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.baking.bake import BakeSettings, bake_to_file
+from ..host.fusing.results import Origin
 from .inputs.sockets import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -27,7 +28,7 @@ class BakeFusedLoRA(io.ComfyNode):
             ),
             search_aliases=["save lora", "merge loras", "export lora", "extract lora", "combine loras"],
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model with the LoRAs, the same that the sampler used."),
                 io.Combo.Input(
@@ -86,9 +87,10 @@ class BakeFusedLoRA(io.ComfyNode):
     def execute(
         cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
     ) -> io.NodeOutput:
-        settings = BakeSettings(step - 1 if steps == ONE_STEP else None, rank, DTYPES[dtype])
-        samples = latent["samples"] if latent is not None else None
         hidden = cls.hidden
+        origin = Origin(hidden.prompt, hidden.unique_id)
+        settings = BakeSettings(step - 1 if steps == ONE_STEP else None, rank, DTYPES[dtype], origin)
+        samples = latent["samples"] if latent is not None else None
         file, report = bake_to_file(
             model, clip, samples, settings, filename_prefix, hidden.prompt, hidden.extra_pnginfo
         )

@@ -7,7 +7,7 @@ import json
 from comfy_api.latest import io
 
 from ..host.fusing.report import run_report
-from ..host.fusing.results import record_of_latent
+from ..host.fusing.results import Origin, record_or_reason
 from ..host.maps.picture import routing_picture
 from .inputs.sockets import CATEGORY
 
@@ -42,9 +42,10 @@ class RoutingReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
-        record = record_of_latent(model, latent["samples"])
+        origin = Origin(cls.hidden.prompt, cls.hidden.unique_id)
+        record, missing = record_or_reason(model, latent["samples"], origin)
         plain = record.to_json()
-        text = run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id)
+        text = missing or run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id)
         picture = routing_picture(record)
         return io.NodeOutput(latent, json.dumps(plain), text, picture, ui={"routing": [plain], "text": [text]})
 

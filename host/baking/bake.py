@@ -20,7 +20,7 @@ from ..core.errors import ConductorError
 from ..core.progress import Progress
 from ..core.words import listed
 from ..fusing.attach import attachment_of
-from ..fusing.results import record_of_latent
+from ..fusing.results import Origin, record_of_latent
 from ..fusing.spec import FusionSpec
 from ..loras.on_model import LoraOnModel, loras_on
 from ..loras.targets import Target
@@ -37,11 +37,13 @@ class BakeSettings:
         step: index from 0 of the run's step whose weights are taken, or None for the mean over its steps.
         rank: the most a weight may have; 0 for as much as it needs.
         dtype: of the file.
+        origin: where the latent comes from, in a workflow.
     """
 
     step: int | None = None
     rank: int = 0
     dtype: torch.dtype = torch.float32
+    origin: Origin | None = None
 
 
 def bake(
@@ -70,7 +72,7 @@ def bake(
         raise ConductorError(
             "model: it carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
         )
-    record = _record(model, spec, samples)
+    record = _record(model, spec, samples, settings.origin)
     sources = [model_source(model, record, settings.step)]
     if clip is not None:
         sources.append(text_source(clip))
@@ -86,7 +88,9 @@ def bake(
     return baked, record
 
 
-def _record(model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None) -> RoutingRecord | None:
+def _record(
+    model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None, origin: Origin | None
+) -> RoutingRecord | None:
     """The record of the run, where one is needed to know the weights."""
     if spec is None or not spec.has_both_roles or isinstance(spec.policy, StaticPolicy):
         return None
@@ -95,7 +99,7 @@ def _record(model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None
             f"latent: the policy '{spec.policy.name}' decides while sampling. Connect the latent that the sampler made "
             "with this model."
         )
-    return record_of_latent(model, samples)
+    return record_of_latent(model, samples, origin)
 
 
 def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:

@@ -16,8 +16,7 @@ from ...fusion.records.plan import Plan
 from ...fusion.routing.settings import NAMED, heeds, name_of, with_settings
 from ..core.errors import ConductorError
 from ..fusing.attach import attachment_of, set_policy
-from ..fusing.plans import plan_of_latent
-from ..fusing.results import live_of, record_of_latent
+from ..fusing.results import live_of, plan_of_latent, record_of_latent
 from .axes import Axis, Setting
 from .score import Judge
 

@@ -20,18 +20,15 @@ from torch import Tensor, nn
 from ...fusion.adapters.base_layer import BaseLayer
 from ...fusion.layers.layer import FusedLayer
 from ...fusion.policies import PassPolicy, StaticPolicy
-from ...fusion.records.plan import Plan
-from ...fusion.records.record import RoutingRecord
 from ...fusion.records.replay import Replay
 from ...fusion.routing.call import Call
 from ...fusion.routing.router import Router
 from ..core.errors import ConductorError
 from ..core.modules import find_module
 from ..maps.live import LiveMap
+from .kept import KeptRuns
 from .run import Run
 from .spec import FusionSpec, check_plan
-
-KEPT_RUNS = 8
 
 
 class _Forward(NamedTuple):
@@ -103,7 +100,7 @@ class _Site:
 
 
 class LiveFusion:
-    """The wrappers of one spec. Holds the open runs (sampling may nest) and the results of the last few.
+    """The wrappers of one spec. Holds the open runs (sampling may nest) and what is left of the last few.
 
     ``shown_on`` is the execution id of the node that shows the routing map, if one does.
     """
@@ -112,7 +109,7 @@ class LiveFusion:
         self.spec = spec
         self.shown_on = shown_on
         self._open: list[Run] = []
-        self._results: list[tuple[Tensor, RoutingRecord, Plan]] = []
+        self.kept = KeptRuns()
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
 
@@ -123,9 +120,7 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
-        # Guiders of other kinds than core's combine their passes in ways of their own; none of them is told apart.
-        cfg = float(getattr(guider, "cfg", 1.0))
-        run = Run(self.spec, self._router(cfg), tuple(sigmas.tolist()), guider)
+        run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider)
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
@@ -140,15 +135,15 @@ class LiveFusion:
         finally:
             self._open.remove(run)
             run.close()
-        kept = (samples.detach().cpu().clone(), *run.results())
+        record, plan = run.results()
         if live_map is not None:
-            live_map.finish(kept[1])
-        self._results = [*self._results[1 - KEPT_RUNS :], kept]
+            live_map.finish(record)
+        self.kept.add(samples, record, plan)
         return samples
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
-        run = self._open[-1] if self._open else Run(self.spec, self._router(), (float(t.max()), 0.0))
+        run = self._open[-1] if self._open else Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0))
         if run.is_patched(x):
             return executor(x, t, *args, **kwargs)
         # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
@@ -192,23 +187,6 @@ class LiveFusion:
             if site is None or site.layers != layers:
                 site = self._sites[model] = _Site(layers)
             return site
-
-    def results_of(self, samples: Tensor) -> tuple[RoutingRecord, Plan]:
-        """Record and plan of the run that made these samples.
-
-        Raises:
-            ConductorError: it is not one of the last few.
-        """
-        for made, record, plan in reversed(self._results):
-            if made.shape == samples.shape and torch.equal(made, samples.to(made)):
-                return record, plan
-        raise ConductorError(
-            "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is "
-            "scaled or changed; if the sampler was cached, change its seed and queue again."
-        )
-
-    def _router(self, cfg: float = 1.0) -> Router:
-        return Router(self.spec.rules, cfg if self.spec.emphasis != 1.0 else 1.0)
 
     def _check(self) -> None:
         spec = self.spec

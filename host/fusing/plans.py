@@ -7,7 +7,6 @@ from pathlib import Path
 
 import folder_paths
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ...fusion.policies import POLICIES
 from ...fusion.records.plan import Plan, PlanError, loads
@@ -15,22 +14,9 @@ from ...fusion.records.replay import Replay
 from ...fusion.routing.refinement import Refinement
 from ..core.errors import ConductorError
 from .attach import attachment_of, set_policy
-from .results import live_of
 from .spec import check_plan
 
 FOLDER = "routing_plans"
-
-
-def plan_of_latent(model: ModelPatcher, samples: Tensor) -> Plan:
-    """The plan of the run in which the model made these samples.
-
-    Raises:
-        ConductorError: the model carries no LoRAs of ours, or did not make the latent.
-    """
-    live, spec = live_of(model)
-    if live is None:
-        return Plan(**spec.header, sigmas=(), layers=(), calls=())
-    return live.results_of(samples)[1]
 
 
 def write_plan(plan: Plan, prefix: str) -> str:

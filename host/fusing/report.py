@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__ as comfyui_version
 
 from ...fusion.records.record import RoutingRecord
+from ..core.execution import sources
 from ..core.version import pack_version
 from ..core.words import listed
 from ..loras.choices import LoraChoice
@@ -147,15 +148,5 @@ def _cost(model: ModelPatcher, spec: FusionSpec, record: RoutingRecord) -> Itera
 
 def seeds_of(prompt: Mapping[str, Any], node: str | None) -> list[tuple[str, int]]:
     """(node type, seed) of all nodes that a node's latent comes from, nearest first."""
-    found: list[tuple[str, int]] = []
-    ways = [prompt.get(node or "", {}).get("inputs", {}).get("latent")]
-    seen: set[str] = set()
-    while ways:
-        source = ways.pop(0)
-        if not isinstance(source, list) or source[0] in seen or source[0] not in prompt:
-            continue
-        seen.add(source[0])
-        step = prompt[source[0]]
-        found += [(step["class_type"], step["inputs"][k]) for k in SEEDS if isinstance(step["inputs"].get(k), int)]
-        ways += step["inputs"].values()
-    return found
+    steps = [prompt[source] for source in sources(prompt, node, "latent")]
+    return [(s["class_type"], s["inputs"][k]) for s in steps for k in SEEDS if isinstance(s["inputs"].get(k), int)]

@@ -19,7 +19,8 @@ from ...fusion.records.record import RoutingRecord, record_of
 from ...fusion.records.replay import Replay
 from ...fusion.routing.call import Call
 from ...fusion.routing.router import Router
-from .freezing import Frozen, freeze, patchers_of
+from .freezing import Frozen, freeze
+from .guiders import cfg_of, is_steady, patchers_of
 from .spec import FusionSpec
 
 FOLLOWED, TEXT = "positive.0", "text"
@@ -88,6 +89,8 @@ class Run:
 
     def open_call(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Call:
         """A model call begins, with latents ``[batch, channels, ...]``."""
+        if self.spec.emphasis != 1.0:
+            self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
         return self.router.open_call(Batch(self._keys(transformer_options), FOLLOWED), tuple(x.shape[2:]))
 
     def open_text(self) -> Call:
@@ -144,7 +147,7 @@ class Run:
         if isinstance(self.spec.policy, PassPolicy | StaticPolicy):
             return
         weights = self._settled()
-        if self.router.tells_passes_apart:
+        if self.router.tells_passes_apart or not (is_steady(self.guider) or self.spec.emphasis == 1.0):
             self.router.fixed = weights
             self.frozen = Frozen((), self.step, weights)
         else:
