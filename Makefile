@@ -20,18 +20,18 @@ setup: ## virtual environment and ComfyUI
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup ## this subject in that style, by the real ComfyUI, into output/
-	@$(RUN)/python benchmarks/emoji/demo.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.demo $(ARGS)
 
 # A part of each of host's rooms; the one of guiding runs through a real server.
 SMOKE := tests/host/loras/test_lora_files.py tests/host/fusing/test_fusion_equality.py \
 	tests/host/fusing/test_fusion_invariance.py::test_same_inputs_same_picture_bit_for_bit \
 	tests/host/fusing/test_fusion_invariance.py::test_an_ended_run_leaves_nothing_and_the_next_is_good \
 	tests/host/maps/test_live_map.py::test_columns_are_the_record_s \
-	tests/host/vision/test_guidance_gradients.py::test_core_encoders_agree_with_core_and_have_gradients \
+	tests/host/vision/test_gradients.py::test_core_encoders_agree_with_core_and_have_gradients \
 	tests/host/baking/test_baked_files.py::test_one_lora_needs_no_latent_and_keeps_its_rank \
 	tests/host/comparing/test_compare.py::test_values_are_those_of_their_inputs \
-	tests/host/guiding/test_guidance_server.py::test_off_is_ksampler_bit_for_bit \
-	tests/host/guiding/test_guidance_server.py::test_guidance_raises_similarity_under_inference_mode
+	tests/host/guiding/test_server.py::test_off_is_ksampler_bit_for_bit \
+	tests/host/guiding/test_server.py::test_guidance_raises_similarity_under_inference_mode
 
 check: export OMP_NUM_THREADS ?= 1
 check: lint ## before every commit, two minutes: lint, all of fusion and guidance, a part of each room of host
@@ -56,22 +56,22 @@ house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' do
 	@$(PYTHON) tools/house_table.py $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
-	@$(RUN)/python benchmarks/speed.py $(ARGS)
+	@$(RUN)/python -m benchmarks.speed $(ARGS)
 
 bench-quality: setup ## every policy judged in the small world, into docs/benchmarks/quality.md; ARGS=--quick: minutes
-	@$(RUN)/python benchmarks/emoji/bench_quality.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.bench_quality $(ARGS)
 
 bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
-	@$(RUN)/python benchmarks/emoji/evaluate_guidance.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.bench_guidance $(ARGS)
 
 bench-world: setup ## the small world anew from public packages, hours; ARGS="--out FOLDER", with --quick minutes
-	@$(RUN)/python benchmarks/emoji/bench_world.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.bench_world $(ARGS)
 
 family-grid: setup ## every family of models x every adapter against ComfyUI's merge, into docs/family-grid.md
-	@$(RUN)/python tools/family_grid.py $(ARGS)
+	@$(RUN)/python -m tests.host.families $(ARGS)
 
 policy-sheet: setup ## every policy's picture and routing map in the small world, into output/policies.png
-	@$(RUN)/python benchmarks/emoji/policy_sheet.py $(ARGS)
+	@$(RUN)/python -m benchmarks.emoji.policy_sheet $(ARGS)
 
 screenshots: setup ## the real page with the example workflow, into output/screenshots/
 	@$(RUN)/python tools/screenshots.py $(ARGS)

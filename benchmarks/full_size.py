@@ -2,28 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-
-REPO = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPO / "tools"))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torchvision_shim  # noqa: E402
-from bootstrap_host import find_host  # noqa: E402
-from repo_paths import link_package  # noqa: E402
-
-
-def enter_host(cpu: bool) -> None:
-    """Make the host importable in this process."""
-    sys.path[:0] = [str(find_host()), str(link_package())]
-    torchvision_shim.install()
-    from comfy.cli_args import args
-
-    args.cpu = cpu
 
 
 def sd15_unet(dtype):

@@ -15,7 +15,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from full_size import enter_host, sample, sd15_unet
+from .full_size import sample, sd15_unet
+from .host import enter_host
 
 RANK = 16
 

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from full_size import Timing, enter_host, sample, sd15_unet
+from .full_size import Timing, sample, sd15_unet
+from .guidance_defaults import guidance_defaults
+from .host import enter_host
 
 
 def encoder(seed: int):
@@ -51,17 +53,14 @@ def plans() -> dict[str, Any]:
 
     from lora_conductor.guidance.schedules import GuidanceWindow
     from lora_conductor.host.guiding.plan import GuidancePlan
-    from lora_conductor.nodes.sampler import MetricGuidedSampler
 
-    defaults = {
-        item.id: item.default for item in MetricGuidedSampler.define_schema().inputs if hasattr(item, "default")
-    }
-    window = GuidanceWindow(*(defaults[f"guidance_{name}"] for name in ("start", "end", "every")))
+    defaults = guidance_defaults()
+    window = GuidanceWindow(*(defaults[name] for name in ("start", "end", "every")))
     pictures = torch.rand(2, 1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     encoders = encoder(1), encoder(2)
 
     def plan(strength: float) -> Any:
-        return GuidancePlan(strength, strength, defaults["guidance_strength"], window, None, *pictures, *encoders)
+        return GuidancePlan(strength, strength, defaults["strength"], window, None, *pictures, *encoders)
 
     return {"default": plan(1.0), "strengths 0": plan(0.0)}
 

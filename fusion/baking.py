@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layers.segment import SegmentDeltas
+from .layers import SegmentDeltas
 from .policies import PassPolicy, Policy, StepContext
-from .records.record import RoutingRecord
+from .records import RoutingRecord
 from .roles import ROLES
 
 Factors = tuple[Tensor, Tensor]

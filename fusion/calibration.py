@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .layers.layer import FusedLayer
-from .policies.ssr import Moments
+from .layers import FusedLayer
+from .policies import Moments
 from .roles import ROLES
 
 

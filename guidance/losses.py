@@ -15,12 +15,30 @@ CLIP_STYLE = "S_CLIP_style"
 DINO_CONTENT = "S_DINO_content"
 DINO_STYLE = "S_DINO_style"
 CLIP_TEXT = "S_CLIP_text"  # of the picture and the prompt: the CLIP score
+# By role of the reference and kind of encoder.
+TERMS = {
+    ("subject", "clip"): CLIP_CONTENT,
+    ("style", "clip"): CLIP_STYLE,
+    ("prompt", "clip"): CLIP_TEXT,
+    ("subject", "dino"): DINO_CONTENT,
+    ("style", "dino"): DINO_STYLE,
+}
 # By role: terms of weight 0 that watch and do not guide.
 HELD_OUT = {"subject": "S_held_out_content", "style": "S_held_out_style", "prompt": "S_held_out_text"}
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 View = Callable[[torch.Tensor], torch.Tensor]
 """images [B, 3, H, W] -> [V * B, 3, H, W], V views of each, the images themselves first."""
+
+
+def comparing_kind(role: str, has_dino: bool) -> str:
+    """The kind of encoder, "clip" or "dino", that compares a role best: the subject DINO where there is one and CLIP
+    otherwise, the style and a prompt CLIP.
+
+    CLIP's embedding holds style as well as content, so that S_CLIP^content drags the picture towards the style of the
+    subject's reference; DINO's global token suppresses style, which makes S_DINO^style the weakest term of the paper.
+    """
+    return "dino" if role == "subject" and has_dino else "clip"
 
 
 def cosine_similarity(embeddings: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -66,14 +84,6 @@ class SimilarityObjective:
         for name, embed in self.encoders.items():
             result.update(self._similarities_of(name, embed, images))
         return result
-
-    def loss(self, images: torch.Tensor) -> torch.Tensor:
-        """R of each image: [B, 3, H, W] in [0, 1] -> [B]."""
-        similarities = self.similarities(images)
-        return sum(
-            (term.weight * (1.0 - similarities[term.name]) for term in self.terms),
-            start=torch.zeros(images.shape[0], device=images.device),
-        )
 
     def gradient(self, images: torch.Tensor, view: View | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Gradient of each image's own R with respect to that image, [B, 3, H, W], and the similarities, each [B].

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..host.baking.bake import BakeSettings, bake_to_file
-from ..host.fusing.results import Origin
-from .inputs.sockets import CATEGORY
+from ..host.baking import BakeSettings, bake_to_file
+from ..host.fusing import Origin
+from .inputs import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 AVERAGE, ONE_STEP = "average", "one step"

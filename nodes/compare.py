@@ -6,15 +6,10 @@ import json
 
 from comfy_api.latest import io
 
-from ..fusion.routing.settings import NAMED
-from ..host.comparing.axes import Axis, axis
-from ..host.comparing.grid import best_of, compare
-from ..host.comparing.picture import comparison_picture
-from ..host.comparing.score import Judge
-from .inputs.guidance import encoder_inputs
-from .inputs.router import policy_input, settings_inputs
-from .inputs.sampling import sampling_inputs
-from .inputs.sockets import CATEGORY, RoutingPlan
+from ..fusion.routing import NAMED
+from ..host.comparing import Axis, Judge, axis, best_of, compare, comparison_picture
+from ..host.core import SamplerCall
+from .inputs import CATEGORY, RoutingPlan, encoder_inputs, policy_input, sampling_inputs, settings_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 
@@ -95,8 +90,8 @@ class ComparePolicies(io.ComfyNode):
         row_axis = _axis("rows", rows, "row_values", "" if rows == "policy" else row_values, own)
         column_axis = _axis("columns", columns, "column_values", "" if columns == "seed" else column_values, own)
         judge = Judge({"subject": subject_image, "style": style_image}, clip_encoder, dino_encoder)
-        sampling |= {"seed": seed, "positive": positive, "negative": negative, "latent": latent_image}
-        cells = compare(model, row_axis, column_axis, sampling, vae, judge)
+        call = SamplerCall(seed=seed, positive=positive, negative=negative, latent_image=latent_image, **sampling)
+        cells = compare(model, row_axis, column_axis, call, vae, judge)
         best = best_of(cells)
         table = [
             {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
-from ..guidance.encoders.file import FEATURES, LIBRARIES
-from ..host.vision.encoders import load_metric_encoder
-from .inputs.sockets import CATEGORY, MetricEncoderType
+from ..guidance.encoders import FEATURES, LIBRARIES
+from ..host.vision import load_metric_encoder
+from .inputs import CATEGORY, MetricEncoderType
 
 
 class MetricEncoderLoader(io.ComfyNode):

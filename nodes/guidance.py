@@ -6,10 +6,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.guiding.attach import guided_guider, guided_model, guided_sampler, last_report
-from .inputs.guidance import guidance_inputs, plan_from, reference_inputs
-from .inputs.guidance_settings import advanced_inputs, prompt_inputs
-from .inputs.sockets import CATEGORY
+from ..host.guiding import guided_guider, guided_model, guided_sampler, last_report
+from .inputs import CATEGORY, advanced_inputs, guidance_inputs, plan_from, prompt_inputs, reference_inputs
 
 GUIDED = (
     "The same guidance as Metric Guided Sampler's: in the middle of sampling, the picture in the making is compared "

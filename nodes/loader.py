@@ -5,10 +5,9 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
-from ..host.fusing.attach import show_on
-from ..host.fusing.loading import load_loras
-from ..host.loras.choices import NO_LORA, LoraChoice, choices_of_stack, stack_of
-from .inputs.sockets import CATEGORY, LoraStackType
+from ..host.fusing import load_loras, show_on
+from ..host.loras import NO_LORA, LoraChoice, choices_of_stack, stack_of
+from .inputs import CATEGORY, LoraStackType
 
 
 class DualLoRADynamicLoader(io.ComfyNode):

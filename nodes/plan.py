@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.fusing.plans import plan_files, read_plan, write_plan
-from ..host.fusing.results import Origin, plan_of_latent
-from .inputs.sockets import CATEGORY, RoutingPlan
+from ..host.fusing import Origin, plan_files, plan_of_latent, read_plan, write_plan
+from .inputs import CATEGORY, RoutingPlan
 
 
 class SaveRoutingPlan(io.ComfyNode):

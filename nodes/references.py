@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.vision.references import References, picture_of
-from .inputs.sockets import CATEGORY, ReferencesType
+from ..host.vision import References, picture_of
+from .inputs import CATEGORY, ReferencesType
 
 
 class GuidanceReferences(io.ComfyNode):

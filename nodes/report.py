@@ -6,10 +6,9 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.fusing.report import run_report
-from ..host.fusing.results import Origin, record_or_reason
-from ..host.maps.picture import routing_picture
-from .inputs.sockets import CATEGORY
+from ..host.fusing import Origin, record_or_reason, run_report
+from ..host.maps import routing_picture
+from .inputs import CATEGORY
 
 
 class RoutingReport(io.ComfyNode):

@@ -5,13 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..fusion.policies import Policy, SSRMerge
-from ..fusion.routing.refinement import Refinement
-from ..fusion.routing.settings import NAMED, SETTINGS, with_settings
-from ..host.fusing.attach import set_policy, show_on
-from ..host.fusing.calibration import calibrated_by_prompts
-from ..host.fusing.plans import replaying
-from .inputs.router import policy_input, settings_inputs
-from .inputs.sockets import CATEGORY, RoutingPlan
+from ..fusion.routing import NAMED, SETTINGS, Refinement, with_settings
+from ..host.fusing import calibrated_by_prompts, replaying, set_policy, show_on
+from .inputs import CATEGORY, RoutingPlan, policy_input, settings_inputs
 
 CHOICES = [*NAMED, SSRMerge.name]
 BEFORE_SOCKETS = [setting.name for setting in SETTINGS].index("freeze_after") + 1  # of the settings; frozen

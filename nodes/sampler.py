@@ -6,12 +6,17 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.guiding.attach import sample
-from ..host.guiding.drawn import SOURCES, SamplerCall, with_drawn_references
-from .inputs.guidance import guidance_inputs, plan_from, reference_inputs
-from .inputs.guidance_settings import advanced_inputs, prompt_inputs
-from .inputs.sampling import sampling_inputs
-from .inputs.sockets import CATEGORY
+from ..host.core import SamplerCall
+from ..host.guiding import SOURCES, sample, with_drawn_references
+from .inputs import (
+    CATEGORY,
+    advanced_inputs,
+    guidance_inputs,
+    plan_from,
+    prompt_inputs,
+    reference_inputs,
+    sampling_inputs,
+)
 
 
 class MetricGuidedSampler(io.ComfyNode):
@@ -73,13 +78,11 @@ class MetricGuidedSampler(io.ComfyNode):
         **guidance,
     ) -> io.NodeOutput:
         plan = plan_from(**guidance)
+        call = SamplerCall(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         if references_from != SOURCES[0] and not plan.is_off:
-            call = SamplerCall(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image)
             positives = {"subject": subject_positive, "style": style_positive}
             plan = with_drawn_references(plan, model, call, positives)
-        latent, scores = sample(
-            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, plan
-        )
+        latent, scores = sample(model, call, plan)
         return io.NodeOutput(latent, scores, ui={"guidance": [json.loads(scores)]})
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.comparing.score import fusion_score
-from .inputs.sockets import CATEGORY, ENCODERS, ReferencesType
+from ..host.comparing import fusion_score
+from .inputs import CATEGORY, ENCODERS, ReferencesType
 
 
 class FusionScore(io.ComfyNode):

@@ -95,3 +95,20 @@ def test_what_the_pages_name_exists(page: str) -> None:
         assert not test or f"def {test}(" in (REPO / path).read_text(encoding="utf-8"), f"{page} names {path}::{test}"
     known = re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(targets) <= set(known)
+
+
+ROOM_FOLDERS = {p.parent for room in ROOMS for p in (REPO / room).glob("*/__init__.py")}
+# A kind of adapter is one file and one row of this table; a line in the room's door would be a third place.
+BEHIND_THE_DOOR = {REPO / "host" / "loras" / "kinds.py"}
+
+
+@pytest.mark.parametrize("file", [f for f in SHIPPED if f not in BEHIND_THE_DOOR], ids=name)
+def test_rooms_are_entered_by_their_doors(file: Path) -> None:
+    """From outside a room, import what its ``__init__`` hands out; inside it, the file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level or not node.module:
+            continue
+        target = file.parents[node.level - 1].joinpath(*node.module.split("."))
+        room = next((r for r in ROOM_FOLDERS if r in target.parents), None)
+        assert room is None or room in file.parents, f"line {node.lineno}: import from {room.relative_to(REPO)}"

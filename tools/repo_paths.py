@@ -9,8 +9,9 @@ VENV = REPO / ".venv"
 HOSTS = REPO / ".host"
 BUILD = REPO / ".build"
 OUTPUT = REPO / "output"
-PACKAGE_PATH = BUILD / "pack"  # on sys.path: holds the link `lora_conductor` to the repository
+PACKAGE_PATH = BUILD / "pack"  # on sys.path: holds links to packages of this repository, which itself must not be there
 WORLD = REPO / "benchmarks" / "emoji"
+ASSETS = WORLD / "assets"
 
 
 def link(target: Path, at: Path) -> None:
@@ -28,6 +29,10 @@ def link(target: Path, at: Path) -> None:
 
 
 def link_package() -> Path:
-    """Make the repository importable as the package ``lora_conductor``; return the folder for ``sys.path``."""
+    """Make the repository importable as ``lora_conductor``, and ``benchmarks``; return the folder for ``sys.path``.
+
+    The repository cannot be on the path itself: its folder ``nodes`` would stand in for ComfyUI's module.
+    """
     link(REPO, PACKAGE_PATH / "lora_conductor")
+    link(REPO / "benchmarks", PACKAGE_PATH / "benchmarks")
     return PACKAGE_PATH

@@ -1,7 +1,7 @@
 """A baked LoRA beside the live routing it was made from, judged and drawn: ``output/baked.png``.
 
-    python benchmarks/emoji/bake_pictures.py
-    python benchmarks/emoji/bake_pictures.py --pairs fox/openmoji,crown/openmoji --seeds 4 --policy "kl_soft"
+    python -m benchmarks.emoji.bake_pictures
+    python -m benchmarks.emoji.bake_pictures --pairs fox/openmoji,crown/openmoji --seeds 4 --policy "kl_soft"
 
 Every pair is sampled live; its record and LoRAs are baked, and the file is loaded by ComfyUI's own loader and sampled
 with the same seeds. What no file can hold, the LoRAs' smaller part in the negative prompt's pass, is left out of the
@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import world
-from evaluate_policies import HEADER, Result, table_row
-from judge import Judge
-from methods import core_stacked, parse_policy, routed
 from repo_paths import OUTPUT
+
+from ..host import enter_host
+from .judging.evaluate_policies import HEADER, Result, table_row
+from .judging.judge import Judge
+from .methods.policies import core_stacked, parse_policy, routed
+from .tables.contact_sheet import contact_sheet
+from .world.small_world import STEPS, SmallWorld
 
 PAIRS = (
     "fox/openmoji,sunflower/fluent-emoji-high-contrast,hamburger/openmoji,alien/fluent-emoji-high-contrast,"
@@ -30,12 +33,12 @@ PAIRS = (
 )
 
 
-def baked(small: world.SmallWorld, live: Any, samples: Tensor, step: int | None, rank: int) -> tuple[Any, float]:
+def baked(small: SmallWorld, live: Any, samples: Tensor, step: int | None, rank: int) -> tuple[Any, float]:
     """The small world's model with the baked file on it, and the file's size in MB."""
     import comfy.sd
     import comfy.utils
 
-    from lora_conductor.host.baking.bake import BakeSettings, bake
+    from lora_conductor.host.baking import BakeSettings, bake
 
     tensors, _ = bake(live, None, samples, BakeSettings(step, rank))
     with tempfile.TemporaryDirectory() as folder:
@@ -55,9 +58,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8, help="of the column of lower rank")
     parser.add_argument("--out", type=Path, default=OUTPUT / "baked.png")
     options = parser.parse_args()
-    world.enter_host()
-    small, judge = world.SmallWorld(options.world), Judge.load()
-    (policy, refinement), middle = parse_policy(options.policy), world.STEPS // 2
+    enter_host()
+    small, judge = SmallWorld(options.world), Judge.load()
+    (policy, refinement), middle = parse_policy(options.policy), STEPS // 2
     kinds: dict[str, tuple[int | None, int]] = {
         "baked average": (None, 0),
         f"baked rank {options.rank}": (None, options.rank),
@@ -93,7 +96,7 @@ def main() -> None:
             f"{sizes[label]:.1f} MB" if label in sizes else "",
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    world.contact_sheet({label: torch.stack([row[0] for row in made]) for label, made in pictures.items()}, options.out)
+    contact_sheet({label: torch.stack([row[0] for row in made]) for label, made in pictures.items()}, options.out)
     print(options.out)
 
 

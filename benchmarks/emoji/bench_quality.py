@@ -21,13 +21,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import quality_rows
-import world
-from bench_runs import Entry, Pair, Runs, Store
-from data import Pictures, load_pictures
-from quality_doc import Quality, table, write, write_all
 from repo_paths import OUTPUT, REPO
-from verdicts import Bench, Verdicts
+
+from ..host import enter_host
+from .judging.verdicts import Bench, Verdicts
+from .methods.guidance import Encoders, parse_guidance
+from .methods.runs import Entry, Pair, Runs, Store
+from .tables import ablations, quality_rows
+from .tables.quality_doc import Quality, table, write, write_all
+from .world import splits
+from .world.pictures import Pictures, load_pictures
+from .world.small_world import STEPS, SmallWorld
 
 FIRST_SEEDS = {"tune": 300, "test": 500, "fresh": 1000}
 STORE = OUTPUT / "quality" / "pictures.jsonl"
@@ -36,8 +40,8 @@ SHEET = ("recommended", "recommended + guidance", "stacked 1/1", "paper", "k_lor
 
 def pairs_of(split: str, subjects: int | None = None, styles: str | None = None) -> list[Pair]:
     """All pairs of a split, style by style; or of its first few subjects, or in some styles (names with commas)."""
-    _, chosen = world.chosen(split, styles)
-    return [(subject, style) for style in chosen for subject in world.SUBJECTS[split][:subjects]]
+    _, chosen = splits.chosen(split, styles)
+    return [(subject, style) for style in chosen for subject in splits.SUBJECTS[split][:subjects]]
 
 
 def sample(runs: Runs, entries: Sequence[Entry], pairs: Sequence[Pair], seeds: Sequence[int], what: str) -> None:
@@ -55,7 +59,7 @@ def measure(
     return {entry.label: bench.of(runs, entry, pairs, seeds) for entry in entries}
 
 
-def ceiling(small: world.SmallWorld, bench: Bench, pictures: Pictures, pairs: Sequence[Pair]) -> tuple[Any, Verdicts]:
+def ceiling(small: SmallWorld, bench: Bench, pictures: Pictures, pairs: Sequence[Pair]) -> tuple[Any, Verdicts]:
     """The true pictures through the autoencoder, ``[pairs, 3, 64, 64]``, and what the judge says of them."""
     true = [small.decode(small.encode(pictures.picture(*pair)[None])) for pair in pairs]
     return torch.cat(true), bench.verdicts(true, pairs)
@@ -95,7 +99,7 @@ def columns(q: Quality, runs: Runs, pictures: Pictures | None) -> dict[str, Any]
     return sheet
 
 
-def has_loras(small: world.SmallWorld, split: str) -> bool:
+def has_loras(small: SmallWorld, split: str) -> bool:
     """Whether the LoRAs of a split are at hand."""
     try:
         return all(
@@ -126,7 +130,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--styles", help="names with commas; default: all of the split")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
     parser.add_argument("--first-seed", type=int, help="default: the split's own")
-    parser.add_argument("--steps", type=int, default=world.STEPS, help="of sampling")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of sampling")
     parser.add_argument("--store", type=Path, default=STORE, help="where pictures are kept")
     parser.add_argument("--docs", type=Path, default=REPO / "docs", help="folder the documents are written to")
     found = parser.parse_args(arguments)
@@ -135,18 +139,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def guidance(small: world.SmallWorld, pictures: Pictures) -> Any:
-    """(text of evaluate_guidance.py) -> its plans."""
-    from evaluate_guidance import Encoders, parse_guidance
-
+def guidance(small: SmallWorld, pictures: Pictures) -> Any:
+    """(text of a guidance method) -> its plans."""
     encoders = Encoders.load()
     return lambda text: parse_guidance(text, small, pictures, encoders)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(given)
-    world.enter_host()
-    small, pictures = world.SmallWorld(arguments.world), None
+    enter_host()
+    small, pictures = SmallWorld(arguments.world), None
     if arguments.world is not None and (arguments.world / "emoji64.npz").is_file():
         pictures = load_pictures(arguments.world)
     else:
@@ -154,8 +156,6 @@ def main(given: Sequence[str] | None = None) -> None:
     runs = Runs(small, Store(arguments.store), arguments.steps, pictures and guidance(small, pictures))
     bench = Bench.load(arguments.world, pictures)
     if arguments.ablations:
-        import ablations
-
         pairs = pairs_of("tune", arguments.subjects, arguments.styles)
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         verdicts = measure(runs, bench, ablations.rows(), pairs, seeds, "ablations")

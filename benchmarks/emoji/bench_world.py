@@ -10,7 +10,6 @@ that was cut goes on where it was; to make something anew, delete its file.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -18,21 +17,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import train_autoencoder
-import train_base
-import world
-from rendered_styles import RENDERED
-from vocabulary import ARCHIVE, STYLE_SUBJECTS, TOKENS
+from repo_paths import REPO
 
-HERE = Path(__file__).resolve().parent
-SUBJECT_RANKS = (8, (*world.TUNE, *world.TEST)), (4, world.FRESH)
-STYLE_RANKS = (8, world.STYLES), (4, tuple(RENDERED))
+from .world import autoencoder, base
+from .world.rendered_styles import RENDERED
+from .world.splits import FRESH, STYLES, TEST, TUNE
+from .world.vocabulary import ARCHIVE, STYLE_SUBJECTS, TOKENS
+
+SUBJECT_RANKS = (8, (*TUNE, *TEST)), (4, FRESH)
+STYLE_RANKS = (8, STYLES), (4, tuple(RENDERED))
 BUDGET_FILE = "budget.txt"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. makes: files in the world's folder; each: minutes a file takes on two idle cores."""
+    """One command: a module with its arguments. makes: files in the world's folder; each: minutes a file takes on
+    two idle cores."""
 
     title: str
     makes: Sequence[str]
@@ -52,12 +52,13 @@ class Stage:
 
     def run(self, out: Path) -> None:
         """Make what is missing. Raises subprocess.CalledProcessError, and FileNotFoundError if it made too little."""
-        script, *arguments = self.command
+        module, *arguments = self.command
         chosen = [self.names[i] for i in self.missing(out)] if self.names else []
         # Names come first: they are what argparse would otherwise take for values of an option.
-        subprocess.run([sys.executable, str(HERE / script), *arguments[:1], *chosen, *arguments[1:]], check=True)
+        command = [sys.executable, "-m", f"benchmarks.emoji.{module}", *arguments[:1], *chosen, *arguments[1:]]
+        subprocess.run(command, check=True, cwd=REPO)
         if left := self.missing(out):
-            raise FileNotFoundError(f"{self.title}: {script} did not write {self.makes[left[0]]}")
+            raise FileNotFoundError(f"{self.title}: {module} did not write {self.makes[left[0]]}")
 
 
 def stages(out: Path, quick: bool) -> list[Stage]:
@@ -71,34 +72,34 @@ def stages(out: Path, quick: bool) -> list[Stage]:
         Stage(
             "pictures",
             (ARCHIVE, TOKENS, STYLE_SUBJECTS),
-            ("build_pictures.py", "--out", here, *brief("--others", "24")),
+            ("world.archive", "--out", here, *brief("--others", "24")),
             2,
         ),
         Stage(
             "autoencoder",
-            (train_autoencoder.FILE,),
-            ("train_autoencoder.py", *there, *brief("--steps", "4")),
+            (autoencoder.FILE,),
+            ("world.autoencoder", *there, *brief("--steps", "4")),
             35,
         ),
         Stage(
             "base",
-            (train_base.MODEL, train_base.TOKENS),
-            ("train_base.py", *there, *brief("--steps", "4")),
+            (base.MODEL, base.TOKENS),
+            ("world.base", *there, *brief("--steps", "4")),
             60,
         ),
     ]
     for kind in ("clip", "dino"):
         into = str(out / "clip_vision")
-        command = ("train_encoders.py", kind, *there, "--out", into, *brief("--minutes", "0.1"))
+        command = ("world.encoders", kind, *there, "--out", into, *brief("--minutes", "0.1"))
         found.append(Stage(f"{kind} encoder", (f"clip_vision/emoji_{kind}.safetensors",), command, 8))
     judge = "judge/emoji_judge.safetensors"
-    command = ("train_judge.py", *there, "--out", str(out / judge), *brief("--minutes", "0.1"))
+    command = ("judging.train_judge", *there, "--out", str(out / judge), *brief("--minutes", "0.1"))
     found.append(Stage("judge", (judge,), command, 30))
     for role, rank, names in (
         *(("subject", rank, names) for rank, names in SUBJECT_RANKS),
         *(("style", rank, names) for rank, names in STYLE_RANKS),
     ):
-        command = ("train_loras.py", role, *there, "--out", str(out / "loras"), "--rank", str(rank))
+        command = ("world.loras", role, *there, "--out", str(out / "loras"), "--rank", str(rank))
         files = [f"loras/lora_{role}_{name}.safetensors" for name in names]
         title, each = f"{role} LoRAs of rank {rank}", {"subject": 1.0, "style": 2.5}[role]
         found.append(Stage(title, files, (*command, *brief("--steps", "2")), each, names))
@@ -137,15 +138,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the world")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     options = parser.parse_args()
-    # Idle OpenMP threads that spin slow many small operators down many times on a shared machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         build(options.out.resolve(), options.quick)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
     except subprocess.CalledProcessError as error:
-        raise SystemExit(f"error: {Path(error.cmd[1]).name} failed; the same command goes on from here") from None
+        raise SystemExit(f"error: {error.cmd[2]} failed; the same command goes on from here") from None
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+from PIL import Image
 
-from PIL import Image  # noqa: E402
+from bootstrap_host import find_host
+from comfy_server import ComfyServer
+from host_base import make_base, named_base
+from repo_paths import OUTPUT
 
-from bootstrap_host import find_host  # noqa: E402
-from comfy_server import ComfyServer  # noqa: E402
-from demo_pictures import comparison, routing_map  # noqa: E402
-from host_base import make_base, named_base  # noqa: E402
-from repo_paths import OUTPUT  # noqa: E402
+from .tables.demo_pictures import comparison, routing_map
 
 PAIRS = (("fox", "openmoji"), ("alien", "fluent-emoji-high-contrast"), ("hamburger", "openmoji"))
 COLUMNS = ("subject LoRA only", "style LoRA only", "stacked", "paper", "recommended", "recommended + guidance")

@@ -1,6 +1,6 @@
 """Every policy of KLLayerRouter on the small world: what it draws, and who owned which layer when.
 
-    python benchmarks/emoji/policy_sheet.py            # writes output/policies.png
+    python -m benchmarks.emoji.policy_sheet            # writes output/policies.png
 
 A policy's picture of each pair, and beside each picture the routing map: layers down, steps across; brown is the
 subject's, violet the style's, white is shared. Policies that merge before sampling have nothing to decide, and no map.
@@ -12,14 +12,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import world
-from methods import core_stacked, parse_policy, routed, ssr_merged
+from repo_paths import OUTPUT
+
+from ..host import enter_host
+from .methods.policies import core_stacked, parse_policy, routed, ssr_merged
+from .world.small_world import SmallWorld
 
 PAIRS = (("fox", "openmoji"), ("sunflower", "fluent-emoji-high-contrast"))
 SEED = 3
 
 
-def made_by(small: world.SmallWorld, policy: str, subject: str, style: str) -> tuple[Any, Any]:
+def made_by(small: SmallWorld, policy: str, subject: str, style: str) -> tuple[Any, Any]:
     """Picture ``[3, 64, 64]`` of a policy, and its routing record."""
     from lora_conductor.fusion.policies import SSRMerge
     from lora_conductor.host.fusing.results import record_of_latent
@@ -34,7 +37,7 @@ def made_by(small: world.SmallWorld, policy: str, subject: str, style: str) -> t
     return small.decode(latent)[0], record_of_latent(model, latent)
 
 
-def alone(small: world.SmallWorld, subject: str, style: str) -> dict[str, Any]:
+def alone(small: SmallWorld, subject: str, style: str) -> dict[str, Any]:
     """Pictures with one LoRA, by core's loader."""
     found = {}
     for label, strengths in (("subject LoRA alone", (1.0, 0.0)), ("style LoRA alone", (0.0, 1.0))):
@@ -76,12 +79,12 @@ def sheet(rows: dict[str, list[tuple[Any, Any]]], path: Path, columns: int = 2) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=world.HERE.parents[1] / "output" / "policies.png")
+    parser.add_argument("--out", type=Path, default=OUTPUT / "policies.png")
     options = parser.parse_args()
-    world.enter_host()
+    enter_host()
     from lora_conductor.fusion.policies import POLICIES, SSRMerge
 
-    small = world.SmallWorld()
+    small = SmallWorld()
     rows: dict[str, list[tuple[Any, Any]]] = {}
     for subject, style in PAIRS:
         for label, picture in alone(small, subject, style).items():

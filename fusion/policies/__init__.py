@@ -18,7 +18,9 @@ from .scheduled.k_lora import KLoRA
 from .scored.balanced import Balanced
 from .scored.hard import Cosine, Energy, JensenShannon, Paper
 from .scored.kl_soft import KLSoft
-from .ssr import SSRMerge
+from .scores import SCORES, Score, relative_energy
+from .setting import Setting, setting, settings_of
+from .ssr import Calibration, Moments, SSRMerge
 from .static.dare import DARE
 from .static.della import DELLA
 from .static.magnitude_prune import MagnitudePrune
@@ -37,6 +39,7 @@ __all__ = [
     "Average",
     "Balanced",
     "BlockMask",
+    "Calibration",
     "Chance",
     "Composite",
     "Cosine",
@@ -48,21 +51,28 @@ __all__ = [
     "KLSoft",
     "KLoRA",
     "MagnitudePrune",
+    "Moments",
     "NPLoRA",
     "POLICIES",
     "Paper",
     "PassPolicy",
     "Policy",
     "RECOMMENDED",
+    "SCORES",
     "SSRMerge",
     "SVD",
     "ScheduledPolicy",
+    "Score",
     "ScoredPolicy",
+    "Setting",
     "Solo",
     "StaticPolicy",
     "StepContext",
     "Sum",
     "Switch",
     "TIES",
+    "relative_energy",
+    "setting",
+    "settings_of",
     "title",
 ]

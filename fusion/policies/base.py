@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..layers.segment import SegmentDeltas
+from ..layers import SegmentDeltas
 
 # (subject, style) weights that give a layer to one of them.
 SUBJECT = (1.0, 0.0)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..layers.segment import SegmentDeltas
+from ..layers import SegmentDeltas
 from .static.factors import FactorPolicy, Factors, concatenated
 
 

@@ -1,0 +1,23 @@
+"""What a run decided: kept, reported, planned and made again."""
+
+from .decisions import CallDecisions, Decision, in_order, log_ratios_of, read_back
+from .plan import Plan, PlanError, loads, plan_of
+from .record import RoutingRecord, empty_record, record_of
+from .replay import Replay, ReplayedCall
+
+__all__ = [
+    "CallDecisions",
+    "Decision",
+    "Plan",
+    "PlanError",
+    "Replay",
+    "ReplayedCall",
+    "RoutingRecord",
+    "empty_record",
+    "in_order",
+    "loads",
+    "log_ratios_of",
+    "plan_of",
+    "read_back",
+    "record_of",
+]

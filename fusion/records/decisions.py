@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.batch import Batch
-from ..layers.segment import Weight
+from ..layers import Batch, Weight
 
 
 @dataclass

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.batch import Batch
-from ..layers.segment import Weight
-from ..policies.base import StepContext
+from ..layers import Batch, Weight
+from ..policies import StepContext
 from ..roles import ROLES
 from .decisions import CallDecisions
 

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..layers.batch import together
-from ..layers.segment import Weight
-from ..policies.base import Policy
+from ..layers import Weight, together
+from ..policies import Policy
 from .plan import Pair, Plan, PlannedCall
 
 

@@ -1,0 +1,23 @@
+"""Deciding while the model runs: a spec's rules, one run's router, one call's decisions."""
+
+from .attention import FUSED, projection_kind
+from .call import Call
+from .refinement import Refinement
+from .router import Router
+from .rules import Rules, prepare
+from .settings import NAMED, SETTINGS, heeds, name_of, with_settings
+
+__all__ = [
+    "Call",
+    "FUSED",
+    "NAMED",
+    "Refinement",
+    "Router",
+    "Rules",
+    "SETTINGS",
+    "heeds",
+    "name_of",
+    "prepare",
+    "projection_kind",
+    "with_settings",
+]

@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..layers.batch import Batch
-from ..layers.layer import FusedLayer
-from ..layers.probe import Probe
-from ..layers.segment import Segment, Weight
+from ..layers import Batch, FusedLayer, Probe, Segment, Weight
 from ..policies import PassPolicy, ScoredPolicy, StaticPolicy, StepContext
-from ..records.decisions import Decision
-from ..records.replay import ReplayedCall
+from ..records import Decision, ReplayedCall
 from ..roles import ROLES
 from .attention import attention_group
 from .emphasis import Emphasis

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..layers.segment import Weight
+from ..layers import Weight
 
 
 def negative_share(emphasis: float, cfg: float) -> float:

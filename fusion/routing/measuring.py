@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layers.probe import Probe
-from ..layers.segment import Segment
-from ..layers.tokens import take
-from ..policies.base import ScoredPolicy
-from ..policies.scores import SCORES, Score, relative_energy
+from ..layers import Probe, Segment, take
+from ..policies import SCORES, Score, ScoredPolicy, relative_energy
 from ..roles import ROLES
 from .grid import blurred, grid_of
 from .refinement import OWN, Refinement

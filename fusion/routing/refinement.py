@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.segment import Weight
-from ..policies.base import StepContext
-from ..policies.scheduled.block_mask import BlockMask
-from ..policies.scores import SCORES
-from ..policies.setting import setting, settings_of
+from ..layers import Weight
+from ..policies import SCORES, BlockMask, StepContext, setting, settings_of
 
 GRANULARITIES = ("layer", "head", "token")
 OWN = "policy's own"

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..layers.batch import Batch
+from ..layers import Batch
 from ..policies import StepContext
-from ..records.replay import Replay, ReplayedCall
+from ..records import Replay, ReplayedCall
 from .call import Call
 from .emphasis import Emphasis, effective
 from .rules import Rules

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from ..layers.layer import FusedLayer
-from ..layers.segment import Segment, Weight
+from ..layers import FusedLayer, Segment, Weight
 from ..policies import Policy, ScheduledPolicy, ScoredPolicy, StepContext
 from .emphasis import negative_share
 from .refinement import Refinement

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ..policies import POLICIES, RECOMMENDED, KLSoft, Policy, title
-from ..policies.setting import Setting, settings_of
-from ..records.replay import Replay
+from ..policies import POLICIES, RECOMMENDED, KLSoft, Policy, Setting, settings_of, title
+from ..records import Replay
 from .refinement import Refinement
 
 NAMED: dict[str, Policy] = {"recommended": RECOMMENDED, **{name: make() for name, make in POLICIES.items()}}

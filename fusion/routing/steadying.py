@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..layers.batch import Batch, together
+from ..layers import Batch, together
 from .refinement import Refinement
 
 

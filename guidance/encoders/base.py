@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,6 @@ class EncoderFile:
     name: str
     model_name: str = ""
     config: Mapping[str, Any] | None = None
-
-
-def not_installed(package: str, file_name: str, error: ImportError) -> ImportError:
-    """The error for a file whose library cannot be imported."""
-    return ImportError(
-        f"{file_name} needs the Python package {package}, which is not installed or not working ({error}). Install it "
-        f"into ComfyUI's environment (pip install {package}), or use a core CLIP Vision model instead."
-    )
 
 
 def unknown_name(library: str, file: EncoderFile, examples: str) -> EncoderFileError:
@@ -134,3 +126,34 @@ def bad_tokenizer(file: EncoderFile, folder: Path, error: Exception) -> EncoderF
     return EncoderFileError(
         f"{file.name}: the tokenizer files in {folder.name} cannot be read: {error}. Download them again."
     )
+
+
+@dataclass(frozen=True)
+class Library:
+    """What there is to know of one library; a row of the table in file.py.
+
+    name: as users choose it, and files that describe themselves. module, package: what is imported, and what pip calls
+    it. recognises: (weights, config) -> whether a file seems to be of this library, by its keys or the config.json
+    beside it. certainty: a file that several recognise belongs to the surest, of equals to the first; 0 is by names of
+    weights that others may use too. build: the tower whose output is the embedding; only called where the module can be
+    imported, as are the others. heads: towers of other features, by what those are called. build_text: the text half,
+    None if the library reads none; text_prefixes: what its weights begin with. beside: what else a file needs, in
+    words, "" if nothing.
+    """
+
+    name: str
+    module: str
+    package: str
+    recognises: Callable[[StateDict, Mapping[str, Any] | None], bool]
+    build: Callable[[EncoderFile], Tower]
+    certainty: int = 0
+    heads: Mapping[str, Callable[[EncoderFile], Tower]] = field(default_factory=dict)
+    build_text: Callable[[EncoderFile, TokenizerFolders], TextTower] | None = None
+    text_prefixes: tuple[str, ...] = ()
+    beside: str = ""
+
+    def has_text(self, weights: StateDict) -> bool:
+        """Whether a file with these weights holds a text half that can be built."""
+        if self.build_text is None:
+            return False
+        return any(key.removeprefix("module.").startswith(self.text_prefixes) for key in weights)

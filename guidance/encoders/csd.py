@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 
 from ..preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from .base import EncoderFile, EncoderFileError, Tower, check_weights
+from .base import EncoderFile, EncoderFileError, Library, StateDict, Tower, check_weights, pair
 
 CSD_BACKBONE = "ViT-L-14-quickgelu"  # OpenAI's CLIP, which CSD was made from
 HEADS = {"style": "last_layer_style", "content": "last_layer_content"}
@@ -26,23 +28,13 @@ class CsdHead(torch.nn.Module):
         return self.backbone(pixels) @ self.head
 
 
-def is_csd(weights: Iterable[str]) -> bool:
-    """Whether these keys of a checkpoint are CSD's."""
-    return any(key.endswith(HEADS["style"]) for key in weights)
-
-
 def build_csd(file: EncoderFile, head: str = "style") -> Tower:
     """CSD, from its published checkpoint. config: as for open_clip; None for the published ViT-L/14.
 
     head: "style" or "content". Raises EncoderFileError if the file does not hold them.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ImportError(
-            f"{file.name} needs the Python package open_clip_torch, which is not installed or not working ({error}). "
-            "Install it into ComfyUI's environment (pip install open_clip_torch)."
-        ) from error
+    import open_clip
+
     config = file.config or open_clip.get_model_config(CSD_BACKBONE)
     weights = {key.removeprefix("module."): value for key, value in file.weights.items()}
     missing = [key for key in HEADS.values() if key not in weights]
@@ -54,6 +46,20 @@ def build_csd(file: EncoderFile, head: str = "style") -> Tower:
     visual.proj = None
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     check_weights(visual, backbone, file.name, "CSD's backbone")
-    size = visual.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return Tower(CsdHead(visual, weights[HEADS[head]].float()), Preprocess(size, CLIP_MEAN, CLIP_STD))
+    preprocess = Preprocess(pair(visual.image_size), CLIP_MEAN, CLIP_STD)
+    return Tower(CsdHead(visual, weights[HEADS[head]].float()), preprocess)
+
+
+def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:
+    return any(key.endswith(HEADS["style"]) for key in weights)
+
+
+CSD = Library(
+    "csd",
+    "open_clip",
+    "open_clip_torch",
+    _recognises,
+    build_csd,
+    certainty=2,  # nobody else calls a weight so
+    heads={"content head": partial(build_csd, head="content")},
+)

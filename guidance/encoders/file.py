@@ -1,68 +1,34 @@
-"""Image encoders for guidance: one interface over CLIP- and DINO-type networks of several libraries.
+"""An encoder from the contents of a checkpoint file, whichever library it was made for.
 
-`build_from_file` makes a network from the contents of a checkpoint file. A file may describe itself in its safetensors
-metadata under the key `lora_conductor.encoder`, a JSON object:
-    {"library": "open_clip" | "timm" | "transformers", "role": "clip" | "dino", "config": {...},
+A file may describe itself in its safetensors metadata under the key `lora_conductor.encoder`, a JSON object:
+    {"library": one of LIBRARIES, "role": "clip" | "dino", "config": {...},
      "image_size": 224, "mean": [r, g, b], "std": [r, g, b]}
-with `config` as the library's builder in towers.py wants it. Any other file needs the library and the model's name.
+with `config` as the library's builder wants it. Any other file needs the library and the model's name.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..preprocess import Preprocess
-from .base import (
-    EncoderFile,
-    EncoderFileError,
-    TextTower,
-    TokenizerFolders,
-    Tower,
-)
-from .csd import build_csd, is_csd
+from .base import EncoderFile, EncoderFileError, Library, StateDict, TextTower, TokenizerFolders
+from .csd import CSD
 from .gram import GramFeatures
-from .open_clip import build_open_clip, build_open_clip_text
-from .timm import build_timm
-from .transformers import (
-    build_transformers,
-    build_transformers_text,
-)
+from .open_clip import OPEN_CLIP
+from .timm import TIMM
+from .transformers import TRANSFORMERS
 
-BUILDERS: dict[str, Callable[[EncoderFile], Tower]] = {
-    "open_clip": build_open_clip,
-    "timm": build_timm,
-    "transformers": build_transformers,
-}
-
-
-def has_text(library: str, weights: Iterable[str]) -> bool:
-    """Whether a checkpoint of that library with these keys holds a text half."""
-    prefixes = {"open_clip": ("transformer.", "text."), "transformers": ("text_model.",)}.get(library)
-    return prefixes is not None and any(key.removeprefix("module.").startswith(prefixes) for key in weights)
-
-
-TEXT_BUILDERS: dict[str, Callable[[EncoderFile, TokenizerFolders], TextTower]] = {
-    "open_clip": build_open_clip_text,
-    "transformers": build_transformers_text,
-}
-
-
+# One row a library. Names are saved in workflows: append.
+LIBRARIES: dict[str, Library] = {library.name: library for library in (OPEN_CLIP, TIMM, TRANSFORMERS, CSD)}
+HEADS = tuple(dict.fromkeys(head for library in LIBRARIES.values() for head in library.heads))
+FEATURES = ("embedding", *HEADS, "gram")
 METADATA_KEY = "lora_conductor.encoder"
-LIBRARIES = (*BUILDERS, "csd")
-FEATURES = ("embedding", "content head", "gram")
-
-
-class ImageEncoder(Protocol):
-    """Embeds images differentiably."""
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """images [B, 3, H, W], RGB in [0, 1] -> [B, D] float32 embeddings, not yet normalised."""
-        ...
 
 
 @dataclass
@@ -74,21 +40,20 @@ class TowerEncoder:
 
     module: torch.nn.Module
     preprocess: Preprocess
-    library: str
-    name: str
     reads_text: bool = False
 
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """See `ImageEncoder.embed`."""
-        return self.embed_with(self.module, images)
+    def embed(
+        self, images: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """images [B, 3, H, W], RGB in [0, 1] -> [B, D] float32 embeddings, not yet normalised; differentiable.
 
-    def embed_with(self, forward: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """`embed` through another callable that stands for the module, for example one with its weights replaced."""
-        return forward(self.preprocess(images.float())).float()
+        forward: stands for the module, for example one with its weights replaced.
+        """
+        return (forward or self.module)(self.preprocess(images.float())).float()
 
 
 def build_from_file(
-    state_dict: Mapping[str, torch.Tensor],
+    state_dict: StateDict,
     metadata: Mapping[str, str] | None,
     library: str = "auto",
     model_name: str = "",
@@ -106,11 +71,13 @@ def build_from_file(
     """
     if features not in FEATURES:
         raise EncoderFileError(f"{file_name}: unknown features {features!r}. Choose one of: {', '.join(FEATURES)}.")
-    library, file, description = _identified(state_dict, metadata, library, model_name, config, file_name)
-    head = features == "content head"
-    if head and library != "csd":
-        raise EncoderFileError(f"{file_name}: only CSD has a content head. Set features to embedding or gram.")
-    tower = build_csd(file, "content" if head else "style") if library == "csd" else BUILDERS[library](file)
+    chosen, file, description = _identified(state_dict, metadata, library, model_name, config, file_name)
+    build = chosen.heads.get(features) if features in HEADS else chosen.build
+    if build is None:
+        able = " and ".join(name for name, other in LIBRARIES.items() if features in other.heads)
+        raise EncoderFileError(f"{file_name}: only {able} has a {features}. Set features to embedding or gram.")
+    _check_installed(chosen, file_name)
+    tower = build(file)
     preprocess = tower.preprocess
     if description is not None:
         size = description["image_size"]
@@ -118,12 +85,12 @@ def build_from_file(
     # Only input gradients are wanted; without this every forward would record the weights' graph as well.
     tower.module.float().eval().requires_grad_(False)
     module = GramFeatures(tower.module) if features == "gram" else tower.module
-    reads_text = features == FEATURES[0] and has_text(library, file.weights)
-    return TowerEncoder(module, preprocess, library, file.model_name or file_name, reads_text)
+    reads_text = features == FEATURES[0] and chosen.has_text(file.weights)
+    return TowerEncoder(module, preprocess, reads_text)
 
 
 def build_text_from_file(
-    state_dict: Mapping[str, torch.Tensor],
+    state_dict: StateDict,
     metadata: Mapping[str, str] | None,
     library: str = "auto",
     model_name: str = "",
@@ -135,18 +102,32 @@ def build_text_from_file(
 
     folders: where the tokenizer's files may lie. The rest is as for `build_from_file`.
     """
-    library, file, _ = _identified(state_dict, metadata, library, model_name, config, file_name)
-    return TEXT_BUILDERS[library](file, folders or TokenizerFolders())
+    chosen, file, _ = _identified(state_dict, metadata, library, model_name, config, file_name)
+    if chosen.build_text is None:
+        raise EncoderFileError(f"{file_name}: {chosen.name} models read no text. Use a CLIP or SigLIP model.")
+    _check_installed(chosen, file_name)
+    return chosen.build_text(file, folders or TokenizerFolders())
+
+
+def _check_installed(library: Library, file_name: str) -> None:
+    try:
+        importlib.import_module(library.module)
+    except ImportError as error:
+        package = library.package
+        raise ImportError(
+            f"{file_name} needs the Python package {package}, which is not installed or not working ({error}). Install "
+            f"it into ComfyUI's environment (pip install {package}), or use a core CLIP Vision model instead."
+        ) from error
 
 
 def _identified(
-    state_dict: Mapping[str, torch.Tensor],
+    state_dict: StateDict,
     metadata: Mapping[str, str] | None,
     library: str,
     model_name: str,
     config: Mapping[str, Any] | None,
     file_name: str,
-) -> tuple[str, EncoderFile, dict[str, Any] | None]:
+) -> tuple[Library, EncoderFile, dict[str, Any] | None]:
     """The file's library, what is known of it, and its own description of itself, where that counts."""
     # CSD's own checkpoints keep their weights one level down.
     state_dict = state_dict.get("model_state_dict", state_dict)  # type: ignore[assignment]
@@ -155,10 +136,10 @@ def _identified(
     if description is not None:
         library, model_name, config = description["library"], "", description["config"]
     elif library == "auto":
-        library = _guess_library(state_dict, config, file_name)
-    if library not in LIBRARIES:
+        library = _guessed(state_dict, config, file_name).name
+    if library not in tuple(LIBRARIES):  # a file may say anything
         raise EncoderFileError(f"{file_name}: unknown library {library!r}. Choose one of: {', '.join(LIBRARIES)}.")
-    return library, EncoderFile(state_dict, file_name, model_name, config), description
+    return LIBRARIES[library], EncoderFile(state_dict, file_name, model_name, config), description
 
 
 def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dict[str, Any] | None:
@@ -177,16 +158,14 @@ def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dic
     return description
 
 
-def _guess_library(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None, file_name: str) -> str:
-    if is_csd(state_dict):
-        return "csd"
-    if config is not None and "model_type" in config:
-        return "transformers"
-    if any(key.startswith(("visual.", "module.visual.")) for key in state_dict):
-        return "open_clip"
-    if any("patch_embed." in key for key in state_dict):
-        return "timm"
-    raise EncoderFileError(
-        f"{file_name}: cannot tell which library this file belongs to. Set library to one of {', '.join(LIBRARIES)}; "
-        "a transformers model needs its config.json in the same folder."
-    )
+def _guessed(state_dict: StateDict, config: Mapping[str, Any] | None, file_name: str) -> Library:
+    found = [library for library in LIBRARIES.values() if library.recognises(state_dict, config)]
+    if not found:
+        needs = "; ".join(
+            f"a {name} model needs {library.beside}" for name, library in LIBRARIES.items() if library.beside
+        )
+        raise EncoderFileError(
+            f"{file_name}: cannot tell which library this file belongs to. Set library to one of "
+            f"{', '.join(LIBRARIES)}; {needs}."
+        )
+    return max(found, key=lambda library: library.certainty)  # the first of equals

@@ -12,12 +12,13 @@ from .base import (
     CLIP_VOCABULARY,
     EncoderFile,
     EncoderFileError,
+    Library,
+    StateDict,
     TextTower,
     TokenizerFolders,
     Tower,
     bad_tokenizer,
     check_weights,
-    not_installed,
     pair,
     tokenizer_folder,
     unknown_name,
@@ -26,10 +27,8 @@ from .base import (
 
 def open_clip_config(file: EncoderFile) -> Mapping[str, Any]:
     """open_clip's description of the file's architecture: its own, or that of the named model."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise not_installed("open_clip_torch", file.name, error) from error
+    import open_clip
+
     if file.config is not None:
         return file.config
     # Only names from the list: anything else might be an address to download from.
@@ -43,9 +42,9 @@ def build_open_clip(file: EncoderFile) -> Tower:
 
     Takes files with the whole model or with the `visual.*` weights only.
     """
-    config = open_clip_config(file)
     import open_clip
 
+    config = open_clip_config(file)
     # The text tower is thrown away, so the smallest possible one is asked for.
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
@@ -67,9 +66,9 @@ def build_open_clip(file: EncoderFile) -> Tower:
 
 def build_open_clip_text(file: EncoderFile, folders: TokenizerFolders) -> TextTower:
     """The text tower of an open_clip model; `file` as for `build_open_clip`, with "text_cfg" in its config."""
-    config = open_clip_config(file)
     import open_clip
 
+    config = open_clip_config(file)
     text = dict(config.get("text_cfg") or {})
     if text.get("hf_model_name"):
         raise EncoderFileError(
@@ -112,3 +111,18 @@ def _open_clip_tokenizer(
         return tokenizer.HFTokenizer(str(folder), context_length=length, **settings)
     except Exception as error:  # whatever the files' reader raises
         raise bad_tokenizer(file, folder, error) from error
+
+
+def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:
+    return any(key.startswith(("visual.", "module.visual.")) for key in weights)
+
+
+OPEN_CLIP = Library(
+    "open_clip",
+    "open_clip",
+    "open_clip_torch",
+    _recognises,
+    build_open_clip,
+    build_text=build_open_clip_text,
+    text_prefixes=("transformer.", "text."),
+)

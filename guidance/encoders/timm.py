@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..preprocess import Preprocess
-from .base import (
-    EncoderFile,
-    Tower,
-    check_weights,
-    not_installed,
-    pair,
-    unknown_name,
-)
+from .base import EncoderFile, Library, StateDict, Tower, check_weights, pair, unknown_name
 
 
 def build_timm(file: EncoderFile) -> Tower:
     """A timm model without its classifier. config: {"name": architecture, "kwargs": arguments of create_model}."""
-    try:
-        import timm
-    except ImportError as error:
-        raise not_installed("timm", file.name, error) from error
+    import timm
+
     config = file.config or {"name": file.model_name}
     name, arguments = config["name"], config.get("kwargs", {})
     architecture = name.split(".")[0]
@@ -30,3 +24,10 @@ def build_timm(file: EncoderFile) -> Tower:
     heads = ("head.", "head_dist.", "fc.", "classifier.", "mask_token")
     check_weights(module, file.weights, file.name, f"timm {name}", ignored_prefixes=heads)
     return Tower(module, Preprocess(pair(size), tuple(data["mean"]), tuple(data["std"])))
+
+
+def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:
+    return any("patch_embed." in key for key in weights)
+
+
+TIMM = Library("timm", "timm", "timm", _recognises, build_timm)

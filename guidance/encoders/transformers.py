@@ -12,13 +12,13 @@ from .base import (
     CLIP_VOCABULARY,
     EncoderFile,
     EncoderFileError,
+    Library,
     StateDict,
     TextTower,
     TokenizerFolders,
     Tower,
     bad_tokenizer,
     check_keys,
-    not_installed,
     pair,
     tokenizer_folder,
 )
@@ -42,10 +42,7 @@ class _Pooled(torch.nn.Module):
 
 def build_transformers(file: EncoderFile) -> Tower:
     """A transformers vision model, CLIP and SigLIP by their vision half. config: the model's `config.json`."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise not_installed("transformers", file.name, error) from error
+    import transformers
 
     def half(kind: str, parsed: Any) -> tuple[Any, Any]:
         vision = getattr(parsed, "vision_config", parsed)
@@ -113,10 +110,7 @@ def _transformers_preprocess(kind: str, vision: Any, settings: Mapping[str, Any]
 
 def build_transformers_text(file: EncoderFile, folders: TokenizerFolders) -> TextTower:
     """The text half of a transformers CLIP or SigLIP model. config: the model's `config.json`."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise not_installed("transformers", file.name, error) from error
+    import transformers
 
     def half(kind: str, parsed: Any) -> tuple[Any, Any]:
         text = getattr(parsed, "text_config", None)
@@ -149,3 +143,20 @@ def build_transformers_text(file: EncoderFile, folders: TokenizerFolders) -> Tex
         return outputs.pooler_output if kind.startswith("siglip") else outputs.text_embeds
 
     return TextTower(forward, tokenize)
+
+
+def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:
+    return config is not None and "model_type" in config
+
+
+TRANSFORMERS = Library(
+    "transformers",
+    "transformers",
+    "transformers",
+    _recognises,
+    build_transformers,
+    certainty=1,  # what the config.json says is more than what names of weights suggest
+    build_text=build_transformers_text,
+    text_prefixes=("text_model.",),
+    beside="its config.json in the same folder",
+)

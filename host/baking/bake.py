@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,13 @@ from torch import Tensor
 
 from ...fusion.adapters import DeltaError
 from ...fusion.baking import Factors, assembled
-from ...fusion.layers.layer import FusedLayer
+from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy
-from ...fusion.records.record import RoutingRecord
-from ..core.errors import ConductorError
-from ..core.progress import Progress
-from ..core.words import listed
-from ..fusing.attach import attachment_of
-from ..fusing.results import Origin, record_of_latent
-from ..fusing.spec import FusionSpec
-from ..loras.on_model import LoraOnModel, loras_on
-from ..loras.targets import Target
-from .file import BakedFile, BakedTensors, metadata_of, write_baked
+from ...fusion.records import RoutingRecord
+from ..core import ConductorError, Progress, listed
+from ..fusing import FusionSpec, Origin, attachment_of, record_of_latent
+from ..loras import LoraOnModel, Target, loras_on
+from .file import BakedFile, BakedTensors, metadata_of, write
 from .fused import Source, model_source, text_source
 from .merged import add_merged
 
@@ -88,6 +83,44 @@ def bake(
     return baked, record
 
 
+def bake_to_file(
+    model: ModelPatcher,
+    clip: CLIP | None,
+    samples: Tensor | None,
+    settings: BakeSettings,
+    filename_prefix: str,
+    prompt: Any = None,
+    extra: Any = None,
+) -> tuple[BakedFile, str]:
+    """Bake, write and report.
+
+    Args:
+        model, clip, samples, settings: see :func:`bake`.
+        filename_prefix: see :func:`.file.write`.
+        prompt, extra: see :func:`.file.metadata_of`.
+
+    Returns:
+        The file, and the report: what was written where, how much of it the rank could hold, and what is missing.
+
+    Raises:
+        ConductorError: see :func:`bake` and :func:`.file.write`.
+    """
+    baked, record = bake(model, clip, samples, settings)
+    spec = attachment_of(model).spec
+    policy = spec.policy if spec is not None else None
+    parents = loras_on(model)
+    texts = loras_on(clip.patcher) if clip is not None else ()
+    fusion = {
+        "policy": policy.settings() if policy is not None else None,
+        "step": None if record is None or settings.step is None else settings.step + 1,
+        "steps": None if record is None else record.steps,
+    }
+    file = write(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
+    weights = _weights_in_words(record, settings, policy)
+    notes = _notes(spec, record, bool(texts), _others_patch(model, parents))
+    return file, _report(baked, file, weights, notes)
+
+
 def _record(
     model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None, origin: Origin | None
 ) -> RoutingRecord | None:
@@ -133,46 +166,6 @@ def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
     baked.add_delta(prefix, assembled([(start, delta) for start, _, delta in parts], shape))
 
 
-def bake_to_file(
-    model: ModelPatcher,
-    clip: CLIP | None,
-    samples: Tensor | None,
-    settings: BakeSettings,
-    filename_prefix: str,
-    prompt: Any = None,
-    extra: Any = None,
-) -> tuple[BakedFile, str]:
-    """Bake, write and report. Arguments are those of :func:`.baking.bake` and :func:`.baked_file.metadata_of`.
-
-    Raises:
-        ConductorError: see :func:`.baking.bake` and :func:`.baked_file.write_baked`.
-    """
-    baked, record = bake(model, clip, samples, settings)
-    spec = attachment_of(model).spec
-    policy = spec.policy if spec is not None else None
-    texts = loras_on(clip.patcher) if clip is not None else ()
-    fusion = {
-        "policy": policy.settings() if policy is not None else None,
-        "step": None if record is None or settings.step is None else settings.step + 1,
-        "steps": None if record is None else record.steps,
-    }
-    parents = loras_on(model)
-    file = write_baked(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
-    notes = []
-    if not texts:
-        notes.append("text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP")
-    if isinstance(policy, PassPolicy):
-        notes.append(f"'{policy.name}' runs the model once per LoRA; a file can only hold the mean of its LoRAs")
-    if spec is not None and spec.emphasis != 1.0 and record is not None:
-        notes.append(
-            "emphasis: the router leaves part of the LoRAs out of the negative prompt's pass, a file cannot. Set its "
-            "emphasis to 1 and sample again to see and bake what the file will do"
-        )
-    if _others_patch(model, parents):
-        notes.append("LoRAs from other loaders on this model are no part of the file: keep loading them")
-    return file, bake_report(baked, file, _weights_in_words(record, settings, policy), notes)
-
-
 def _weights_in_words(record: RoutingRecord | None, settings: BakeSettings, policy: Policy | None) -> str:
     if record is not None and policy is not None:
         when = f"step {settings.step + 1}" if settings.step is not None else "the mean"
@@ -187,15 +180,23 @@ def _others_patch(model: ModelPatcher, parents: tuple[LoraOnModel, ...]) -> bool
     return any(id(patch[1]) not in ours for patches in model.patches.values() for patch in patches)
 
 
-def bake_report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[str]) -> str:
-    """What was written where, how much of it the rank could hold, and what is missing.
+def _notes(spec: FusionSpec | None, record: RoutingRecord | None, has_texts: bool, others_patch: bool) -> Iterator[str]:
+    """What a user should know besides."""
+    if not has_texts:
+        yield "text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP"
+    if spec is not None and isinstance(spec.policy, PassPolicy):
+        yield f"'{spec.policy.name}' runs the model once per LoRA; a file can only hold the mean of its LoRAs"
+    if spec is not None and spec.emphasis != 1.0 and record is not None:
+        yield (
+            "emphasis: the router leaves part of the LoRAs out of the negative prompt's pass, a file cannot. Set its "
+            "emphasis to 1 and sample again to see and bake what the file will do"
+        )
+    if others_patch:
+        yield "LoRAs from other loaders on this model are no part of the file: keep loading them"
 
-    Args:
-        baked: the tensors.
-        file: where they are.
-        weights: which weights were taken, in words.
-        notes: what a user should know besides.
-    """
+
+def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[str]) -> str:
+    """In words: where the file is, the weights that were taken, ranks and losses, notes, and what is missing."""
     dtype = str(baked.dtype).removeprefix("torch.")
     lines = [f"written: {file.path}  ({file.path.stat().st_size / 1e6:.1f} MB, {dtype})"]
     if file.name is None:

@@ -1,4 +1,4 @@
-"""A baked LoRA as a file: its tensors, its metadata, its place, and writing it whole or not at all."""
+"""The file of a baked LoRA: its tensors, its header, its place; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...fusion.baking import Factors, low_rank
-from ..core.errors import ConductorError
-from ..core.version import pack_version
-from ..loras.on_model import LoraOnModel
+from ..core import ConductorError, pack_version
+from ..loras import LoraOnModel
+
+# What other programs read to know which models a LoRA is for: kept where all parents say the same.
+FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
 @dataclass
@@ -76,10 +78,6 @@ class BakedTensors:
     @property
     def size(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
-
-
-# What other programs read to know which models a LoRA is for: kept where all parents say the same.
-FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
 @dataclass(frozen=True)
@@ -142,19 +140,20 @@ def metadata_of(
 
 
 def _agreed(parents: Sequence[LoraOnModel]) -> dict[str, str]:
-    headers = [_file_metadata(path) for path in dict.fromkeys(parent.path for parent in parents)]
+    """What all parents' own headers say of the models that they are for."""
+    headers = [_header_of(path) for path in dict.fromkeys(parent.path for parent in parents)]
     said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
     return {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
 
 
-def _file_metadata(path: str) -> dict[str, str]:
-    """A safetensors file's metadata; nothing for other files, and for files that are gone by now."""
+def _header_of(path: str) -> dict[str, str]:
+    """The header of a safetensors file; nothing for other files, and for files that are gone by now."""
     if not path.endswith(".safetensors") or not os.path.isfile(path):
         return {}
     return json.loads(comfy.utils.safetensors_header(path) or b"{}").get("__metadata__", {})
 
 
-def write_baked(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -> BakedFile:
+def write(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -> BakedFile:
     """Write the file into ComfyUI's output folder, numbered as its own saving nodes do; half a file never appears.
 
     Args:

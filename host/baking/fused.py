@@ -14,19 +14,13 @@ from torch import Tensor
 
 from ...fusion.adapters import Delta, Geometry
 from ...fusion.baking import BakedWeights, Factors, baked_weights, weighted
-from ...fusion.layers.layer import FusedLayer
-from ...fusion.layers.segment import SegmentDeltas
+from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import StaticPolicy
-from ...fusion.records.record import RoutingRecord
+from ...fusion.records import RoutingRecord
 from ...fusion.roles import ROLES
-from ..core.errors import ConductorError
-from ..core.modules import geometry_of, weight_reader
-from ..fusing.attach import attachment_of
-from ..fusing.spec import FusionSpec
-from ..loras.deltas import delta_of
-from ..loras.kinds import Unroutable
-from ..loras.on_model import loras_on
-from ..loras.targets import Entry, Target
+from ..core import ConductorError, geometry_of, weight_reader
+from ..fusing import FusionSpec, attachment_of
+from ..loras import Entry, Target, Unroutable, delta_of, loras_on
 
 # A segment's fused delta from those of its roles; None where nobody knows its weights.
 Fuse = Callable[[SegmentDeltas], "Factors | Tensor | None"]

@@ -10,7 +10,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ...fusion.baking import Factors
-from ..loras.targets import Entry, Target
+from ..loras import Entry, Target
 from .file import BakedTensors
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.errors import ConductorError
+from ..core import ConductorError
 
 
 @dataclass(frozen=True)

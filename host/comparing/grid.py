@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -12,11 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...fusion.policies import Policy
-from ...fusion.records.plan import Plan
-from ...fusion.routing.settings import NAMED, heeds, name_of, with_settings
-from ..core.errors import ConductorError
-from ..fusing.attach import attachment_of, set_policy
-from ..fusing.results import live_of, plan_of_latent, record_of_latent
+from ...fusion.records import Plan
+from ...fusion.routing import NAMED, heeds, name_of, with_settings
+from ..core import ConductorError, SamplerCall, sampled
+from ..fusing import attachment_of, live_of, plan_of_latent, record_of_latent, set_policy
 from .axes import Axis, Setting
 from .score import Judge
 
@@ -49,23 +48,20 @@ class Cell:
         return sum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
-def compare(
-    model: ModelPatcher, rows: Axis, columns: Axis, sampling: dict[str, Any], vae: Any, judge: Judge
-) -> list[Cell]:
-    """All pictures, row by row. What is on neither axis is the model's own, as its router was set, or ``sampling``'s.
+def compare(model: ModelPatcher, rows: Axis, columns: Axis, call: SamplerCall, vae: Any, judge: Judge) -> list[Cell]:
+    """All pictures, row by row. What is on neither axis is the model's own, as its router was set, or the ``call``'s.
 
     Args:
         model: with LoRAs of ours.
-        rows, columns: two different settings: names in ``sampling``, or of :func:`with_settings`.
-        sampling: arguments of core's ``common_ksampler`` besides the model.
+        rows, columns: two different settings: fields of ``call``, or names of :func:`with_settings`.
+        call: KSampler's inputs.
         vae: decodes the pictures.
 
     Raises:
         ConductorError: the model carries no LoRAs of ours, both axes are the same, one of them would change nothing,
             or a policy cannot fuse these LoRAs.
     """
-    from nodes import common_ksampler  # ComfyUI's; its import loads every core node, so not at our import
-
+    sampling = {field.name for field in fields(call)}
     own = live_of(model)[1].policy
     _check(rows, columns, own, sampling)
     refinement = attachment_of(model).refinement
@@ -82,18 +78,17 @@ def compare(
         asked = {name: value for name, value in changes.items() if name not in sampling}
         if asked != routing:
             routed, routing = set_policy(model, *with_settings(own, refinement, asked)), asked
-        used = {name: changes.get(name, value) for name, value in sampling.items()}
-        (latent,) = common_ksampler(routed, **used)
-        samples = latent["samples"]
+        used = replace(call, **{name: value for name, value in changes.items() if name in sampling})
+        samples = sampled(routed, used)["samples"]
         image = vae.decode(samples)
         image = image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
         share = record_of_latent(routed, samples).subject_share()
         policy, plan = changes.get("policy", name_of(own)), plan_of_latent(routed, samples)
-        cells[place] = Cell(policy, used["seed"], image, judge.scores(image), share, plan, *place)
+        cells[place] = Cell(policy, used.seed, image, judge.scores(image), share, plan, *place)
     return [cells[place] for place in in_order]
 
 
-def _check(rows: Axis, columns: Axis, own: Policy, sampling: dict[str, Any]) -> None:
+def _check(rows: Axis, columns: Axis, own: Policy, sampling: Collection[str]) -> None:
     if rows.name == columns.name:
         raise ConductorError(
             f"columns: '{columns.name}' is in the rows already. Choose another setting for one of them."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,61 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...guidance.losses import cosine_similarity
-from ..core.errors import ConductorError
-from ..vision.autograd import normal_copy
-from ..vision.encoders import open_encoder
-from ..vision.prompts import PROMPT, embed_prompt, reads_text
-from ..vision.references import Picture, References, embed_references, picture_of
+from ...guidance.losses import comparing_kind, cosine_similarity
+from ..core import ConductorError
+from ..vision import (
+    PROMPT,
+    Picture,
+    References,
+    embed_prompt,
+    embed_references,
+    normal_copy,
+    open_encoder,
+    picture_of,
+    pictures_of,
+    reads_text,
+)
+
+ROLES = ("subject", "style")
+WITHOUT_PROMPT = "leave prompt empty"
+
+
+class _Comparer:
+    """Compares pictures with references by one encoder; the references are embedded with the first pictures.
+
+    source: CLIP_VISION or METRIC_ENCODER, from the input `name`. pictures: by role. prompt: of the role PROMPT, "" for
+    none.
+    """
+
+    def __init__(self, source: Any, name: str, pictures: Mapping[str, list[Picture]], prompt: str = "") -> None:
+        self._source = source
+        self._name = name
+        self._pictures = pictures
+        self._prompt = prompt
+        self._references: dict[str, Tensor] = {}
+
+    def similarities(self, images: Tensor) -> dict[str, list[float]]:
+        """IMAGE [N, H, W, 3] -> by role, each picture's mean cosine with the references. Raises ConductorError."""
+        encoder = open_encoder(self._source, self._name)
+        try:
+            # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                comfy.model_management.load_models_gpu([encoder.patcher])
+                # One by one: any number of pictures fits, and none depends on the others.
+                pixels = normal_copy(images).float().movedim(-1, 1).split(1)
+                embedded = torch.cat([encoder.embed(image) for image in pixels])
+                if not self._references:
+                    for role, pictures in self._pictures.items():
+                        self._references[role] = embed_references(self._source, encoder, pictures)
+                    if self._prompt:
+                        text = embed_prompt(self._source, self._prompt, self._name, WITHOUT_PROMPT)
+                        self._references[PROMPT] = text
+                return {
+                    role: cosine_similarity(embedded, reference.to(embedded)).tolist()
+                    for role, reference in self._references.items()
+                }
+        finally:
+            encoder.close()
 
 
 @dataclass(frozen=True)
@@ -42,14 +92,9 @@ def fusion_score(
     prompt: what the pictures should show, "" if that is not asked; by the encoders that read text. Raises
     ConductorError naming an input that cannot be used.
     """
-    picture = picture_of("images", images)
-    roles: dict[str, list[Picture]] = {}
-    for role, image in (("subject", subject_image), ("style", style_image)):
-        given = references.of(role) if references is not None else []
-        if not given and image is not None:
-            given = [picture_of(f"{role}_image", image)]
-        if given:
-            roles[role] = given
+    pixels = picture_of("images", images).images
+    given = {"subject": subject_image, "style": style_image}
+    roles = {role: found for role in ROLES if (found := pictures_of(role, references, given[role]))}
     prompt = prompt.strip()
     if not roles and not prompt:
         raise ConductorError(
@@ -57,29 +102,14 @@ def fusion_score(
             "style, or references, or write a prompt."
         )
     if prompt and not any(reads_text(source) for source in encoders.values()):
-        embed_prompt(None, prompt, next(iter(encoders)), "leave prompt empty")
+        embed_prompt(None, prompt, next(iter(encoders)), WITHOUT_PROMPT)
     columns: dict[tuple[str, str], list[float]] = {}
     for name, source in encoders.items():
-        if source is None:
-            continue
-        opened = open_encoder(source, name)
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                comfy.model_management.load_models_gpu([opened.patcher])
-                # One by one: any number of pictures fits, and none depends on the others.
-                pixels = normal_copy(picture.images).float().movedim(-1, 1).split(1)
-                embedded = torch.cat([opened.embed(image) for image in pixels])
-                for role, pictures in roles.items():
-                    reference = embed_references(source, opened, pictures).to(embedded)
-                    columns[name, role] = cosine_similarity(embedded, reference).tolist()
-                if prompt and reads_text(source):
-                    text = embed_prompt(source, prompt, name, "leave prompt empty").to(embedded)
-                    columns[name, PROMPT] = cosine_similarity(embedded, text).tolist()
-        finally:
-            opened.close()
+        if source is not None:
+            comparer = _Comparer(source, name, roles, prompt if reads_text(source) else "")
+            columns |= {(name, role): values for role, values in comparer.similarities(pixels).items()}
     means = {
-        role: _mean([_mean(values) for (_, of), values in columns.items() if of == role])
-        for role in ("subject", "style", PROMPT)
+        role: _mean([_mean(values) for (_, of), values in columns.items() if of == role]) for role in (*ROLES, PROMPT)
     }
     subject, style = means["subject"], means["style"]
     both = 2 * subject * style / (subject + style) if subject > 0 and style > 0 else 0.0
@@ -102,45 +132,34 @@ def _table(columns: dict[tuple[str, str], list[float]]) -> str:
 
 
 class Judge:
-    """Compares pictures with references: the subject by DINO where there is one, else by CLIP; the style by CLIP.
+    """Compares pictures with references, each role by the kind of encoder that does it best, see `comparing_kind`.
 
     Args:
         references: IMAGE by role; None leaves the role out.
         clip_encoder, dino_encoder: CLIP_VISION or METRIC_ENCODER, or None.
 
     Raises:
-        ConductorError: a reference without an encoder that could compare it.
+        ConductorError: a reference that cannot be used, or without an encoder that could compare it.
     """
 
-    def __init__(self, references: dict[str, Tensor | None], clip_encoder: Any, dino_encoder: Any) -> None:
-        sources = {"subject": (dino_encoder, "dino_encoder"), "style": (clip_encoder, "clip_encoder")}
-        if dino_encoder is None:
-            sources["subject"] = clip_encoder, "clip_encoder"
-        self._references: dict[str, Tensor] = {}
-        self._sources: dict[str, tuple[Any, str]] = {}
-        for role, picture in references.items():
-            if picture is None:
+    def __init__(self, references: Mapping[str, Tensor | None], clip_encoder: Any, dino_encoder: Any) -> None:
+        sources = {"clip": clip_encoder, "dino": dino_encoder}
+        by_kind: dict[str, dict[str, list[Picture]]] = {}
+        for role in references:
+            kind = comparing_kind(role, dino_encoder is not None)
+            pictures = pictures_of(role, None, references[role])
+            if not pictures:
                 continue
-            if sources[role][0] is None:
+            if sources[kind] is None:
                 raise ConductorError(
                     f"{role}_image: there is no encoder to compare it by. Connect clip_encoder, or leave {role}_image "
                     "empty."
                 )
-            self._references[role], self._sources[role] = picture, sources[role]
+            by_kind.setdefault(kind, {})[role] = pictures
+        self._comparers = [_Comparer(sources[kind], f"{kind}_encoder", roles) for kind, roles in by_kind.items()]
 
     def scores(self, image: Tensor) -> dict[str, float]:
         """By role, the similarity of a picture ``[height, width, 3]`` to its references."""
         return {
-            role: float(cosine_similarity(self._embedded(role, image[None]), self._embedded(role, reference)).mean())
-            for role, reference in self._references.items()
+            role: value for comparer in self._comparers for role, (value,) in comparer.similarities(image[None]).items()
         }
-
-    def _embedded(self, role: str, images: Tensor) -> Tensor:
-        encoder = open_encoder(*self._sources[role])
-        try:
-            # Weights moved to the device here stay fit for gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                comfy.model_management.load_models_gpu([encoder.patcher])
-                return encoder.embed(images.clone()[..., :3].movedim(-1, 1))
-        finally:
-            encoder.close()

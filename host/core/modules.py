@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor, nn
 
 from ...fusion.adapters import Geometry
-from ...fusion.routing.attention import FUSED, projection_kind
+from ...fusion.routing import FUSED, projection_kind
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:

@@ -1,0 +1,28 @@
+"""LoRAs on a ModelPatcher, fused while it samples."""
+
+from .attach import attachment_of, set_policy, show_on
+from .calibration import calibrated_by_prompts
+from .loading import load_loras
+from .plans import plan_files, read_plan, replaying, write_plan
+from .report import run_report
+from .results import Origin, live_of, plan_of_latent, record_of_latent, record_or_reason
+from .spec import FusionSpec
+
+__all__ = [
+    "FusionSpec",
+    "Origin",
+    "attachment_of",
+    "calibrated_by_prompts",
+    "live_of",
+    "load_loras",
+    "plan_files",
+    "plan_of_latent",
+    "read_plan",
+    "record_of_latent",
+    "record_or_reason",
+    "replaying",
+    "run_report",
+    "set_policy",
+    "show_on",
+    "write_plan",
+]

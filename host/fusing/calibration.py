@@ -12,12 +12,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...fusion.calibration import Calibrator
-from ...fusion.layers.layer import FusedLayer
-from ...fusion.policies import Solo, SSRMerge
-from ...fusion.policies.ssr import Calibration
-from ..core.errors import ConductorError
-from ..core.modules import find_module
-from ..core.progress import Progress
+from ...fusion.layers import FusedLayer
+from ...fusion.policies import Calibration, Solo, SSRMerge
+from ..core import ConductorError, Progress, find_module
 from .attach import attachment_of, set_policy
 
 

@@ -10,8 +10,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.layers.layer import FusedLayer
-from ...fusion.layers.segment import Segment
+from ...fusion.layers import FusedLayer, Segment
 from ...fusion.roles import ROLES
 from .guiders import patchers_of
 from .spec import FusionSpec

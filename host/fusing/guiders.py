@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import comfy.samplers
@@ -17,16 +16,16 @@ def patchers_of(guider: Any) -> list[ModelPatcher]:
 def cfg_of(guider: Any, step: int, steps: int) -> float:
     """The scale of classifier-free guidance at a step.
 
-    Guiders of other packs set ``cfg`` anew at every step, keep a list of it with one scale a step, or guide only between
-    ``start_percent`` and ``end_percent``. Guiders that combine their passes in ways of their own have no ``cfg`` that
-    is a scale: 1, as if they did not guide, so that none of their passes is told apart.
+    Guiders of other packs set ``cfg`` anew at every step, keep a list of it with one scale a step, or guide only
+    between ``start_percent`` and ``end_percent``. Guiders that combine their passes in ways of their own have no
+    ``cfg`` that is a scale: 1, as if they did not guide, so that none of their passes is told apart.
     """
-    cfg = getattr(guider, "cfg", 1.0)
+    cfg: Any = getattr(guider, "cfg", 1.0)
     if isinstance(cfg, (list, tuple)) and cfg:
         cfg = cfg[min(step, len(cfg) - 1)]
     start, end = getattr(guider, "start_percent", 0.0), getattr(guider, "end_percent", 1.0)
     along = step / max(1, steps)
-    if isinstance(start, Real) and isinstance(end, Real) and not start <= along <= end:
+    if isinstance(start, float | int) and isinstance(end, float | int) and not start <= along <= end:
         return 1.0
     try:
         return float(cfg)

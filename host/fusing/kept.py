@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.records.plan import Plan
-from ...fusion.records.record import RoutingRecord
-from ..core.execution import Place, executing
+from ...fusion.records import Plan, RoutingRecord
+from ..core import Place, executing
 
 KEPT_RUNS = 64
 KEPT_PLANS = 8  # they are much larger than records

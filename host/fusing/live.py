@@ -10,25 +10,27 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ...fusion.adapters.base_layer import BaseLayer
-from ...fusion.layers.layer import FusedLayer
+from ...fusion.adapters import BaseLayer
+from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, StaticPolicy
-from ...fusion.records.replay import Replay
-from ...fusion.routing.call import Call
-from ...fusion.routing.router import Router
-from ..core.errors import ConductorError
-from ..core.modules import find_module
-from ..maps.live import LiveMap
+from ...fusion.records import Replay
+from ...fusion.routing import Call, Router
+from ..core import ConductorError, find_module
+from ..maps import LiveMap
 from .kept import KeptRuns
 from .run import Run
 from .spec import FusionSpec, check_plan
+
+ATTACHMENT = "lora_conductor"
 
 
 class _Forward(NamedTuple):
@@ -110,6 +112,9 @@ class LiveFusion:
         self.shown_on = shown_on
         self._open: list[Run] = []
         self.kept = KeptRuns()
+        self._guests: dict[LiveFusion, Run] = {}  # of the present run: those that run on its other models
+        self._loose: Run | None = None
+        self._standing_in: Any = None
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
 
@@ -135,6 +140,11 @@ class LiveFusion:
         finally:
             self._open.remove(run)
             run.close()
+            guests, self._guests = self._guests, {}
+            for guest, its_run in guests.items():
+                guest._open.remove(its_run)
+        for guest, its_run in guests.items():
+            guest.kept.add(samples, *its_run.results())
         record, plan = run.results()
         if live_map is not None:
             live_map.finish(record)
@@ -143,16 +153,83 @@ class LiveFusion:
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
-        run = self._open[-1] if self._open else Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0))
-        if run.is_patched(x):
+        owner = self._owner(executor.class_obj)
+        if owner is None:
             return executor(x, t, *args, **kwargs)
+        if owner is not self:
+            return owner._as_guest(self, executor, x, t, *args, **kwargs)
+        site = self._site(executor.class_obj)
         # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
-        call = run.open_call(x, args[3] if len(args) > 3 else kwargs.get("transformer_options", {}))
-        policy, site = self.spec.policy, self._site(executor.class_obj)
+        options = args[3] if len(args) > 3 else kwargs.get("transformer_options", {})
+        run = self._open[-1] if self._open else self._loose_run(t, options)
+        if site.call is not None or run.is_patched(x):
+            return executor(x, t, *args, **kwargs)
+        call, policy = run.open_call(x, options), self.spec.policy
         with site.executing(executor.class_obj, run, call):
             if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
                 return _in_passes(policy, call, site.layers, executor, x, t, *args, **kwargs)
             return executor(x, t, *args, **kwargs)
+
+    def _owner(self, model: Any) -> LiveFusion | None:
+        """Whose LoRAs are on the patcher that the model runs for: ours, another one's, or none.
+
+        Guiders may run several models with the options of one (core's Dual Model CFG Guider).
+        """
+        patcher = getattr(model, "current_patcher", None)
+        if patcher is None:
+            return self
+        held = patcher.get_attachment(ATTACHMENT)
+        return None if held is None else held.live
+
+    def _as_guest(self, host: LiveFusion, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Our LoRAs, on a model that a run of other LoRAs runs too: a run of our own, step by step with it."""
+        if not self._open and host._open:
+            leader = host._open[-1]
+            run = Run(self.spec, Router(self.spec.rules), leader.sigmas, leader.guider)
+            leader.followers.append(run)
+            self._open.append(run)
+            host._guests[self] = run
+        return self.apply_model(executor, *args, **kwargs)
+
+    def _loose_run(self, t: Tensor, options: Mapping[str, Any]) -> Run:
+        """The run of calls that no sampling of ours surrounds; it lasts until core is done with the model."""
+        sigmas = options.get("sample_sigmas")
+        if sigmas is None:
+            return Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0))
+        known = tuple(sigmas.tolist())
+        if self._loose is None or self._loose.sigmas != known:
+            self._loose = Run(self.spec, Router(self.spec.rules), known)
+        self._loose.go_to_sigma(float(options["sigmas"].max()))
+        return self._loose
+
+    def pre_run(self, patcher: ModelPatcher) -> None:
+        """Core is about to use a patcher that carries us (ON_PRE_RUN).
+
+        A guider may do so with the options of another model, which do not have our wrappers: the model brings them.
+        """
+        if self._open:
+            return
+        model = patcher.model
+        self._loose, base = None, model.apply_model
+
+        def apply_model(x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            options = kwargs.get("transformer_options")
+            if options is not None and self._owner(model) is self:
+                wrappers = dict(options.get("wrappers", {}))
+                own = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), ATTACHMENT: [self.apply_model]}
+                kwargs["transformer_options"] = {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: own}}
+            return base(x, t, *args, **kwargs)
+
+        self._standing_in = model.__dict__["apply_model"] = apply_model
+
+    def cleanup(self, patcher: ModelPatcher) -> None:
+        """Core is done with the patcher (ON_CLEANUP)."""
+        own = patcher.model.__dict__
+        if self._standing_in is not None and own.get("apply_model") is self._standing_in:
+            del own["apply_model"]
+        run, self._loose, self._standing_in = self._loose, None, None
+        if run is not None:
+            self.kept.add(torch.zeros(1, 0), *run.results())
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:

@@ -11,13 +11,19 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ...fusion.policies import Policy
-from ...fusion.routing.refinement import Refinement
-from ..core.errors import ConductorError
-from ..loras.choices import LoraChoice
-from ..loras.file import LoraFile, read_lora
-from ..loras.on_model import LoraOnModel, remember
-from ..loras.patches import LoraPatches, model_patches
-from ..loras.targets import refuse_unfit, resolve
+from ...fusion.routing import Refinement
+from ..core import ConductorError
+from ..loras import (
+    LoraChoice,
+    LoraFile,
+    LoraOnModel,
+    LoraPatches,
+    model_patches,
+    read_lora,
+    refuse_unfit,
+    remember,
+    resolve,
+)
 from .attach import add_loras, set_policy
 from .report import LoadedLora, loader_report
 

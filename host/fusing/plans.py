@@ -9,10 +9,9 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 
 from ...fusion.policies import POLICIES
-from ...fusion.records.plan import Plan, PlanError, loads
-from ...fusion.records.replay import Replay
-from ...fusion.routing.refinement import Refinement
-from ..core.errors import ConductorError
+from ...fusion.records import Plan, PlanError, Replay, loads
+from ...fusion.routing import Refinement
+from ..core import ConductorError
 from .attach import attachment_of, set_policy
 from .spec import check_plan
 

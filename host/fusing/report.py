@@ -11,14 +11,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__ as comfyui_version
 
-from ...fusion.records.record import RoutingRecord
-from ..core.execution import sources
-from ..core.version import pack_version
-from ..core.words import listed
-from ..loras.choices import LoraChoice
-from ..loras.on_model import loras_on
-from ..loras.patches import LoraPatches
-from ..maps.picture import block_of
+from ...fusion.records import RoutingRecord
+from ..core import listed, pack_version, sources
+from ..loras import LoraChoice, LoraPatches, loras_on
+from ..maps import block_of
 from .attach import attachment_of
 from .spec import FusionSpec
 

@@ -8,10 +8,8 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.records.plan import Plan
-from ...fusion.records.record import RoutingRecord, empty_record
-from ..core.errors import ConductorError
-from ..core.execution import executing, sources
+from ...fusion.records import Plan, RoutingRecord, empty_record
+from ..core import ConductorError, executing, sources
 from .attach import attachment_of
 from .kept import KeptRun
 from .live import LiveFusion
@@ -19,8 +17,8 @@ from .spec import FusionSpec
 
 NO_LORAS = "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
 NO_RUN = (
-    "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is scaled or "
-    "changed; if the sampler was cached, change its seed and queue again."
+    "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is scaled "
+    "or changed; if the sampler was cached, change its seed and queue again."
 )
 
 

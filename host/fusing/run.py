@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.layers.batch import Batch
+from ...fusion.layers import Batch
 from ...fusion.policies import PassPolicy, ScoredPolicy, StaticPolicy
-from ...fusion.records.decisions import CallDecisions, in_order, log_ratios_of, read_back
-from ...fusion.records.plan import Plan, plan_of
-from ...fusion.records.record import RoutingRecord, record_of
-from ...fusion.records.replay import Replay
-from ...fusion.routing.call import Call
-from ...fusion.routing.router import Router
+from ...fusion.records import (
+    CallDecisions,
+    Plan,
+    Replay,
+    RoutingRecord,
+    in_order,
+    log_ratios_of,
+    plan_of,
+    read_back,
+    record_of,
+)
+from ...fusion.routing import Call, Router
 from .freezing import Frozen, freeze
 from .guiders import cfg_of, is_steady, patchers_of
 from .spec import FusionSpec
@@ -40,6 +46,7 @@ class Run:
         guider: core's, which samples; None for a model that is called without one.
         calls: what was decided so far.
         frozen: the decisions of the rest of the run, once they are made.
+        followers: runs of other LoRAs, on other models of the same guider, that go step by step with this one.
         started: when, by the host's clock.
         fusing: seconds that scoring and fusing took so far, by the same clock.
     """
@@ -50,6 +57,7 @@ class Run:
     guider: Any = None
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
+    followers: list[Run] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     fusing: float = 0.0
     _names: dict[Any, str] = field(default_factory=dict)
@@ -70,6 +78,13 @@ class Run:
 
     def _go_to(self, step: int) -> None:
         self.router.go_to(min(step, self.steps - 1), self.sigmas)
+        for follower in self.followers:
+            follower._go_to(step)
+
+    def go_to_sigma(self, sigma: float) -> None:
+        """For calls that no callback counts: the last step that begins at that noise level or above."""
+        begun = [i for i, level in enumerate(self.sigmas[:-1]) if level >= sigma * (1 - 1e-5)]
+        self._go_to(begun[-1] if begun else 0)
 
     def counting(self, callback: Callable[..., Any] | None) -> Callable[..., Any]:
         """The sampler's callback, counting steps on its way."""

@@ -15,15 +15,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...fusion.adapters.base import Delta
-from ...fusion.layers.layer import FusedLayer
+from ...fusion.adapters import Delta
+from ...fusion.layers import FusedLayer
 from ...fusion.policies import Policy
-from ...fusion.records.plan import Plan
-from ...fusion.routing.refinement import Refinement
-from ...fusion.routing.rules import Rules, prepare
-from ..core.errors import ConductorError
-from ..core.modules import geometry_of, head_width, weight_reader
-from ..loras.on_model import LoraOnModel
+from ...fusion.records import Plan
+from ...fusion.routing import Refinement, Rules, prepare
+from ..core import ConductorError, geometry_of, head_width, weight_reader
+from ..loras import LoraOnModel
 
 
 class DeltaBank(nn.Module):

@@ -9,12 +9,11 @@ import torch
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
-from ...fusion.adapters.base import DeltaError
-from ...fusion.layers.layer import FusedLayer
-from ...fusion.layers.segment import SegmentDeltas
+from ...fusion.adapters import DeltaError
+from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import SSRMerge, StaticPolicy
 from ...fusion.roles import ROLES
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .spec import FusionSpec
 
 Patches = list[tuple[dict[Any, Any], float]]

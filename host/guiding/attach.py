@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -18,68 +19,44 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..core.errors import ConductorError
-from ..vision.vae import check_latent_shape
+from ..core import ConductorError, SamplerCall, sampled
+from ..vision import check_latent_shape
 from .memory import announcing
 from .plan import GuidancePlan
 from .run import GuidedRun
 
+REPORTS = "lora_conductor.guidance_reports"
+KEPT = 8  # reports that ride on a model
 _KEY = "lora_conductor.guidance"
+Reports = MutableSequence[dict[str, Any]]
 
 
-def sample(
-    model: Any,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    positive: Any,
-    negative: Any,
-    latent_image: dict[str, Any],
-    denoise: float,
-    plan: GuidancePlan,
-) -> tuple[dict[str, Any], str]:
-    """KSampler's arguments and a guidance plan -> LATENT and the run's scores as JSON (see `GuidedRun.report`).
+def sample(model: Any, call: SamplerCall, plan: GuidancePlan) -> tuple[dict[str, Any], str]:
+    """KSampler with a guidance plan -> LATENT and the run's scores as JSON (see `Telemetry.report`).
 
     With the plan off this is KSampler itself. Raises ConductorError, before sampling, for inputs that cannot work.
     """
-    from nodes import common_ksampler  # ComfyUI's; its import loads every core node, so not at our import
-
     reports: list[dict[str, Any]] = []
     if not plan.is_off:
         plan.check(model.get_model_object("latent_format"))
         model = guide(model, plan, reports)
-    (latent,) = common_ksampler(
-        model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
-    )
+    latent = sampled(model, call)
     report = reports[0] if reports else {"version": 1, "guided": False}
     return latent, json.dumps(report, allow_nan=False)
 
 
-def guide(model: Any, plan: GuidancePlan, reports: MutableSequence[dict[str, Any]]) -> Any:
+def guide(model: Any, plan: GuidancePlan, reports: Reports) -> Any:
     """A clone of the MODEL whose sampling runs are guided; each run that ends appends its report to `reports`."""
 
     def run_guided(executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: Any, *args, **kwargs):
         guider = executor.class_obj
-        check_latent_shape(tuple(noise.shape))
-        run = GuidedRun(plan, sigmas.tolist(), model.get_model_object("latent_format"), model.model)
-        memory = run.memory(tuple(noise.shape))
-        # The guider's options are a copy made for this run: what is hung in here is gone when it ends, and two runs of
-        # one model never share it.
-        options = guider.model_options
-        guider.model_options = comfy.model_patcher.create_model_options_clone(options)
-        wrap_prediction(guider, run)
-        _wrap(guider, WrappersMP.PREPARE_SAMPLING, announcing(memory))
-        try:
+        latent_format = model.get_model_object("latent_format")
+        with guiding(guider, plan, model.model, latent_format, sigmas, noise, reports) as run:
+            _wrap(guider, WrappersMP.PREPARE_SAMPLING, announcing(run.memory(tuple(noise.shape))))
             run.encode_references()
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             run.score(output)
             return output
-        finally:
-            guider.model_options = options
-            run.close()
-            reports.append(run.report())
 
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, run_guided)
@@ -88,23 +65,44 @@ def guide(model: Any, plan: GuidancePlan, reports: MutableSequence[dict[str, Any
     return patched
 
 
+@contextmanager
+def guiding(
+    guider: Any,
+    plan: GuidancePlan,
+    model: Any,
+    latent_format: Any,
+    sigmas: torch.Tensor,
+    noise: torch.Tensor,
+    reports: Reports | None = None,
+) -> Iterator[GuidedRun]:
+    """A run that the guider's predictions go through while this lasts; then it is closed, its report in `reports`.
+
+    model: the core BaseModel that samples. noise: for its latents; ConductorError if those are no pictures.
+    """
+    check_latent_shape(tuple(noise.shape))
+    run = GuidedRun(plan, sigmas.tolist(), latent_format, model)
+    # The guider's options are a copy made for this run: what is hung in here is gone when it ends, and two runs of one
+    # model never share it.
+    options = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(options)
+    _wrap(guider, WrappersMP.PREDICT_NOISE, run.predict)
+    try:
+        yield run
+    finally:
+        guider.model_options = options
+        run.close()
+        if reports is not None:
+            reports.append(run.report())
+
+
 def networks_of(plan: GuidancePlan) -> list[Any]:
     """The patchers of all networks a plan brings along."""
     sources = (plan.vae, plan.clip_encoder, plan.dino_encoder, plan.held_out_encoder)
     return [source.patcher for source in sources if source is not None]
 
 
-def wrap_prediction(guider: Any, run: GuidedRun) -> None:
-    """Have the guider's predictions go through the run; the guider's options must be a copy made for it."""
-    _wrap(guider, WrappersMP.PREDICT_NOISE, run.predict)
-
-
 def _wrap(guider: Any, kind: str, wrapper: Callable[..., Any]) -> None:
     comfy.patcher_extension.add_wrapper_with_key(kind, _KEY, wrapper, guider.model_options, is_model_options=True)
-
-
-REPORTS = "lora_conductor.guidance_reports"
-KEPT = 8
 
 
 def guided_model(model: Any, plan: GuidancePlan) -> Any:
@@ -164,17 +162,9 @@ class GuidedSampler(comfy.samplers.Sampler):
         guider = model_wrap
         model = guider.inner_model
         self._plan.check(model.latent_format)
-        check_latent_shape(tuple(noise.shape))
-        run = GuidedRun(self._plan, sigmas.tolist(), model.latent_format, model)
-        # With the models of the run, so that none of them makes room for ours.
-        loaded = [guider.model_patcher, *getattr(guider, "loaded_models", [])]
-        comfy.model_management.load_models_gpu([*loaded, *networks_of(self._plan)], run.memory(tuple(noise.shape)))
-        options = guider.model_options
-        guider.model_options = comfy.model_patcher.create_model_options_clone(options)
-        wrap_prediction(guider, run)
-        try:
+        with guiding(guider, self._plan, model, model.latent_format, sigmas, noise) as run:
+            # With the models of the run, so that none of them makes room for ours.
+            loaded = [guider.model_patcher, *getattr(guider, "loaded_models", [])]
+            comfy.model_management.load_models_gpu([*loaded, *networks_of(self._plan)], run.memory(tuple(noise.shape)))
             run.encode_references()
             return self._sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
-        finally:
-            guider.model_options = options
-            run.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..vision.autograd import StandIns, checkpointed, normal_copy, overwriting_allowed
+from ..vision import StandIns, checkpointed, normal_copy, overwriting_allowed
 
 
 class Denoiser:
@@ -58,8 +59,8 @@ def renoised(
     following = x + (sigma_next / sigma - 1.0) * (x - x0)
     samples = []
     for index in range(len(x)):
-        number = hash((*seed, index)) & 0x7FFFFFFFFFFFFFFF
-        generator = torch.Generator().manual_seed(number)
+        digest = hashlib.sha256(":".join(map(str, (*seed, index))).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         samples.append(torch.randn(x.shape[1:], generator=generator))
     noise = torch.stack(samples).to(x)
     shrink = (1.0 - sigma) / (1.0 - sigma_next) if is_flow(model) else 1.0

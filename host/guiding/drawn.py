@@ -11,27 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...fusion.policies import Solo
-from ..core.errors import ConductorError
-from ..fusing.attach import attachment_of, set_policy
+from ..core import ConductorError, SamplerCall, sampled
+from ..fusing import attachment_of, set_policy
 from .plan import GuidancePlan
 
 SOURCES = ("pictures", "each LoRA alone")
 KEPT = 8  # pictures a VAE keeps
 _drawn: WeakKeyDictionary[Any, OrderedDict[str, torch.Tensor]] = WeakKeyDictionary()
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerCall:
-    """KSampler's arguments, as far as a reference needs them."""
-
-    seed: int
-    steps: int
-    cfg: float
-    sampler_name: str
-    scheduler: str
-    positive: Any
-    negative: Any
-    latent_image: dict[str, Any]
 
 
 def with_drawn_references(plan: GuidancePlan, model: Any, call: SamplerCall, positives: dict[str, Any]) -> GuidancePlan:
@@ -43,8 +29,7 @@ def with_drawn_references(plan: GuidancePlan, model: Any, call: SamplerCall, pos
     if plan.vae is None:
         raise ConductorError("vae: references drawn by the LoRAs have to be decoded. Connect a VAE.")
     for role in plan.picture_roles():
-        given = plan.references is not None and plan.references.of(role)
-        if not given and getattr(plan, f"{role}_image") is None:
+        if not plan.given_pictures(role):
             own = dataclasses.replace(call, positive=positives.get(role) or call.positive)
             drawn: dict[str, Any] = {f"{role}_image": _draw(model, role, own, plan.vae)}
             plan = dataclasses.replace(plan, **drawn)
@@ -53,8 +38,6 @@ def with_drawn_references(plan: GuidancePlan, model: Any, call: SamplerCall, pos
 
 def _draw(model: Any, role: str, call: SamplerCall, vae: Any) -> torch.Tensor:
     """IMAGE [1, H, W, 3], drawn once for the same model, LoRAs and settings."""
-    from nodes import common_ksampler  # ComfyUI's; its import loads every core node, so not at our import
-
     spec = attachment_of(model).spec
     if spec is None or all(lora.role != role for lora in spec.loras):
         raise ConductorError(
@@ -65,18 +48,7 @@ def _draw(model: Any, role: str, call: SamplerCall, vae: Any) -> torch.Tensor:
     key = _digest(model, [lora.header() for lora in spec.loras if lora.role == role], call)
     if key not in kept:
         empty = {"samples": torch.zeros_like(call.latent_image["samples"][:1])}
-        solo = set_policy(model, Solo(role))
-        (latent,) = common_ksampler(
-            solo,
-            call.seed,
-            call.steps,
-            call.cfg,
-            call.sampler_name,
-            call.scheduler,
-            call.positive,
-            call.negative,
-            empty,
-        )
+        latent = sampled(set_policy(model, Solo(role)), dataclasses.replace(call, latent_image=empty, denoise=1.0))
         image = vae.decode(latent["samples"])
         kept[key] = image.reshape(-1, *image.shape[-3:])[:1].detach().cpu()
         while len(kept) > KEPT:

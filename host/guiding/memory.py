@@ -6,23 +6,21 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import comfy.model_management
 import comfy.sampler_helpers
 
-from ...guidance.corrections import X0Correction
+from ...guidance.corrections import CorrectionResult, X0Correction
 from ...guidance.paper import PaperCorrection
 from ...guidance.views import Views
-from ..vision.decoders import DecoderLadder
-from ..vision.encoders import RunEncoder
-from ..vision.vae import Decoder
+from ..vision import Decoder, DecoderLadder, RunEncoder, gradients_enabled
 
 logger = logging.getLogger(__name__)
 # Activations of a vision transformer for one picture, in units of its weights: about 0.4 for ViT-L/14 at 224 pixels
 # and 0.9 for ViT-S/16, from tokens * 20 * width floats a layer.
 ENCODER_ACTIVATIONS = 1.0
-AnyCorrection = TypeVar("AnyCorrection", bound=X0Correction | PaperCorrection)
+Correction = X0Correction | PaperCorrection
 
 
 def guidance_memory(decoder: Decoder, encoders: Iterable[RunEncoder], crops: int, shape: tuple[int, ...]) -> float:
@@ -59,16 +57,31 @@ def is_out_of_memory(error: Exception) -> bool:
 class Fallbacks:
     """What a run gives up, one thing after the other, when memory runs out.
 
-    messages: what was given up so far, in words. gave_up: nothing is left; the run goes on without guidance.
+    correction: the one to go on with. messages: what was given up so far, in words. gave_up: nothing is left; the run
+    goes on without guidance.
     """
 
-    def __init__(self, decoders: DecoderLadder) -> None:
+    def __init__(self, decoders: DecoderLadder, correction: Correction) -> None:
         self._decoders = decoders
+        self.correction = correction
         self.messages: list[str] = []
         self.gave_up = False
 
-    def next(self, correction: AnyCorrection) -> AnyCorrection:
-        """Step down once: the next decoder, then no crops. Returns the correction to go on with."""
+    def attempt(self, correct: Callable[[Correction], CorrectionResult]) -> CorrectionResult | None:
+        """The result of `correct(correction)`, with cheaper means when memory runs out; None when all are used up."""
+        while not self.gave_up:
+            try:
+                with gradients_enabled():
+                    return correct(self.correction)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except clause: the error's traceback holds the very tensors that are to go.
+            self._step_down()
+        return None
+
+    def _step_down(self) -> None:
+        """Give up one thing: the decoder for the next, then crops, then guidance."""
         comfy.model_management.soft_empty_cache()
         before = self._decoders.current.name
         if self._decoders.step_down():
@@ -76,13 +89,12 @@ class Fallbacks:
             if patcher is not None:
                 comfy.model_management.load_models_gpu([patcher])
             self._say(f"out of memory with decoder: {before}; going on with {self._decoders.current.name}")
-        elif isinstance(correction, X0Correction) and correction.views.crops:
-            self._say(f"out of memory with {correction.views.crops} crops; going on with whole pictures only")
-            return dataclasses.replace(correction, views=Views())
+        elif isinstance(self.correction, X0Correction) and self.correction.views.crops:
+            self._say(f"out of memory with {self.correction.views.crops} crops; going on with whole pictures only")
+            self.correction = dataclasses.replace(self.correction, views=Views())
         else:
             self._say("out of memory with the cheapest settings; the rest of the run is not guided")
             self.gave_up = True
-        return correction
 
     def _say(self, message: str) -> None:
         logger.warning("Metric guidance: %s.", message)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.model_management
 import torch
 
 from ...guidance.corrections import X0Correction
-from ...guidance.losses import CLIP_CONTENT, CLIP_STYLE, CLIP_TEXT, DINO_CONTENT, DINO_STYLE, HELD_OUT, SimilarityTerm
+from ...guidance.losses import HELD_OUT, TERMS, comparing_kind
 from ...guidance.paper import PaperCorrection
 from ...guidance.schedules import GuidanceWindow
 from ...guidance.views import Views
-from ..core.errors import ConductorError
-from ..vision.decoders import DECODERS, can_decode
-from ..vision.encoders import RunEncoder, open_encoder
-from ..vision.prompts import PROMPT, embed_prompt, reads_text
-from ..vision.references import Picture, References, are_embedded, embed_references, picture_of
-from ..vision.vae import check_vae
+from ..core import ConductorError
+from ..vision import (
+    DECODERS,
+    PROMPT,
+    Picture,
+    References,
+    can_decode,
+    check_vae,
+    embed_prompt,
+    open_encoder,
+    pictures_of,
+    reads_text,
+)
 
 MODES = ("x0", "paper", "paper, VP scale")
 BETAS = (0.5, 0.9)  # Adam's, within the ranges of arXiv 2603.16797
+ROLES = ("subject", "style", PROMPT)
+# Role and encoder of the paper's terms, a third each (Eq. 19), and of a prompt, which is none of them.
+PAPER_TERMS: tuple[tuple[str, str], ...] = (("subject", "clip"), ("style", "clip"), ("style", "dino"), (PROMPT, "clip"))
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,11 @@ class GuidancePlan:
     @property
     def is_off(self) -> bool:
         """Whether this is plain sampling."""
-        strengths = (self.subject_strength, self.style_strength, self.prompt_strength)
-        return self.guidance_strength == 0.0 or all(strength == 0.0 for strength in strengths)
+        return self.guidance_strength == 0.0 or all(self.strength(role) == 0.0 for role in ROLES)
+
+    def strength(self, role: str) -> float:
+        """The weight of "subject", "style" or "prompt"."""
+        return getattr(self, f"{role}_strength")
 
     def correction(self) -> X0Correction | PaperCorrection:
         """The strategy these settings name."""
@@ -119,30 +130,12 @@ class GuidancePlan:
         return (0, steps) if self.options.is_paper else self.window.span(steps)
 
     def terms(self) -> list[TermRequest]:
-        """The similarity terms these inputs allow.
-
-        The subject is compared by DINO where there is one and by CLIP otherwise, the style by CLIP. CLIP's embedding
-        holds style as well as content, so S_CLIP^content drags the picture towards the style of the subject's
-        reference; DINO's global token suppresses style, which makes S_DINO^style the paper's weakest term. The paper's
-        own terms are S_CLIP^content, S_CLIP^style and S_DINO^style, a third each (Eq. 19); a prompt is none of them.
-        """
-        subject, style = self.subject_strength, self.style_strength
+        """The similarity terms these inputs ask for: the paper's, or one for each role, see `comparing_kind`."""
         if self.options.is_paper:
-            requests = [
-                TermRequest(CLIP_CONTENT, "subject", "clip", subject / 3),
-                TermRequest(CLIP_STYLE, "style", "clip", style / 3),
-                TermRequest(DINO_STYLE, "style", "dino", style / 3),
-                TermRequest(CLIP_TEXT, PROMPT, "clip", self.prompt_strength / 3),
-            ]
+            pairs, share = PAPER_TERMS, 3
         else:
-            by_dino = self.dino_encoder is not None
-            requests = [
-                TermRequest(
-                    DINO_CONTENT if by_dino else CLIP_CONTENT, "subject", "dino" if by_dino else "clip", subject
-                ),
-                TermRequest(CLIP_STYLE, "style", "clip", style),
-                TermRequest(CLIP_TEXT, PROMPT, "clip", self.prompt_strength),
-            ]
+            pairs, share = tuple((role, comparing_kind(role, self.dino_encoder is not None)) for role in ROLES), 1
+        requests = [TermRequest(TERMS[pair], *pair, self.strength(pair[0]) / share) for pair in pairs]
         return [request for request in requests if request.weight > 0.0]
 
     def watched(self) -> list[TermRequest]:
@@ -166,19 +159,19 @@ class GuidancePlan:
         """The encoder object called "clip", "dino" or "held_out", None if there is none."""
         return getattr(self, f"{name}_encoder")
 
+    def given_pictures(self, role: str) -> list[Picture]:
+        """The reference pictures of "subject" or "style", if there are any."""
+        return pictures_of(role, self.references, getattr(self, f"{role}_image"))
+
     def pictures(self, role: str) -> list[Picture]:
         """The reference pictures of "subject" or "style". Raises ConductorError if there are none."""
-        given = self.references.of(role) if self.references is not None else []
-        if given:
-            return given
-        image = self.subject_image if role == "subject" else self.style_image
-        if image is None:
-            strength = self.subject_strength if role == "subject" else self.style_strength
+        given = self.given_pictures(role)
+        if not given:
             raise ConductorError(
-                f"{role}_image: {role}_strength is {strength:g}, but there is no reference picture. Connect one, or "
-                f"set {role}_strength to 0."
+                f"{role}_image: {role}_strength is {self.strength(role):g}, but there is no reference picture. Connect "
+                f"one, or set {role}_strength to 0."
             )
-        return [picture_of(f"{role}_image", image)]
+        return given
 
     def embedded_prompt(self, encoder: str) -> torch.Tensor:
         """The prompt's embedding [1, D] by the encoder called so. Raises ConductorError if that reads no text."""
@@ -186,6 +179,18 @@ class GuidancePlan:
 
     def check(self, latent_format: Any) -> None:
         """Raise ConductorError if something is missing or wrong, naming the input and what to do."""
+        self._check_decoding(latent_format)
+        self._check_encoders()
+        for role in self.picture_roles():
+            self.pictures(role)
+        for name in ("clip", "dino", "held_out"):
+            if self.encoder(name) is not None:
+                open_encoder(self.encoder(name), f"{name}_encoder").close()
+        self._check_prompt()
+        if self.vae is not None:
+            check_vae(self.vae, latent_format)
+
+    def _check_decoding(self, latent_format: Any) -> None:
         if self.options.mode not in MODES or self.options.decoder not in DECODERS:
             raise ConductorError(
                 f"mode, decoder: {self.options.mode!r}, {self.options.decoder!r} are not among {', '.join(MODES)} and "
@@ -195,64 +200,36 @@ class GuidancePlan:
             raise ConductorError(
                 "vae: metric guidance looks at decoded pictures. Connect a VAE, or set guidance_strength to 0."
             )
+
+    def _check_encoders(self) -> None:
         if self.clip_encoder is None and self.dino_encoder is None:
             raise ConductorError(
                 "clip_encoder and dino_encoder: metric guidance needs one of them at least. Connect Load CLIP Vision "
                 "or Metric Encoder Loader, or set guidance_strength to 0."
             )
-        by_clip = [term.role for term in self.terms() if term.encoder == "clip"]
-        if self.clip_encoder is None and by_clip:
-            raise ConductorError(
-                f"clip_encoder: the {by_clip[0]} is compared by a CLIP-type encoder. Connect one, or set "
-                f"{by_clip[0]}_strength to 0."
-            )
-        if self.dino_encoder is None and any(term.encoder == "dino" for term in self.terms()):
+        for term in self.terms():
+            if self.encoder(term.encoder) is not None:
+                continue
+            if term.encoder == "clip":
+                raise ConductorError(
+                    f"clip_encoder: the {term.role} is compared by a CLIP-type encoder. Connect one, or set "
+                    f"{term.role}_strength to 0."
+                )
             raise ConductorError(
                 "dino_encoder: the paper compares the style by DINO as well. Connect a DINO-type encoder, or set mode "
                 "to x0."
             )
-        for role in self.picture_roles():
-            self.pictures(role)
-        for name in ("clip", "dino", "held_out"):
-            if self.encoder(name) is not None:
-                open_encoder(self.encoder(name), f"{name}_encoder").close()
-        if PROMPT in by_clip:
-            if not self.prompt.strip():
-                raise ConductorError(
-                    f"prompt: prompt_strength is {self.prompt_strength:g}, but the prompt is empty. Write what the "
-                    "picture should show, or set prompt_strength to 0."
-                )
-            self.embedded_prompt("clip")
-        if self.vae is not None:
-            check_vae(self.vae, latent_format)
+
+    def _check_prompt(self) -> None:
+        readers = [term.encoder for term in self.terms() if term.role == PROMPT]
+        if readers and not self.prompt.strip():
+            raise ConductorError(
+                f"prompt: prompt_strength is {self.prompt_strength:g}, but the prompt is empty. Write what the picture "
+                "should show, or set prompt_strength to 0."
+            )
+        for name in readers:
+            self.embedded_prompt(name)
 
 
 def _roles(terms: list[TermRequest]) -> list[str]:
     return list(dict.fromkeys(term.role for term in terms))
-
-
-def similarity_terms(
-    plan: GuidancePlan, requests: Sequence[TermRequest], encoders: Mapping[str, RunEncoder]
-) -> list[SimilarityTerm]:
-    """The terms that are requested, with the embeddings of their pictures or of the prompt.
-
-    encoders: opened for the run; those are loaded whose embeddings are not known from an earlier run.
-    """
-    pictures = {role: plan.pictures(role) for role in dict.fromkeys(r.role for r in requests) if role != PROMPT}
-    needed = {
-        request.encoder
-        for request in requests
-        if request.role != PROMPT and not are_embedded(plan.encoder(request.encoder), pictures[request.role])
-    }
-    # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
-    with torch.inference_mode(False), torch.no_grad():
-        comfy.model_management.load_models_gpu([encoders[name].patcher for name in needed])
-        terms = []
-        for request in requests:
-            if request.role == PROMPT:
-                reference = plan.embedded_prompt(request.encoder)
-            else:
-                source = plan.encoder(request.encoder)
-                reference = embed_references(source, encoders[request.encoder], pictures[request.role])
-            terms.append(SimilarityTerm(request.name, request.encoder, reference, request.weight))
-    return terms

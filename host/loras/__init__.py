@@ -1,0 +1,29 @@
+"""A LoRA file as core reads it: choices, files, targets, deltas, and what they are to a model."""
+
+from .choices import NO_LORA, LoraChoice, choices_of_stack, stack_of
+from .deltas import delta_of
+from .file import LoraFile, read_lora
+from .kinds import Unroutable
+from .on_model import LoraOnModel, loras_on, remember
+from .patches import LoraPatches, model_patches
+from .targets import Entry, Target, refuse_unfit, resolve
+
+__all__ = [
+    "Entry",
+    "LoraChoice",
+    "LoraFile",
+    "LoraOnModel",
+    "LoraPatches",
+    "NO_LORA",
+    "Target",
+    "Unroutable",
+    "choices_of_stack",
+    "delta_of",
+    "loras_on",
+    "model_patches",
+    "read_lora",
+    "refuse_unfit",
+    "remember",
+    "resolve",
+    "stack_of",
+]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ..core.errors import ConductorError
+from ..core import ConductorError
 
 NO_LORA = "None"
 

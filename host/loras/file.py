@@ -13,8 +13,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..core.errors import ConductorError
-from ..core.progress import Progress
+from ..core import ConductorError, Progress
 
 CHUNK = 1 << 22  # bytes hashed at a time
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.adapters.base import Delta
+from ...fusion.adapters import Delta
 from .targets import Entry, Target
 
 ATTACHMENT = "lora_conductor_loras"

@@ -9,9 +9,8 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.adapters.base import Delta, DeltaError
-from ...fusion.adapters.geometry import Geometry
-from ..core.modules import geometry_of
+from ...fusion.adapters import Delta, DeltaError, Geometry
+from ..core import geometry_of
 from .deltas import Unroutable, applicable, check_mergeable, delta_of
 from .file import LoraFile
 from .on_model import LoraOnModel

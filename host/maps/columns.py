@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.records.decisions import CallDecisions
+from ...fusion.records import CallDecisions
 from ...fusion.roles import ROLES
 
 VALUES = 2 * len(ROLES)  # weights, then scores

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ...fusion.policies import title
-from ...fusion.records.decisions import CallDecisions
-from ...fusion.records.record import RoutingRecord
-from ..core.page import ids_of_prompt, page_of_prompt
+from ...fusion.records import CallDecisions, RoutingRecord
+from ..core import ids_of_prompt, page_of_prompt
 from .codes import encode
 from .columns import Columns
 from .missed import tell_when_back

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...fusion.records.record import RoutingRecord
+from ...fusion.records import RoutingRecord
 
 SUBJECT, STYLE, EVEN, UNKNOWN = (242, 142, 28), (47, 127, 224), (150, 150, 150), (245, 245, 245)
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 720, 190, 44, 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .previews import RgbDecoder, has_rgb_factors, preview_decoder, preview_file
 from .vae import Decoder, LatentDecoder
 

@@ -13,10 +13,15 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ...guidance.encoders.base import EncoderFileError, TextTower
-from ...guidance.encoders.file import TowerEncoder, build_from_file, build_text_from_file
+from ...guidance.encoders import (
+    EncoderFileError,
+    TextTower,
+    TowerEncoder,
+    build_from_file,
+    build_text_from_file,
+)
 from ...guidance.preprocess import Preprocess
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import DifferentiableCall
 from .prompts import PromptReader, tokenizer_folders
 
@@ -87,7 +92,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 
 
 class RunEncoder(Protocol):
-    """An encoder opened for one sampling run; satisfies guidance's ImageEncoder."""
+    """An encoder opened for one sampling run."""
 
     patcher: Any
 
@@ -120,7 +125,7 @@ class _OwnEncoder:
         self._forward = DifferentiableCall(source.encoder.module, source.encoder.module, self._device)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        return self._encoder.embed_with(self._forward, images.to(self._device))
+        return self._encoder.embed(images.to(self._device), self._forward)
 
     def close(self) -> None:
         self._forward.close()

@@ -13,12 +13,12 @@ import torch
 from comfy.taesd.taesd import TAESD
 
 from ...guidance.preprocess import clamp_with_gradient
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import DifferentiableCall
 from .vae import Decoder, LatentDecoder
 
 # Bytes for one latent pixel, fp32: autograd keeps 141,000 of a TAESD decoder (measured in
-# tests/host/test_guidance_memory.py), and the backward pass works in some more.
+# tests/host/guiding/test_memory.py), and the backward pass works in some more.
 TAESD_BYTES = 200_000
 VIDEO_KEY = "decoder.22.bias"  # by which core tells files of the TAEHV kind
 NAME = "preview decoder"
@@ -64,7 +64,7 @@ def _video_decoder(weights: dict[str, Any], latent_format: Any) -> LatentDecoder
 
 
 class PreviewDecoder:
-    """A TAESD decoder: a tenth of the VAE's cost, a little blurred. Satisfies `host.decode.Decoder`."""
+    """A TAESD decoder: a tenth of the VAE's cost, a little blurred. Satisfies `Decoder`."""
 
     name = NAME
 
@@ -98,7 +98,7 @@ class PreviewDecoder:
 class RgbDecoder:
     """A linear map from latent channels to RGB at the latent's resolution: no network, colours and coarse shapes only.
 
-    Satisfies `host.decode.Decoder`.
+    Satisfies `Decoder`.
     """
 
     name = "latent to RGB factors"

@@ -10,8 +10,8 @@ from typing import Any
 import comfy.sd1_clip
 import torch
 
-from ...guidance.encoders.base import EncoderFileError, TextTower, TokenizerFolders
-from ..core.errors import ConductorError
+from ...guidance.encoders import EncoderFileError, TextTower, TokenizerFolders
+from ..core import ConductorError
 
 KEPT = 64  # embeddings a reader keeps; each is a few kilobytes
 PROMPT = "prompt"

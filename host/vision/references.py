@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import normal_copy
 from .encoders import RunEncoder
 
@@ -73,6 +73,13 @@ def picture_of(name: str, image: torch.Tensor, mask: torch.Tensor | None = None)
         if min(min(seen.shape[-2:]) for seen in Picture(image[..., :3], mask).seen()) < 4:
             raise ConductorError(f"{name}: its mask covers too little. Paint a larger part of the picture.")
     return Picture(image[..., :3], mask)
+
+
+def pictures_of(role: str, references: References | None, image: torch.Tensor | None) -> list[Picture]:
+    """A role's reference pictures: those of `references` where there are any, else the IMAGE of the input
+    "{role}_image", none if that is None too. Raises ConductorError naming that input."""
+    given = references.of(role) if references is not None else []
+    return given or ([] if image is None else [picture_of(f"{role}_image", image)])
 
 
 def embed_references(source: Any, encoder: RunEncoder, pictures: Iterable[Picture]) -> torch.Tensor:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from ...guidance.preprocess import clamp_with_gradient
-from ..core.errors import ConductorError
+from ..core import ConductorError
 from .autograd import DifferentiableCall, normal_copy
 
 # What autograd keeps of a decoder and the backward pass works in, in units of core's estimate for the forward pass. Of
 # the KL decoder it keeps 2.6, with checkpoints 0.4 and then one block (measured in
-# tests/host/guiding/test_guidance_memory.py).
+# tests/host/guiding/test_memory.py).
 GRADIENT_MEMORY = 3.6
 CHECKPOINTED_MEMORY = 1.4
 

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...guidance.schedules import GuidanceWindow
-from ...host.core.errors import ConductorError
-from ...host.guiding.plan import GuidanceOptions, GuidancePlan
+from ...host.core import ConductorError
+from ...host.guiding import GuidanceOptions, GuidancePlan
 from .sockets import ENCODERS
 
 

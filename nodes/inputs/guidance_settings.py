@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...host.guiding.plan import MODES
-from ...host.vision.decoders import DECODERS
+from ...host.guiding import MODES
+from ...host.vision import DECODERS
 from .guidance import role_strength
 from .sockets import ENCODERS, ReferencesType
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...fusion.policies import POLICIES
-from ...fusion.policies.setting import Setting
-from ...fusion.routing.settings import SETTINGS
+from ...fusion.policies import POLICIES, Setting
+from ...fusion.routing import SETTINGS
 
 
 def policy_input(choices: list[str]) -> io.Input:

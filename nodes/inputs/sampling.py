@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...host.core.sampling import SAMPLER_NAMES, SCHEDULER_NAMES
+from ...host.core import SAMPLER_NAMES, SCHEDULER_NAMES
 
 
 def sampling_inputs() -> dict[str, io.Input]:

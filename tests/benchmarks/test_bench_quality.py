@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from repo_paths import WORLD
-
-sys.path.append(str(WORLD))
-import bench_quality  # noqa: E402
-import evaluate_guidance  # noqa: E402
-import evaluate_policies  # noqa: E402
-import quality_doc  # noqa: E402
-import quality_rows  # noqa: E402
-import verdicts  # noqa: E402
-import world  # noqa: E402
-from bench_runs import Entry, Runs, Store  # noqa: E402
+from benchmarks.emoji import bench_quality
+from benchmarks.emoji.judging import evaluate_policies, verdicts
+from benchmarks.emoji.methods import runs as sampled_runs
+from benchmarks.emoji.methods.runs import Entry, Runs, Store
+from benchmarks.emoji.tables import quality_doc, quality_rows
+from benchmarks.emoji.world import splits
+from benchmarks.emoji.world.small_world import SmallWorld
+from benchmarks.guidance_defaults import guidance_defaults
 
 ROWS = [Entry("recommended", "recommended", kind="ours"), Entry("stacked 1/1", "core:1/1")]
 PAIR = ("fox", "openmoji")
@@ -30,8 +26,8 @@ STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def small() -> world.SmallWorld:
-    return world.SmallWorld()
+def small() -> SmallWorld:
+    return SmallWorld()
 
 
 def sampled(runs: Runs, rows: list[Entry] = ROWS) -> int:
@@ -41,7 +37,7 @@ def sampled(runs: Runs, rows: list[Entry] = ROWS) -> int:
     return sum(made)
 
 
-def test_a_run_that_was_cut_goes_on(small: world.SmallWorld, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_goes_on(small: SmallWorld, tmp_path: Path) -> None:
     path = tmp_path / "pictures.jsonl"
     whole = Runs(small, Store(path), STEPS)
     assert sampled(whole) == 4
@@ -62,14 +58,14 @@ def test_a_run_that_was_cut_goes_on(small: world.SmallWorld, tmp_path: Path) -> 
 
 
 def test_guided_pictures_are_made_anew_when_the_node_s_defaults_change(
-    small: world.SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Runs(small, Store(tmp_path / "pictures.jsonl"), STEPS)
     rows = ROWS[0], Entry("guided", "recommended", guidance="x0")
     plain, guided = (runs.key(row, PAIR, 1) for row in rows)
-    assert evaluate_guidance.defaults().keys() >= {"strength", "start", "end", "every"}
-    changed = evaluate_guidance.defaults() | {"start": 0.123}
-    monkeypatch.setattr(evaluate_guidance, "defaults", lambda: changed)
+    assert guidance_defaults().keys() >= {"strength", "start", "end", "every"}
+    changed = guidance_defaults() | {"start": 0.123}
+    monkeypatch.setattr(sampled_runs, "guidance_defaults", lambda: changed)
     assert (runs.key(rows[0], PAIR, 1), plain != guided) == (plain, True)
     assert runs.key(rows[1], PAIR, 1) != guided
 
@@ -77,8 +73,8 @@ def test_guided_pictures_are_made_anew_when_the_node_s_defaults_change(
 def test_the_command_ends_with_a_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(world, "enter_host", lambda: None)  # this process has
-    monkeypatch.setitem(world.SPLIT_STYLES, "test", (PAIR[1],))
+    monkeypatch.setattr(bench_quality, "enter_host", lambda: None)  # this process has
+    monkeypatch.setitem(splits.SPLIT_STYLES, "test", (PAIR[1],))
     monkeypatch.setattr(quality_rows, "quick", lambda: ROWS)
     store = tmp_path / "pictures.jsonl"
     bench_quality.main(f"--quick --subjects 1 --seeds 2 --steps 3 --store {store} --docs {tmp_path}".split())
@@ -92,7 +88,7 @@ def test_the_command_ends_with_a_line_of_json(
     assert not (tmp_path / "benchmarks").exists()
 
 
-def test_the_stack_is_tuned_only_where_all_its_files_are(small: world.SmallWorld) -> None:
+def test_the_stack_is_tuned_only_where_all_its_files_are(small: SmallWorld) -> None:
     assert bench_quality.has_loras(small, "fresh") and bench_quality.has_loras(small, "test")
     assert not bench_quality.has_loras(small, "tune")  # not shipped
 

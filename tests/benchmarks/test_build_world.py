@@ -13,16 +13,11 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
-from repo_paths import WORLD
-
-sys.path.append(str(WORLD))
-import bench_world  # noqa: E402
-import build_pictures  # noqa: E402
-import emoji_sets  # noqa: E402
-import train_autoencoder  # noqa: E402
-import train_base  # noqa: E402
-import vocabulary  # noqa: E402
-import world  # noqa: E402
+from benchmarks.emoji import bench_world
+from benchmarks.emoji.world import archive, autoencoder, base, emoji_sets, vocabulary
+from benchmarks.emoji.world.small_world import SmallWorld
+from benchmarks.emoji.world.splits import FRESH, STYLES, TEST, TUNE
+from repo_paths import ASSETS
 
 SQUARE = '<path d="M0 0h8v4h-8z" fill="#f00"/>'
 DISC = '<circle cx="12" cy="12" r="3"/>'
@@ -57,14 +52,14 @@ def test_a_name_that_is_anothers_own_is_not_taken() -> None:
 
 
 def test_drawings_are_cropped_squared_and_centred(sets: dict[str, emoji_sets.EmojiSet]) -> None:
-    wide, disc = (build_pictures.draw(sets["noto"].svg(name)) for name in ("target", "ball"))
+    wide, disc = (archive.draw(sets["noto"].svg(name)) for name in ("target", "ball"))
     assert wide.shape == disc.shape == (64, 64, 3)
     red = (wide == (255, 0, 0)).all(axis=2)
     assert red[32, 2:62].all() and red[18:46, 32].all()
     assert (wide[:14] == 255).all() and (wide[:, :2] == 255).all() and (wide[50:] == 255).all()
     assert (disc[32, 4:60] < 10).all() and (disc[2, 2] == 255).all()
     with pytest.raises(ValueError, match="paints nothing"):
-        build_pictures.draw(emoji_set({"x": ""}, {}).svg("x"))
+        archive.draw(emoji_set({"x": ""}, {}).svg("x"))
 
 
 def test_a_failing_npm_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +71,9 @@ def test_a_failing_npm_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_splits_are_those_of_the_tools_and_of_the_shipped_world() -> None:
     splits = vocabulary.read_splits()
-    assert sorted(splits["holdout_subjects"]) == sorted((*world.TUNE, *world.TEST, *world.FRESH))
-    assert tuple(splits["holdout_styles"]) == world.STYLES
-    shipped = json.loads((WORLD / "assets" / "tokens" / vocabulary.TOKENS).read_text(encoding="utf-8"))
+    assert sorted(splits["holdout_subjects"]) == sorted((*TUNE, *TEST, *FRESH))
+    assert tuple(splits["holdout_styles"]) == STYLES
+    shipped = json.loads((ASSETS / "tokens" / vocabulary.TOKENS).read_text(encoding="utf-8"))
     for held in ("holdout_subjects", "holdout_styles"):
         assert splits[held] == shipped[held]
     assert all(f"subject:{name}" in shipped["tokens"] for name in splits["style_lora_subjects"])
@@ -123,27 +118,27 @@ def keys(file: Path) -> dict[str, tuple[str, list[int]]]:
 def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     folder: Path, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
-    monkeypatch.setattr(train_autoencoder, "BATCH", 8)
-    with np.load(folder / vocabulary.ARCHIVE) as archive:
-        images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
+    monkeypatch.setattr(autoencoder, "BATCH", 8)
+    with np.load(folder / vocabulary.ARCHIVE) as pictures:
+        images = torch.from_numpy(pictures["images"]).permute(0, 3, 1, 2).contiguous()
     some = images[::31].float() / 255
     torch.manual_seed(0)
-    before = float(train_autoencoder.loss_of(train_autoencoder.fresh(), some).detach())
-    trained = train_autoencoder.train(images, 12)
-    after = float(train_autoencoder.loss_of(trained, some).detach())
+    before = float(autoencoder.loss_of(autoencoder.fresh(), some).detach())
+    trained = autoencoder.train(images, 12)
+    after = float(autoencoder.loss_of(trained, some).detach())
     record_property("autoencoder loss after / before", after / before)
     assert after < 0.7 * before
-    file = folder / train_autoencoder.FILE
-    train_autoencoder.save(trained, file)
-    assert keys(file) == keys(WORLD / "assets" / "vae" / file.name)
+    file = folder / autoencoder.FILE
+    autoencoder.save(trained, file)
+    assert keys(file) == keys(ASSETS / "vae" / file.name)
 
-    lessons = train_base.Lessons.read(folder, train_autoencoder.load(file))
+    lessons = base.Lessons.read(folder, autoencoder.load(file))
     assert len(lessons.ids) == 4 * 8, "four subjects in eight styles: nothing held out, no people"
-    train_base.save(train_base.train(lessons, 30, batch=16), lessons.names, folder)
-    assert keys(folder / train_base.MODEL) == keys(WORLD / "assets" / "diffusion_models" / train_base.MODEL)
+    base.save(base.train(lessons, 30, batch=16), lessons.names, folder)
+    assert keys(folder / base.MODEL) == keys(ASSETS / "diffusion_models" / base.MODEL)
 
-    small = world.SmallWorld(folder)
-    assert all(small.file(name).parent == folder for name in (train_base.MODEL, train_base.TOKENS, vocabulary.TOKENS))
+    small = SmallWorld(folder)
+    assert all(small.file(name).parent == folder for name in (base.MODEL, base.TOKENS, vocabulary.TOKENS))
     noise = torch.randn(len(lessons.ids), 16, 8, 8, generator=torch.Generator().manual_seed(1))
     at = torch.full((len(noise),), 0.7)
     mixed = 0.3 * lessons.latents + 0.7 * noise
@@ -151,8 +146,8 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     context = torch.cat([each for each, _ in conditions])
     pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
     with torch.inference_mode():
-        base = small.model.model.diffusion_model
-        predicted = base(mixed, at, context, pooled, None, transformer_options={})
+        network = small.model.model.diffusion_model
+        predicted = network(mixed, at, context, pooled, None, transformer_options={})
     wanted = noise - lessons.latents
     share = float(functional.mse_loss(predicted, wanted) / wanted.square().mean())
     record_property("base loss after / before", share)
@@ -163,36 +158,36 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
 
 
 def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_base, "KEEP_EVERY", 2)
+    monkeypatch.setattr(base, "KEEP_EVERY", 2)
     # It is chosen by timing: on a busy machine the two trainings could compute in different ones.
-    monkeypatch.setattr(train_base, "faster_dtype", lambda: torch.float32)
+    monkeypatch.setattr(base, "faster_dtype", lambda: torch.float32)
     latents = torch.randn(8, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     names = ["<bos>", "<null>", "style:a", "<sks_style0>", "subject:b", "<sks_subject0>", "class:c"]
-    lessons = train_base.Lessons(latents, torch.tensor([[0, 2, 4, 6]] * 8), names)
-    whole = train_base.train(lessons, 5, batch=2)
+    lessons = base.Lessons(latents, torch.tensor([[0, 2, 4, 6]] * 8), names)
+    whole = base.train(lessons, 5, batch=2)
 
-    state, step = tmp_path / train_base.STATE, train_base.Masters.step
+    state, step = tmp_path / base.STATE, base.Masters.step
 
-    def cut(masters: train_base.Masters, done: float) -> None:
+    def cut(masters: base.Masters, done: float) -> None:
         if masters.steps == 3:
             raise KeyboardInterrupt
         step(masters, done)
 
-    monkeypatch.setattr(train_base.Masters, "step", cut)
+    monkeypatch.setattr(base.Masters, "step", cut)
     with pytest.raises(KeyboardInterrupt):
-        train_base.train(lessons, 5, batch=2, state=state)
-    monkeypatch.setattr(train_base.Masters, "step", step)
-    again = train_base.train(lessons, 5, batch=2, seed=1, state=state)
+        base.train(lessons, 5, batch=2, state=state)
+    monkeypatch.setattr(base.Masters, "step", step)
+    again = base.train(lessons, 5, batch=2, seed=1, state=state)
     assert [path.name for path in tmp_path.iterdir()] == [state.name]
     for name, value in whole.items():
         torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
 
 
 def test_stages_are_skipped_where_their_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pretend(command: list[str], check: bool) -> None:
+    def pretend(command: list[str], check: bool, cwd: Path) -> None:
         ran.append(command)
         for stage in bench_world.stages(tmp_path, quick=True):
-            if stage.command[0] == Path(command[1]).name and set(stage.command[1:]) <= set(command):
+            if command[2].endswith(f".{stage.command[0]}") and set(stage.command[1:]) <= set(command):
                 for name in stage.makes:
                     (tmp_path / name).parent.mkdir(exist_ok=True)
                     (tmp_path / name).touch()
@@ -207,6 +202,6 @@ def test_stages_are_skipped_where_their_files_are(tmp_path: Path, monkeypatch: p
         file.unlink()
     bench_world.build(tmp_path, quick=True)
     (command,) = ran
-    assert command[2:5] == ["subject", "fox", "alien"]
+    assert command[3:6] == ["subject", "fox", "alien"]
     with pytest.raises(ValueError, match="holds a quick world"):
         bench_world.build(tmp_path, quick=False)

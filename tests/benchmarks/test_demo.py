@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks.emoji import demo
+from benchmarks.emoji.tables import demo_pictures
 from comfy_server import ComfyServer
-from repo_paths import WORLD
-
-sys.path.append(str(WORLD))
-import demo  # noqa: E402
-import demo_pictures  # noqa: E402
 
 
 def test_demo_makes_every_column_and_both_pictures(

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from repo_paths import WORLD
-
-sys.path.append(str(WORLD))
-from judge import Judge  # noqa: E402
-from rendered_styles import RENDERED, SOURCE  # noqa: E402
+from benchmarks.emoji.judging.judge import Judge
+from benchmarks.emoji.world.rendered_styles import RENDERED, SOURCE
+from repo_paths import ASSETS
 
 SUBJECTS = ("fox", "hamburger", "alien")
 
 
 def drawing(subject: str) -> Tensor:
-    with Image.open(WORLD / "assets" / "pictures" / f"reference_{subject}_{SOURCE}.png") as image:
+    with Image.open(ASSETS / "pictures" / f"reference_{subject}_{SOURCE}.png") as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 

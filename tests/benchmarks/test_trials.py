@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from repo_paths import WORLD
-
-sys.path.append(str(WORLD))
-import ablations  # noqa: E402
-import lora_ranks  # noqa: E402
-import trial_scores  # noqa: E402
-import world  # noqa: E402
+from benchmarks.emoji.methods import lora_ranks, trial_scores
+from benchmarks.emoji.methods.policies import parse_method
+from benchmarks.emoji.tables import ablations
 from lora_conductor.fusion.policies import scores
-from methods import parse_method  # noqa: E402
+from repo_paths import ASSETS
 
 
 @pytest.fixture
@@ -57,7 +52,7 @@ def test_every_row_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cut_files_keep_the_largest_singular_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_ranks, "FOLDER", tmp_path)
-    path = world.ASSETS / "loras" / "lora_subject_fox.safetensors"
+    path = ASSETS / "loras" / "lora_subject_fox.safetensors"
     assert lora_ranks.cut(path, 8) == path
     whole, small = load_file(path), load_file(lora_ranks.cut(path, 2))
     assert set(whole) == set(small)

@@ -12,6 +12,7 @@ from lora_conductor.guidance.moments import Moments
 from lora_conductor.guidance.paper import PaperCorrection
 from lora_conductor.guidance.views import Views
 
+from .objectives import loss
 from .test_losses_and_corrections import ALL, TinyWorld, finite_difference
 
 
@@ -40,7 +41,7 @@ def test_the_anchor_is_the_gradient_of_its_term():
     for _ in range(3):
         leaf = by_hand.clone().requires_grad_(True)
         term = (leaf - x0).square().mean() / x0.square().mean()
-        (gradient,) = torch.autograd.grad(objective.loss(world.decode(leaf)).sum() + lam * term, leaf)
+        (gradient,) = torch.autograd.grad(loss(objective, world.decode(leaf)).sum() + lam * term, leaf)
         by_hand = by_hand - 0.1 * rms(x0) * gradient / rms(gradient)
     result = X0Correction(eta=0.1, inner_steps=3, anchor=lam)(x0, world.decode, objective)
     torch.testing.assert_close(result.x0, by_hand)
@@ -93,12 +94,12 @@ def test_gradient_over_views_equals_finite_differences():
     def seen(images):
         return Views(crops=3)(images, torch.Generator().manual_seed(5))
 
-    def loss(x):
-        return objective.loss(seen(world.decode(x))).view(4, -1).mean(0)
+    def mean_loss(x):
+        return loss(objective, seen(world.decode(x))).view(4, -1).mean(0)
 
     gradient, similarities = latent_gradient(world.x0, world.decode, objective, seen)
     direction = torch.randn(world.x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = finite_difference(loss, world.x0, direction)
+    expected = finite_difference(mean_loss, world.x0, direction)
     torch.testing.assert_close((gradient * direction).flatten(1).sum(1), expected, rtol=1e-6, atol=1e-9)
     whole = objective.similarities(world.decode(world.x0))
     for name, value in similarities.items():
@@ -143,7 +144,7 @@ def test_eq_20_after_an_euler_step(vp):
         return torch.tanh(torch.einsum("bchw,cd->bdhw", noisy, mix)) + 0.1 * noisy
 
     leaf = x.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(objective.loss(world.decode(denoise(leaf))).sum(), leaf)
+    (gradient,) = torch.autograd.grad(loss(objective, world.decode(denoise(leaf))).sum(), leaf)
     plain = x + (x - denoise(x)) / sigma * (following - sigma)
     expected = plain - m * (math.sqrt((1 + sigma**2) * (1 + following**2)) if vp else 1.0) * gradient
     result = PaperCorrection(m, vp)(x, denoise, world.decode, objective, sigma, following)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 Shape = tuple[int, ...]
+Make = Callable[["Maker", Shape], dict[str, Tensor]]
 
 
 class Maker:
@@ -130,32 +133,102 @@ class Maker:
             "alpha": torch.tensor(3.0),
         }
 
-    def dora(self, shape: Shape, inside: str = "lora", on_output: bool = True) -> dict[str, Tensor]:
+    def dora(self, shape: Shape, inside: Make, on_output: bool) -> dict[str, Tensor]:
         size = (shape[0], *[1] * (len(shape) - 1)) if on_output else (1, shape[1], *[1] * (len(shape) - 2))
         norm = self.spread * (1.0 if on_output else (shape[0] / shape[1]) ** 0.5)
         magnitude = norm * (1 + self.normal(*size, std=0.2))
-        return {**getattr(self, inside)(shape), "dora_scale": magnitude}
+        return {**inside(self, shape), "dora_scale": magnitude}
 
 
-def _dora(inside: str, on_output: bool) -> Callable[[Maker, Shape], dict[str, Tensor]]:
-    return lambda maker, shape: maker.dora(shape, inside, on_output)
+@dataclass(frozen=True)
+class Kind:
+    """One kind of adapter, and what is to be expected of it.
+
+    Attributes:
+        make: the tensors of a file for a weight of a shape, by name after the prefix.
+        core: the class that core's loader makes of them; None for a plain difference.
+        suits: whether there are such adapters for weights of a shape, and the host can apply them.
+        additive: whether the delta is the same whatever the weight is.
+        grouped: whether it is routed on grouped convolutions.
+        partial: whether it is routed on a part of the input channels.
+        tucker: whether it has a Tucker core, which is for two-dimensional convolutions.
+        in_float32: whether core computes it in float32 whatever it is asked for.
+        low_precision: its error on bfloat16 layers, over that of core's merge, at most.
+    """
+
+    make: Make
+    core: str | None
+    suits: Callable[[Shape], bool] = lambda shape: True
+    additive: bool = True
+    grouped: bool = True
+    partial: bool = True
+    tucker: bool = False
+    in_float32: bool = False
+    low_precision: float = 1.2
+
+    def in_dora(self, on_output: bool) -> Kind:
+        return replace(
+            self,
+            make=lambda maker, shape: maker.dora(shape, self.make, on_output),
+            additive=False,
+            grouped=self.grouped and on_output,
+            partial=False,
+            # Core multiplies rotations in a DoRA by alpha, which makes their deltas larger than the weights.
+            low_precision=2.0 if self.in_float32 else 1.2,
+        )
 
 
-PLAIN = ["lora", "loha", "loha_dense", "lokr", "lokr_factored", "glora", "glora_old", "diff", "oft", "boft"]
-KINDS: dict[str, Callable[[Maker, Shape], dict[str, Tensor]]] = {name: getattr(Maker, name) for name in PLAIN}
-for _name in PLAIN:
-    if _name != "diff":
-        KINDS[f"dora_out_{_name}"] = _dora(_name, True)
-        KINDS[f"dora_in_{_name}"] = _dora(_name, False)
-TUCKER_KINDS = {name: getattr(Maker, name) for name in ("tucker", "loha_tucker", "lokr_tucker")}
+def _four_blocks(shape: Shape) -> bool:
+    return shape[0] % 4 == 0 and shape[0] <= 2048  # each of them is inverted
+
+
+def _butterflies(shape: Shape) -> bool:
+    return shape[0] % 16 == 0
+
+
+def _of_pictures(shape: Shape) -> bool:
+    return len(shape) == 4
+
+
+def _of_linear_layers(shape: Shape) -> bool:
+    return len(shape) == 2
+
+
+# On the weight.
+_DEPENDENT: Any = {"additive": False, "grouped": False, "partial": False}
+
+_ROWS = {
+    "lora": Kind(Maker.lora, "LoRAAdapter"),
+    "loha": Kind(Maker.loha, "LoHaAdapter"),
+    "loha_dense": Kind(Maker.loha_dense, "LoHaAdapter"),
+    "lokr": Kind(Maker.lokr, "LoKrAdapter"),
+    "lokr_factored": Kind(Maker.lokr_factored, "LoKrAdapter"),
+    "glora": Kind(Maker.glora, "GLoRAAdapter", **_DEPENDENT),
+    "glora_old": Kind(Maker.glora_old, "GLoRAAdapter", _of_linear_layers, **_DEPENDENT),
+    "diff": Kind(Maker.diff, None),
+    "oft": Kind(Maker.oft, "OFTAdapter", _four_blocks, in_float32=True, **_DEPENDENT),
+    "boft": Kind(Maker.boft, "BOFTAdapter", _butterflies, in_float32=True, **_DEPENDENT),
+    "tucker": Kind(Maker.tucker, "LoRAAdapter", _of_pictures, tucker=True),
+    "loha_tucker": Kind(Maker.loha_tucker, "LoHaAdapter", _of_pictures, tucker=True),
+    "lokr_tucker": Kind(Maker.lokr_tucker, "LoKrAdapter", _of_pictures, tucker=True),
+}
+_DORAS = {
+    f"dora_{axis}_{name}": row.in_dora(axis == "out")
+    for name, row in _ROWS.items()
+    if row.core is not None and not row.tucker
+    for axis in ("out", "in")
+}
+# By name; those without a Tucker core first, and those with one last.
+ROWS: dict[str, Kind] = dict(sorted({**_ROWS, **_DORAS}.items(), key=lambda item: item[1].tucker))
+KINDS = {name: row.make for name, row in ROWS.items() if not row.tucker}
+TUCKER_KINDS = {name: row.make for name, row in ROWS.items() if row.tucker}
 
 
 def make_file(path: Path, kind: str, shapes: dict[str, Shape], seed: int = 0, size: float = 0.5) -> Path:
     """A file of one kind for the given weight keys."""
     maker, tensors = Maker(seed, size), {}
-    make = {**KINDS, **TUCKER_KINDS}[kind]
     for key, shape in shapes.items():
-        for name, tensor in make(maker, shape).items():
+        for name, tensor in ROWS[kind].make(maker, shape).items():
             tensors[f"{key.removesuffix('.weight')}.{name}"] = tensor
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
     return path

@@ -10,7 +10,7 @@ import comfy.clip_vision
 import torch
 from safetensors.torch import save_file
 
-from lora_conductor.guidance.encoders.file import METADATA_KEY
+from lora_conductor.guidance.encoders import METADATA_KEY
 
 from .tiny import randomise
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...layers.segment import SegmentDeltas
+from ...layers import SegmentDeltas
 from ..base import STYLE, SUBJECT, ScheduledPolicy, StepContext
 from ..registry import listed
 

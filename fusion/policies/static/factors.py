@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layers.segment import SegmentDeltas
+from ...layers import SegmentDeltas
 from ...roles import ROLES
 from ..base import StaticPolicy
 

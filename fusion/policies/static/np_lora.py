@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ...layers.segment import SegmentDeltas
+from ...layers import SegmentDeltas
 from ..registry import listed
 from .factors import FactorPolicy, Factors
 

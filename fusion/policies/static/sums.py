@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...layers.segment import SegmentDeltas
+from ...layers import SegmentDeltas
 from ..registry import listed
 from .factors import FactorPolicy, Factors, concatenated
 

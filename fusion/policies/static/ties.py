@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...layers.segment import SegmentDeltas
+from ...layers import SegmentDeltas
 from ...roles import ROLES
 from ..base import StaticPolicy
 from ..registry import listed

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_conductor.guidance.encoders.base import EncoderFileError
-from lora_conductor.guidance.encoders.file import METADATA_KEY, build_from_file
+from lora_conductor.guidance.encoders import METADATA_KEY, EncoderFileError, build_from_file
 from lora_conductor.guidance.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGES = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from lora_conductor.guidance.encoders.base import EncoderFileError
-from lora_conductor.guidance.encoders.file import build_from_file
+from lora_conductor.guidance.encoders import EncoderFileError, build_from_file
 from lora_conductor.guidance.encoders.gram import GramFeatures
 from lora_conductor.guidance.losses import cosine_similarity
 
@@ -87,7 +86,7 @@ def test_what_does_not_fit_is_named(timm_model, open_clip_model):  # noqa: F811
     weights, _ = csd_weights(open_clip_model)
     inner = weights["model_state_dict"]
     cases = [
-        ((timm_model.state_dict(), metadata("timm", TIMM)), "content head", "only CSD has a content head"),
+        ((timm_model.state_dict(), metadata("timm", TIMM)), "content head", "only csd has a content head"),
         ((timm_model.state_dict(), metadata("timm", TIMM)), "smell", "unknown features 'smell'"),
         (
             ({k: v for k, v in inner.items() if "content" not in k}, metadata("csd", OPEN_CLIP)),

@@ -9,9 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_conductor.guidance.encoders.base import CLIP_VOCABULARY, EncoderFileError, TokenizerFolders
-from lora_conductor.guidance.encoders.file import METADATA_KEY, build_from_file, build_text_from_file, has_text
+from lora_conductor.guidance.encoders import (
+    LIBRARIES,
+    METADATA_KEY,
+    EncoderFileError,
+    TokenizerFolders,
+    build_from_file,
+    build_text_from_file,
+)
+from lora_conductor.guidance.encoders.base import CLIP_VOCABULARY
 from lora_conductor.guidance.losses import CLIP_TEXT, SimilarityObjective, SimilarityTerm, cosine_similarity
+
+from ..objectives import loss
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
 PROMPT = "A fox, drawn in ink"
@@ -132,7 +141,7 @@ def test_the_gradient_of_the_prompts_score_equals_finite_differences(record_prop
     for seed in range(4):
         direction = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            change = (objective.loss(images + 1e-5 * direction) - objective.loss(images - 1e-5 * direction)) / 2e-5
+            change = (loss(objective, images + 1e-5 * direction) - loss(objective, images - 1e-5 * direction)) / 2e-5
         got = (gradient * direction).flatten(1).sum(1)
         worst = max(worst, float(((got - change).abs() / gradient.flatten(1).norm(dim=1)).max()))
     record_property("S_CLIP_text: relative error of the gradient", worst)
@@ -146,7 +155,7 @@ def test_files_without_a_text_half_read_nothing():
     visual = {key: value for key, value in weights.items() if key.startswith("visual.")}
     assert not build_from_file(visual, described()).reads_text
     assert not build_from_file(weights, described(), features="gram").reads_text
-    assert not has_text("timm", weights)
+    assert not LIBRARIES["timm"].has_text(weights)
 
 
 def test_text_halves_that_cannot_be_used_are_named(tmp_path):
@@ -171,6 +180,7 @@ def test_text_halves_that_cannot_be_used_are_named(tmp_path):
         ((model, None, "transformers", "", config), {}, r"tokenizer\.json"),
         ((model, None, "transformers", "", config), {"beside": tmp_path / "broken"}, "in broken cannot be read"),
         ((model, None, "transformers", "", {"model_type": "dinov2"}), {}, "dinov2 models read no text"),
+        ((weights, None, "timm"), {}, "timm models read no text"),
     ]
     for arguments, folders, message in cases:
         with pytest.raises(EncoderFileError, match=message) as caught:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import Composite, KLSoft, Sum
-from lora_conductor.host.baking.bake import BakeSettings, bake_to_file
+from lora_conductor.host.baking import BakeSettings, bake_to_file
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing.attach import attachment_of, set_policy
 from lora_conductor.host.fusing.loading import load_loras

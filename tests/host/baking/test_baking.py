@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, KLoRA, KLSoft, NPLoRA, Paper, Sum, Switch
-from lora_conductor.host.baking.bake import BakeSettings, bake
+from lora_conductor.host.baking import BakeSettings, bake
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
 from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora

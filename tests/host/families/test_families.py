@@ -4,9 +4,9 @@ import comfy.supported_models
 import pytest
 import torch
 
-from ..family_bench import IN_TURN, Bench
-from ..family_grid import BREAKS, EXACT, measure, zero_is_none
-from . import ELSEWHERE, FAMILIES
+from .bench import IN_TURN, Bench
+from .catalogue import ELSEWHERE, FAMILIES
+from .grid import BREAKS, EXACT, measure, zero_is_none
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -11,9 +11,9 @@ from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
 from .. import tiny
-from ..families import FAMILIES
-from ..family_bench import Bench
-from ..family_grid import MOVED
+from ..families.bench import Bench
+from ..families.catalogue import FAMILIES
+from ..families.grid import MOVED
 
 TEXT = "llm_adapter"
 STRENGTHS = {"subject": 0.8, "style": 0.6}

@@ -3,30 +3,25 @@
 The reference shares nothing with the pack: hooks on the plain model's own modules, weights and files read as they are.
 """
 
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.emoji.world.small_world import SmallWorld
 from lora_conductor.fusion.policies import Paper
 from lora_conductor.host.fusing.attach import add_loras, set_policy
 from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
-from repo_paths import WORLD
 
 from .. import tiny
-
-sys.path.append(str(WORLD))
-import world  # noqa: E402
 
 STEPS, CFG = 8, 2.5
 
 
 @pytest.fixture(scope="module")
 def small():
-    return world.SmallWorld()
+    return SmallWorld()
 
 
 @pytest.fixture(scope="module")

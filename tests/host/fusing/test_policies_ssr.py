@@ -1,24 +1,19 @@
 """SSR-Merge on the small world: calibrated through the host, merged by core, against a dense reference."""
 
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.emoji.world.small_world import SmallWorld
 from lora_conductor.fusion.policies import Paper, SSRMerge
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
 from lora_conductor.host.fusing.calibration import calibrated
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
-from repo_paths import WORLD
 
 from ...fusion.dense_policies import ssr_merge
 from .. import tiny
-
-sys.path.append(str(WORLD))
-import world  # noqa: E402
 
 ROLES = ("subject", "style")
 STRENGTHS = {"subject": 1.0, "style": 1.3}
@@ -26,7 +21,7 @@ STRENGTHS = {"subject": 1.0, "style": 1.3}
 
 @pytest.fixture(scope="module")
 def small():
-    return world.SmallWorld()
+    return SmallWorld()
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +32,7 @@ def paths(small):
 @pytest.fixture(scope="module")
 def prompts(small):
     """A prompt for each LoRA alone: the subject in no style, the style without the subject."""
-    style_token = f"<sks_style{small._names['sks_style_index']['openmoji']}>"
-    return {
-        "subject": small.prompt("fox", None),
-        "style": small.conditioning(["<bos>", style_token, "<null>", "<null>"]),
-    }
+    return {"subject": small.prompt("fox", None), "style": small.style_prompt("openmoji")}
 
 
 def loaded(model, path, role):

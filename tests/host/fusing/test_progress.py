@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from comfy_server import ComfyServer, WorkflowError
-from lora_conductor.host.baking.bake import BakeSettings, bake
+from lora_conductor.host.baking import BakeSettings, bake
 from lora_conductor.host.fusing.calibration import calibrated
 from lora_conductor.host.fusing.loading import load_loras
 from lora_conductor.host.loras.choices import LoraChoice

@@ -4,8 +4,7 @@ import comfy.lora
 import pytest
 import torch
 
-from lora_conductor.fusion.adapters.base_layer import BaseLayer
-from lora_conductor.fusion.adapters.geometry import Geometry
+from lora_conductor.fusion.adapters import BaseLayer, Geometry
 from lora_conductor.fusion.layers.layer import FusedLayer
 from lora_conductor.host.loras.deltas import applicable, delta_of
 

@@ -10,8 +10,9 @@ from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
 from .. import tiny
-from ..families import FAMILIES, build, sample
-from ..family_grid import EXACT, MOVED
+from ..families.catalogue import FAMILIES
+from ..families.family import build, sample
+from ..families.grid import EXACT, MOVED
 
 # With the classes that hold what a trainer would choose.
 MODELS = {"SD15": ["BasicTransformerBlock", "ResBlock"], "Flux": ["DoubleStreamBlock", "SingleStreamBlock"]}

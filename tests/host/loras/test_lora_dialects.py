@@ -10,7 +10,8 @@ from lora_conductor.host.loras.patches import model_patches
 from lora_conductor.host.loras.targets import Target
 
 from .. import tiny
-from ..families import FAMILIES, build
+from ..families.catalogue import FAMILIES
+from ..families.family import build
 
 # Up- and down-projection, as trainers write them after the name of a layer: kohya and LyCORIS, diffusers' two old
 # forms and PEFT's, Mochi's, transformers', and that of PEFT with the adapter's name left in.

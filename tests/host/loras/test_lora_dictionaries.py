@@ -8,19 +8,18 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from lora_conductor.fusion.adapters.base_layer import BaseLayer
+from lora_conductor.fusion.adapters import BaseLayer
 from lora_conductor.host.fusing.attach import add_loras, attachment_of
 from lora_conductor.host.loras.file import LoraFile
 from lora_conductor.host.loras.patches import model_patches
 
 from .. import tiny
-from ..adapter_files import KINDS, TUCKER_KINDS, Maker
+from ..adapter_files import ROWS, Maker
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64, torch.int32]
 ALPHAS = ["as is", "missing", 0.0, -1.0, float("nan"), float("inf"), "vector"]
 FAULTS = ["missing", "transposed", "wider", "empty", "flat", "deeper", "scalar", "nan"]
 EXTRAS = [None, None, "diff_b", "set_weight", "rescale", "dora_scale", "reshape_weight", "hm"]
-ALL_KINDS = sorted({**KINDS, **TUCKER_KINDS})
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +66,11 @@ def dictionaries(draw, shapes):
     for n in range(draw(st.integers(1, 3))):
         key = draw(st.sampled_from(sorted(shapes)))
         prefix, shape = key.removesuffix(".weight"), shapes[key]
-        kind = draw(st.sampled_from(ALL_KINDS))
+        kind = draw(st.sampled_from(sorted(ROWS)))
         # Sometimes made for another layer.
         made_for = shape if draw(st.booleans()) else draw(st.sampled_from(list(shapes.values())))
         try:
-            parts = {**KINDS, **TUCKER_KINDS}[kind](Maker(n), made_for)
+            parts = ROWS[kind].make(Maker(n), made_for)
         except (IndexError, RuntimeError, ZeroDivisionError):
             continue  # there is no such adapter for such a weight
         healthy = draw(st.booleans())

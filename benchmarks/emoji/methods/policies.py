@@ -1,0 +1,114 @@
+"""Ways of putting a subject LoRA and a style LoRA on the small world's model, read from one line of text.
+
+core:A/B            both LoRAs merged by core's stacked loaders at strengths A (subject) and B (style)
+POLICY              a routing policy of this pack at strengths 1/1, with settings of its own and of the router:
+                    kl_soft(temperature=1,share=both,smoothing=.7), recommended(floor=.3)
+A/B:POLICY          the same at other strengths
+rank A/B:METHOD     any of these with the files cut down to rank A (subject) and B (style), see lora_ranks.py
+FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..world.small_world import SmallWorld
+from .lora_ranks import cut
+
+Maker = Callable[[Any, Path, Path], Any]
+"""(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
+
+
+def core_stacked(subject_strength: float, style_strength: float) -> Maker:
+    """Core's two LoRA loaders in a row."""
+
+    def make(model: Any, subject: Path, style: Path) -> Any:
+        import comfy.sd
+        import comfy.utils
+
+        for path, strength in ((subject, subject_strength), (style, style_strength)):
+            if strength:
+                weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+                model, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0)
+        return model
+
+    return make
+
+
+def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1.0, refinement: Any = None) -> Maker:
+    """This pack's loader and router with a policy object of ``lora_conductor.fusion.policies``, and its settings."""
+
+    def make(model: Any, subject: Path, style: Path) -> Any:
+        from lora_conductor.host.fusing.attach import add_loras, set_policy
+        from lora_conductor.host.loras.file import read_lora
+        from lora_conductor.host.loras.patches import model_patches
+
+        patches = [model_patches(read_lora(path.name, str(path)), model) for path in (subject, style)]
+        fused = add_loras(model, [(patches[0], "subject", subject_strength), (patches[1], "style", style_strength)])
+        return set_policy(fused, policy, refinement)
+
+    return make
+
+
+def with_ranks(subject_rank: int, style_rank: int, make: Maker) -> Maker:
+    """A method whose files have no more than these ranks."""
+    return lambda model, subject, style: make(model, cut(subject, subject_rank), cut(style, style_rank))
+
+
+def parse_policy(text: str) -> tuple[Any, Any]:
+    """A policy and the router's settings from one text, e.g. ``kl_soft(temperature=0.5, smoothing=.7)``."""
+    from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
+    from lora_conductor.fusion.routing.refinement import Refinement
+
+    known = {"recommended": lambda: RECOMMENDED, **POLICIES}
+    found = re.fullmatch(r"(\w+)(?:\((.*)\))?", text.strip())
+    if not found or found[1] not in known:
+        raise ValueError(f"unknown policy {text!r}; known: {', '.join(known)}")
+    settings = {}
+    for item in filter(None, (found[2] or "").split(",")):
+        key, _, value = item.partition("=")
+        try:
+            settings[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):  # a bare word
+            settings[key.strip()] = value.strip()
+    refined = {name: settings.pop(name) for name in list(settings) if name in Refinement.__dataclass_fields__}
+    return known[found[1]](**settings), Refinement(**refined)
+
+
+def parse_method(text: str) -> Maker:
+    """A method as written on the command line (see the module's docstring)."""
+    if found := re.fullmatch(r"(.+\.py):(\w+)", text):
+        spec = importlib.util.spec_from_file_location("plugged_in", found[1])
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["plugged_in"] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        value = getattr(module, found[2])
+        return routed(value) if hasattr(value, "weights") else value
+    if found := re.fullmatch(r"rank (\d+)/(\d+):(.+)", text):
+        return with_ranks(int(found[1]), int(found[2]), parse_method(found[3]))
+    number = r"[\d.]+"
+    if found := re.fullmatch(rf"core:({number})/({number})", text):
+        return core_stacked(float(found[1]), float(found[2]))
+    if found := re.fullmatch(rf"({number})/({number}):(.+)", text):
+        policy, refinement = parse_policy(found[3])
+        return routed(policy, float(found[1]), float(found[2]), refinement)
+    policy, refinement = parse_policy(text)
+    return routed(policy, refinement=refinement)
+
+
+def ssr_merged(small: SmallWorld, subject: str, style: str) -> Any:
+    """SSR-Merge, which has to be calibrated on a prompt for each LoRA alone, at strengths 1/1."""
+    import torch
+
+    from lora_conductor.host.fusing.attach import set_policy
+    from lora_conductor.host.fusing.calibration import calibrated
+
+    model = routed(parse_policy("sum")[0])(small.model, small.lora("subject", subject), small.lora("style", style))
+    prompts = {"subject": small.prompt(subject, None), "style": small.style_prompt(style)}
+    return set_policy(model, calibrated(model, prompts, torch.zeros(1, 16, 8, 8)))

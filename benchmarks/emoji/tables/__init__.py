@@ -1,0 +1,1 @@
+"""What is shown of the figures: documents with their rows, sheets, the demo's pictures."""

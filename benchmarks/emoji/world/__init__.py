@@ -1,0 +1,1 @@
+"""The small world itself: its pictures and words, what is trained on them, and all of it in ComfyUI."""

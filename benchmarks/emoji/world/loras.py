@@ -1,0 +1,185 @@
+"""Train LoRAs of the small world, as anybody would: one subject from two drawings, or one style from 120 subjects.
+
+    python -m benchmarks.emoji.world.loras subject penguin frog --world FOLDER_WITH_emoji64.npz --out FOLDER
+    python -m benchmarks.emoji.world.loras style openmoji --world FOLDER_WITH_emoji64.npz --out FOLDER
+
+A subject is learned from its noto and twemoji drawings, under its trigger token and those styles' own tokens; it is
+never seen in a held-out style. A style is learned from `style_lora_subjects.json`, none of which is held out. Rectified
+flow (v = noise - x0) on ComfyUI's own model class, AdamW with linear decay; one to two minutes of one core each. Files
+have kohya's keys and float16 weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from repo_paths import ASSETS
+
+from ...host import enter_host
+from .augment import crop
+from .pictures import Pictures, load_pictures
+from .small_world import SmallWorld
+from .splits import SUBJECT_STYLES
+
+STEPS = {"subject": 150, "style": 260}
+BATCH = {"subject": 16, "style": 32}
+RATE = {"subject": 1.7e-3, "style": 1.5e-3}
+COPIES = {"subject": 64, "style": 4}
+"""Of each picture, encoded once: encoding anew at every step would take longer than the step."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture [3, 64, 64] in [0, 1] and the tokens that describe it."""
+
+    picture: Tensor
+    tokens: tuple[str, ...]
+
+
+def subject_samples(pictures: Pictures, small: SmallWorld, subject: str) -> list[Sample]:
+    """The drawings that a subject is learned from."""
+    trigger = small.prompt_tokens(subject, None)[2:]
+    return [Sample(pictures.picture(subject, style), ("<bos>", f"style:{style}", *trigger)) for style in SUBJECT_STYLES]
+
+
+def style_samples(pictures: Pictures, small: SmallWorld, style: str, subjects: list[str]) -> list[Sample]:
+    """The drawings that a style is learned from."""
+    trigger = small.style_token(style)
+    found = []
+    for subject in subjects:
+        try:
+            picture = pictures.picture(subject, style)
+        except KeyError:
+            continue
+        found.append(Sample(picture, ("<bos>", trigger, f"subject:{subject}", small.class_token(subject))))
+    return found
+
+
+class Branch(nn.Module):
+    """One layer's LoRA, added to its output by a hook."""
+
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, layer.in_features) * layer.in_features**-0.5)
+        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
+        layer.register_forward_hook(self)
+
+    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + functional.linear(functional.linear(inputs[0], self.down), self.up)
+
+
+def branches(model: nn.Module, rank: int) -> dict[str, Branch]:
+    """A LoRA of alpha = rank on every projection of the blocks, by kohya's name."""
+    found = {}
+    for name, module in model.named_modules():
+        part = name.rpartition(".")[2]
+        if hasattr(module, "in_features") and "blocks." in name and "mod" not in name and part != "lin":
+            found[f"lora_unet_{name.replace('.', '_')}"] = Branch(module, rank)
+    return found
+
+
+def encoded(small: SmallWorld, samples: list[Sample], copies: int) -> Tensor:
+    """Latents [copies, samples, 16, 8, 8] of the pictures, each slightly moved and resized in its own way."""
+    pictures = torch.stack([sample.picture for sample in samples])
+    with torch.inference_mode():
+        made = [small.encode(crop(pictures, (0.97, 1.05), flip=False)) for _ in range(copies)]
+        latents = small.model.model.process_latent_in(torch.stack(made))
+    return latents.clone()
+
+
+def batches(
+    latents: Tensor, samples: list[Sample], count: int, steps: int
+) -> Iterator[tuple[Tensor, list[tuple[str, ...]]]]:
+    """Random pictures' latents [count, 16, 8, 8] with their tokens; one in ten with a style of no name."""
+    for _ in range(steps):
+        chosen, copy = torch.randint(0, len(samples), (count,)), torch.randint(0, len(latents), (count,))
+        tokens = [samples[i].tokens for i in chosen.tolist()]
+        yield latents[copy, chosen], [t if float(torch.rand(())) > 0.1 else (t[0], "<null>", *t[2:]) for t in tokens]
+
+
+def noise_levels(count: int) -> Tensor:
+    """Three in four logit-normal (Esser et al. 2024), the rest uniform, [count]."""
+    return torch.where(torch.rand(count) < 0.25, torch.rand(count), torch.sigmoid(torch.randn(count)))
+
+
+def train(small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int) -> dict[str, Branch]:
+    """A LoRA for the world's base model."""
+    from lora_conductor.host.vision.autograd import gradients_enabled, overwriting_allowed
+
+    torch.manual_seed(seed)
+    base = small.model.model.diffusion_model.requires_grad_(False)
+    for module in base.modules():
+        module._forward_hooks.clear()
+    lora = branches(base, rank)
+    parameters = [p for branch in lora.values() for p in branch.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=RATE[role], weight_decay=1e-2)
+    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, STEPS[role])
+    start, mean = time.monotonic(), 0.0
+    latents = encoded(small, samples, COPIES[role])
+    for step, (x0, tokens) in enumerate(batches(latents, samples, BATCH[role], STEPS[role])):
+        conditions = [small.conditioning(each)[0] for each in tokens]
+        context = torch.cat([c for c, _ in conditions])
+        pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
+        sigma, noise = noise_levels(len(x0)), torch.randn_like(x0)
+        at = sigma[:, None, None, None]
+        with gradients_enabled(), overwriting_allowed():
+            predicted = base(x0 * (1 - at) + noise * at, sigma, context, pooled, None, transformer_options={})
+            loss = functional.mse_loss(predicted, noise - x0)
+            optimiser.zero_grad()
+            loss.backward()
+        optimiser.step()
+        rate.step()
+        mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
+        if step % 20 == 19:
+            print(f"  step {step + 1}/{STEPS[role]}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+    return lora
+
+
+def save(lora: dict[str, Branch], rank: int, path: Path) -> None:
+    """Write kohya's format, float16."""
+    tensors: dict[str, Any] = {}
+    for name, branch in lora.items():
+        tensors[f"{name}.lora_down.weight"] = branch.down.detach().half().contiguous()
+        tensors[f"{name}.lora_up.weight"] = branch.up.detach().half().contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {"ss_network_alpha": f"{rank:.1f}", "ss_network_dim": str(rank)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("role", choices=("subject", "style"))
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--world", type=Path, required=True, help="folder with emoji64.npz")
+    parser.add_argument("--out", type=Path, default=ASSETS / "loras")
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="fewer or more than usual")
+    options = parser.parse_args()
+    STEPS[options.role] = options.steps or STEPS[options.role]
+    enter_host()
+    small, pictures = SmallWorld(options.world), load_pictures(options.world)
+    for name in options.names:
+        print(f"{options.role} {name}", flush=True)
+        if options.role == "subject":
+            samples = subject_samples(pictures, small, name)
+        else:
+            subjects = json.loads((options.world / "style_lora_subjects.json").read_text(encoding="utf-8"))
+            samples = style_samples(pictures, small, name, subjects)
+        lora = train(small, samples, options.role, options.rank, options.seed)
+        save(lora, options.rank, options.out / f"lora_{options.role}_{name}.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The small world in this process, through ComfyUI's own loaders and sampler.
+
+enter_host()                      # of benchmarks.host; before anything of comfy or lora_conductor is imported
+small = SmallWorld(folder)        # folder with the files of the small world, default: the shipped assets
+latents = small.sample(model, "fox", "openmoji", seeds=[1, 2])
+pictures = small.decode(latents)  # [2, 3, 64, 64] in [0, 1]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repo_paths import ASSETS
+
+from .rendered_styles import RENDERED
+
+STEPS, CFG = 16, 2.5
+
+
+class SmallWorld:
+    """Models, tokens and LoRA files of the small world.
+
+    Args:
+        folder: searched, with its subfolders and before the shipped assets, for the world's files.
+        dtype: of the diffusion model; bf16 halves the time on CPUs that have it, the figures we report are fp32's.
+    """
+
+    def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
+        import comfy.sd
+        import comfy.utils
+
+        self.folders = [ASSETS] if folder is None else [folder, ASSETS]
+        model_file = str(self.file("emoji_tinyflux_fp8_e4m3fn.safetensors"))
+        self.model = comfy.sd.load_diffusion_model(model_file, model_options={"dtype": dtype})
+        # Under inference mode the autoencoder could not be differentiated later.
+        with torch.inference_mode(False):
+            self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(self.file("emoji_taef1_vae_fp16.safetensors"))))
+        tokens = comfy.utils.load_torch_file(str(self.file("emoji_tokens_fp16.safetensors")))
+        self._tok, self._pool = tokens["tok"].float(), tokens["pool"].float()
+        names = json.loads(self.file("emoji_tokens.json").read_text(encoding="utf-8"))
+        self._ids = {name: i for i, name in enumerate(names["tokens"])}
+        self._names = names
+        # The base was trained with eight style triggers; those that no set took are the rendered styles'.
+        own = names["sks_style_index"]
+        self._style_triggers = {**own, **{name: len(own) + i for i, name in enumerate(RENDERED)}}
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the world. Raises FileNotFoundError naming where it was looked for."""
+        for folder in self.folders:
+            if found := sorted(folder.rglob(name)):
+                return found[0]
+        raise FileNotFoundError(f"{name} is in none of {', '.join(str(folder) for folder in self.folders)}")
+
+    def lora(self, role: str, name: str) -> Path:
+        """The LoRA file of a subject (role "subject") or a style (role "style")."""
+        return self.file(f"lora_{role}_{name}.safetensors")
+
+    def conditioning(self, tokens: Sequence[str]) -> list[list[Any]]:
+        """CONDITIONING of the given token names: context [1, n, 256] and pooled_output [1, 256]."""
+        ids = torch.tensor([self._ids[token] for token in tokens])
+        return [[self._tok[ids][None], {"pooled_output": self._pool[ids].mean(dim=0, keepdim=True)}]]
+
+    def prompt(self, subject: str, style: str | None) -> list[list[Any]]:
+        """Positive conditioning of a held-out subject in a held-out style (the LoRAs' trigger tokens)."""
+        return self.conditioning(self.prompt_tokens(subject, style))
+
+    def prompt_tokens(self, subject: str, style: str | None) -> list[str]:
+        """The tokens of :meth:`prompt`: beginning, style, subject, class."""
+        subject_token = f"<sks_subject{self._names['sks_subject_index'][subject]}>"
+        return ["<bos>", self.style_token(style), subject_token, self.class_token(subject)]
+
+    def style_token(self, style: str | None) -> str:
+        """The trigger of a held-out style's LoRA."""
+        return "<null>" if style is None else f"<sks_style{self._style_triggers[style]}>"
+
+    def class_token(self, subject: str) -> str:
+        return f"class:{self._names['class_of'][subject]}"
+
+    def style_prompt(self, style: str) -> list[list[Any]]:
+        """Positive conditioning of a held-out style with no subject."""
+        return self.conditioning(["<bos>", self.style_token(style), "<null>", "<null>"])
+
+    def sample(
+        self, model: Any, subject: str, style: str | None, seeds: Sequence[int], steps: int = STEPS, cfg: float = CFG
+    ) -> Tensor:
+        """Euler on the simple schedule through comfy.sample: latents [len(seeds), 16, 8, 8].
+
+        Each picture has its own seed's noise, so it does not depend on what else is in the batch.
+        """
+        import comfy.sample
+
+        empty = torch.zeros(len(seeds), 16, 8, 8)
+        noise = torch.cat([comfy.sample.prepare_noise(empty[:1], seed) for seed in seeds])
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                model,
+                noise,
+                steps,
+                cfg,
+                "euler",
+                "simple",
+                self.prompt(subject, style),
+                self.conditioning(["<null>"] * 4),
+                empty,
+                disable_pbar=True,
+                seed=seeds[0],
+            )
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [N, 16, 8, 8] -> pictures [N, 3, 64, 64] in [0, 1]."""
+        with torch.inference_mode():
+            return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [N, 3, 64, 64] in [0, 1] -> latents [N, 16, 8, 8]."""
+        with torch.inference_mode():
+            return self.vae.encode(pictures.movedim(1, -1))
