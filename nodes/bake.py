@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.baking import BakeSettings, bake_to_file
-from ..host.fusing import Origin
+from ..host.core import Origin
 from .inputs import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

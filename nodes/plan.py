@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.fusing import Origin, plan_files, plan_of_latent, read_plan, write_plan
+from ..host.core import Origin
+from ..host.fusing import plan_files, plan_of_latent, read_plan, write_plan
 from .inputs import CATEGORY, RoutingPlan
 
 

@@ -6,7 +6,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.fusing import Origin, record_or_reason, run_report
+from ..host.core import Origin
+from ..host.fusing import record_or_reason, run_report
 from ..host.maps import routing_picture
 from .inputs import CATEGORY
 

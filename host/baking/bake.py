@@ -16,8 +16,8 @@ from ...fusion.baking import Factors, assembled
 from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy
 from ...fusion.records import RoutingRecord
-from ..core import ConductorError, Progress, listed
-from ..fusing import FusionSpec, Origin, attachment_of, record_of_latent
+from ..core import ConductorError, Origin, Progress, listed
+from ..fusing import FusionSpec, attachment_of, record_of_latent
 from ..loras import LoraOnModel, Target, loras_on
 from .file import BakedFile, BakedTensors, metadata_of, write
 from .fused import Source, model_source, text_source

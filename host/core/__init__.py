@@ -2,6 +2,7 @@
 
 from .errors import ConductorError
 from .execution import Place, executing, sources
+from .kept import Kept, Origin
 from .modules import find_module, geometry_of, head_width, weight_reader
 from .page import ids_of_prompt, page_of_prompt
 from .progress import Progress
@@ -11,6 +12,8 @@ from .words import listed
 
 __all__ = [
     "ConductorError",
+    "Kept",
+    "Origin",
     "Place",
     "Progress",
     "SAMPLER_NAMES",

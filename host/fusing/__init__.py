@@ -5,12 +5,11 @@ from .calibration import calibrated_by_prompts
 from .loading import load_loras
 from .plans import plan_files, read_plan, replaying, write_plan
 from .report import run_report
-from .results import Origin, live_of, plan_of_latent, record_of_latent, record_or_reason
+from .results import live_of, plan_of_latent, record_of_latent, record_or_reason
 from .spec import FusionSpec
 
 __all__ = [
     "FusionSpec",
-    "Origin",
     "attachment_of",
     "calibrated_by_prompts",
     "live_of",

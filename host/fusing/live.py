@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +23,23 @@ from torch import Tensor, nn
 from ...fusion.adapters import BaseLayer
 from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, StaticPolicy
-from ...fusion.records import Replay
+from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
-from ..core import ConductorError, find_module
+from ..core import ConductorError, Kept, find_module
 from ..maps import LiveMap
-from .kept import KeptRuns
 from .run import Run
 from .spec import FusionSpec, check_plan
 
 ATTACHMENT = "lora_conductor"
+KEPT_PLANS = 8  # they are much larger than records
+
+
+@dataclass
+class RunResults:
+    """What a run decided: the record in means, the plan in full, or None once newer runs took its place."""
+
+    record: RoutingRecord
+    plan: Plan | None
 
 
 class _Forward(NamedTuple):
@@ -111,7 +120,7 @@ class LiveFusion:
         self.spec = spec
         self.shown_on = shown_on
         self._open: list[Run] = []
-        self.kept = KeptRuns()
+        self.kept: Kept[RunResults] = Kept()
         self._guests: dict[LiveFusion, Run] = {}  # of the present run: those that run on its other models
         self._loose: Run | None = None
         self._standing_in: Any = None
@@ -144,12 +153,18 @@ class LiveFusion:
             for guest, its_run in guests.items():
                 guest._open.remove(its_run)
         for guest, its_run in guests.items():
-            guest.kept.add(samples, *its_run.results())
-        record, plan = run.results()
+            guest._keep(samples, its_run)
+        results = self._keep(samples, run)
         if live_map is not None:
-            live_map.finish(record)
-        self.kept.add(samples, record, plan)
+            live_map.finish(results.record)
         return samples
+
+    def _keep(self, samples: Tensor, run: Run) -> RunResults:
+        results = RunResults(*run.results())
+        self.kept.add(samples, results)
+        for old in list(self.kept)[KEPT_PLANS:]:
+            old.plan = None
+        return results
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
@@ -229,7 +244,7 @@ class LiveFusion:
             del own["apply_model"]
         run, self._loose, self._standing_in = self._loose, None, None
         if run is not None:
-            self.kept.add(torch.zeros(1, 0), *run.results())
+            self._keep(torch.zeros(1, 0), run)
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
 from ...fusion.records import Plan, RoutingRecord, empty_record
-from ..core import ConductorError, executing, sources
+from ..core import ConductorError, Origin
 from .attach import attachment_of
-from .kept import KeptRun
-from .live import LiveFusion
+from .live import LiveFusion, RunResults
 from .spec import FusionSpec
 
 NO_LORAS = "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
@@ -20,21 +17,6 @@ NO_RUN = (
     "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is scaled "
     "or changed; if the sampler was cached, change its seed and queue again."
 )
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a node's latent comes from, to find the run when values alone do not tell.
-
-    Attributes:
-        prompt: the running workflow in API format.
-        node: id of the node that asks.
-        input: its input that the latent arrived at.
-    """
-
-    prompt: Mapping[str, Any]
-    node: str | None
-    input: str = "latent"
 
 
 def live_of(model: ModelPatcher) -> tuple[LiveFusion | None, FusionSpec]:
@@ -49,17 +31,8 @@ def live_of(model: ModelPatcher) -> tuple[LiveFusion | None, FusionSpec]:
     return held.live, held.spec
 
 
-def run_of_latent(live: LiveFusion, samples: Any, origin: Origin | None = None) -> KeptRun:
-    """The run that made these samples: by their values, else by the nodes that they come from.
-
-    Raises:
-        ConductorError: it is not one of the last few.
-    """
-    found = live.kept.made(samples)
-    if found is None and origin is not None:
-        now = executing()
-        nodes = list(sources(origin.prompt, origin.node, origin.input))
-        found = live.kept.in_nodes(nodes, now.item if now is not None else None)
+def _run_of(live: LiveFusion, samples: Any, origin: Origin | None) -> RunResults:
+    found = live.kept.find(samples, origin)
     if found is None:
         raise ConductorError(NO_RUN)
     return found
@@ -72,7 +45,7 @@ def record_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = 
         ConductorError: the model carries no LoRAs of ours, or did not make the latent.
     """
     live, spec = live_of(model)
-    return empty_record(spec.header) if live is None else run_of_latent(live, samples, origin).record
+    return empty_record(spec.header) if live is None else _run_of(live, samples, origin).record
 
 
 def record_or_reason(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> tuple[RoutingRecord, str]:
@@ -94,7 +67,7 @@ def plan_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = No
     live, spec = live_of(model)
     if live is None:
         return Plan(**spec.header, sigmas=(), layers=(), calls=())
-    plan = run_of_latent(live, samples, origin).plan
+    plan = _run_of(live, samples, origin).plan
     if plan is None:
         raise ConductorError(NO_RUN)
     return plan

@@ -91,7 +91,7 @@ def test_a_run_on_the_negative_model_alone_is_recorded(files: Any) -> None:
     routed = fused(other, files["subject"], files["style"], KLSoft())
     live = routed.get_attachment("lora_conductor").live
     guide(DualModel(one, routed), one)
-    (run,) = live.kept._runs
+    (run,) = live.kept
     assert run.record.layers and run.record.steps == STEPS and not run.record.weights.isnan().any()
 
 
