@@ -2,7 +2,7 @@
 
 from .attach import attachment_of, set_policy, show_on
 from .calibration import calibrated_by_prompts
-from .loading import load_loras
+from .loading import fused, load_loras
 from .plans import plan_files, read_plan, replaying, write_plan
 from .report import run_report
 from .results import live_of, plan_of_latent, record_of_latent, record_or_reason
@@ -12,6 +12,7 @@ __all__ = [
     "FusionSpec",
     "attachment_of",
     "calibrated_by_prompts",
+    "fused",
     "live_of",
     "load_loras",
     "plan_files",

@@ -51,12 +51,15 @@ def fused(
         always_live: see :func:`.attach.set_policy`.
 
     Raises:
-        ConductorError: a file is missing or damaged.
+        ConductorError: a file is missing, damaged or made for another model.
     """
     loras = []
     for role, files in (("subject", subject), ("style", style)):
         for path, strength in _with_strengths(files):
-            loras.append((model_patches(read_lora(Path(path).name, str(path)), model), role, strength))
+            patches = model_patches(read_lora(Path(path).name, str(path)), model)
+            if strength and not (patches.routed or patches.merged):
+                raise ConductorError(_fits_nothing(patches, model, False))
+            loras.append((patches, role, strength))
     model = add_loras(model, loras)
     return model if policy is None else set_policy(model, policy, refinement, always_live=always_live)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_conductor.fusion.policies import StepContext
+from lora_conductor.fusion.records import ReplayedCall
 from lora_conductor.fusion.records.plan import Plan, PlanError, PlannedCall, loads
-from lora_conductor.fusion.records.replay import ReplayedCall
 
 BASE = torch.zeros(2, 6, 8)
 

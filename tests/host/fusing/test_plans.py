@@ -7,11 +7,10 @@ from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSof
 from lora_conductor.fusion.records.plan import loads
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing import fused
+from lora_conductor.host.fusing.attach import attachment_of, set_policy
 from lora_conductor.host.fusing.plans import read_plan, replaying, write_plan
 from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
 
 from .. import adapter_files, tiny
 from .test_fusion_invariance import assert_untouched, snapshot
@@ -21,14 +20,14 @@ KW = {"steps": 4, "cfg": 2.0, "batch": 2}
 
 def with_loras(model, folder, *, kinds=("lora", "lora")):
     shapes = tiny.layer_shapes(model)
-    patches = []
+    files = {}
     for role, seed, kind in (("subject", 1, kinds[0]), ("style", 2, kinds[1])):
         if kind == "lora":
             path = tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.2)
         else:
             path = adapter_files.make_file(folder / f"{role}.safetensors", kind, shapes, seed, 0.1)
-        patches.append((model_patches(read_lora(role, str(path)), model), role, 0.8))
-    return add_loras(model, patches)
+        files[role] = (path, 0.8)
+    return fused(model, **files)
 
 
 @pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
@@ -93,14 +92,13 @@ def test_a_plan_of_other_loras_is_refused_before_the_first_step(setting, tmp_pat
     plan = plan_of_latent(model, tiny.sample(model, **KW))
     shapes = tiny.layer_shapes(setting[0])
     other = tiny.make_lora(tmp_path / "other.safetensors", shapes, seed=9)
-    loras = [(model_patches(read_lora("other", str(other)), setting[0]), role, 1.0) for role in ("subject", "style")]
-    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject'.*carries subject 'other'"):
-        tiny.sample(replaying(add_loras(setting[0], loras), plan), **KW)
+    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject\.s.*carries subject 'other\.s"):
+        tiny.sample(replaying(fused(setting[0], other, other), plan), **KW)
 
 
 def test_grouping_attention_matters_where_projections_are_apart(setting):
-    model, fused = setting
-    plain, grouped = (set_policy(fused, Paper(), Refinement(group_attention=on)) for on in (False, True))
+    model, loaded = setting
+    plain, grouped = (set_policy(loaded, Paper(), Refinement(group_attention=on)) for on in (False, True))
     same = torch.equal(tiny.sample(plain, **KW), tiny.sample(grouped, **KW))
     assert same == any(name.endswith("img_attn.qkv.weight") for name in tiny.layer_shapes(model))
 
@@ -112,8 +110,8 @@ def frozen(model, policy, after=2, **settings):
 @pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED, Chance()], ids=lambda p: p.name)
 def test_the_rest_of_a_frozen_run_is_core_with_its_weights(setting, policy, record_property):
     """Against core's own patches at those weights: each layer's LoRAs scaled by what was decided."""
-    model, fused = setting
-    record_property(f"frozen {policy.name}", frozen_error(model, fused, policy))
+    model, loaded = setting
+    record_property(f"frozen {policy.name}", frozen_error(model, loaded, policy))
 
 
 @pytest.mark.parametrize("kinds", [("lokr", "lora"), ("dora_out_lora", "loha"), ("oft", "diff")], ids="-".join)
@@ -141,21 +139,21 @@ def test_freezing_waits_for_the_window_to_open(setting):
     torch.testing.assert_close(record.weights[:, :, 3:].sum(0), torch.ones(len(record.layers), 3, dtype=torch.float64))
 
 
-def frozen_error(model, fused, policy):
+def frozen_error(model, loaded, policy):
     before = snapshot(model)
     plain = tiny.sample(model, **KW)
-    routed = frozen(fused, policy, emphasis=1.0)
+    routed = frozen(loaded, policy, emphasis=1.0)
     made = tiny.sample(routed, **KW)
     record = record_of_latent(routed, made)
     means = record.weights[:, :, 2]
     assert torch.equal(record.weights[:, :, 3], means)
 
     states: list[torch.Tensor] = []
-    live = set_policy(fused, policy, Refinement(emphasis=1.0))
+    live = set_policy(loaded, policy, Refinement(emphasis=1.0))
     tiny.sample(live, callback=lambda step, x0, x, total: states.append(x.clone()), **KW)
     merged = model.clone()
     index = {name: i for i, name in enumerate(record.layers)}
-    for role, lora in enumerate(attachment_of(fused).spec.loras):
+    for role, lora in enumerate(attachment_of(loaded).spec.loras):
         for target, patch in lora.core_patches.items():
             weight = float(means[role, index[target.key.removesuffix(".weight")]])
             merged.add_patches({target.core_key: patch}, lora.strength * weight)
@@ -185,7 +183,7 @@ def test_a_frozen_plan_is_replayed_too(setting):
 
 
 def test_freezing_runs_no_fused_layer_afterwards(setting, monkeypatch):
-    from lora_conductor.fusion.layers.layer import FusedLayer
+    from lora_conductor.fusion.layers import FusedLayer
 
     calls = []
     monkeypatch.setattr(
@@ -197,7 +195,7 @@ def test_freezing_runs_no_fused_layer_afterwards(setting, monkeypatch):
 
 
 def test_an_interrupted_frozen_run_leaves_nothing(setting):
-    model, fused = setting
+    model, loaded = setting
     before, good = snapshot(model), tiny.sample(model, **KW)
 
     def stop(step, *rest):
@@ -205,6 +203,6 @@ def test_an_interrupted_frozen_run_leaves_nothing(setting):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        tiny.sample(frozen(fused, KLSoft()), callback=stop, **KW)
+        tiny.sample(frozen(loaded, KLSoft()), callback=stop, **KW)
     assert torch.equal(tiny.sample(model, **KW), good)
     assert_untouched(model, before)
