@@ -49,6 +49,9 @@ def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedL
         for reason, targets in reasons.items():
             lines.append(f"  {len(targets)} weights merged as ComfyUI does, not routed: {reason}")
             lines += listed(targets)
+        if patches.file.broken:
+            lines.append(f"  {len(patches.file.broken)} keys hold NaN or infinite values that nobody uses:")
+            lines += listed(sorted(patches.file.broken))
         if patches.refused:
             lines.append(f"  {len(patches.refused)} entries could not be applied:")
             lines += listed(f"{name}: {why}" for name, why in patches.refused.items())
@@ -59,9 +62,13 @@ def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedL
     spec = attachment_of(model).spec
     if spec is not None and len({lora.role for lora in spec.loras}) > 1:
         total = len(spec.layers)
-        lines.append(
-            f"\n{spec.shared_layers} of {total} layers are touched by both and routed; the rest take their one LoRA"
-        )
+        if spec.shared_layers:
+            rest = (
+                f"{spec.shared_layers} of {total} layers are touched by both and routed; the rest take their one LoRA"
+            )
+        else:
+            rest = f"no layer is touched by both: nothing to route, each of the {total} layers takes its one LoRA whole"
+        lines.append(f"\n{rest}")
     return "\n".join(lines)
 
 

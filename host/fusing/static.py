@@ -13,6 +13,7 @@ from ...fusion.adapters import DeltaError
 from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import SSRMerge, StaticPolicy
 from ...fusion.roles import ROLES
+from ...fusion.routing import name_of
 from ..core import ConductorError
 from .spec import FusionSpec
 
@@ -76,7 +77,7 @@ def merged_patches(spec: FusionSpec) -> Patches:
                 patches |= _layer_patches(policy, layer, key)
                 merged_keys.add(key)
             except DeltaError as error:
-                logging.warning(f"LoRA Conductor: {policy.name} leaves a layer as the plain sum, because {error}")
+                logging.warning(f"LoRA Conductor: {name_of(policy)} leaves a layer as the plain sum, because {error}")
     own = [
         (
             {t.core_key: own_patch(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys},

@@ -19,7 +19,7 @@ from .guided import plan, run
 
 
 def wrapped(sampler):
-    """A sampler around another one, as packs that add detail make it: by its inner function, in a KSAMPLER of theirs."""
+    """A sampler around another one, as packs that add detail make it: by its inner function."""
 
     def function(model, x, sigmas, *, extra_args=None, callback=None, disable=None, inner, **options):
         def closer(x, sigma, **kwargs):
