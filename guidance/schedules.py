@@ -12,12 +12,16 @@ def step_of_sigma(sigma: float, sigmas: Sequence[float], tolerance: float = 1e-4
 
     `sigmas` has steps + 1 entries. Read off sigma rather than counted in calls, because higher-order samplers evaluate
     the model several times in a step and some choose sigmas of their own. `tolerance` is relative: a sigma that equals
-    an entry up to rounding belongs to the step that starts there.
+    an entry up to rounding belongs to the step that starts there, the nearest one where a large shift has put several
+    entries closer together than that.
     """
     if len(sigmas) < 2:
         raise ValueError("a sigma schedule needs at least two entries")
+    nearest = min(range(len(sigmas) - 1), key=lambda i: abs(sigmas[i] - sigma))
+    if abs(sigmas[nearest] - sigma) <= tolerance * sigma:
+        return nearest
     ascending = [-s for s in sigmas]
-    index = bisect_right(ascending, -sigma * (1.0 - tolerance)) - 1
+    index = bisect_right(ascending, -sigma) - 1
     return min(max(index, 0), len(sigmas) - 2)
 
 

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.baking import BakeSettings, bake_to_file
-from ..host.core import chosen, printable
+from ..host.core import Origin, chosen, printable
 from .inputs import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -28,7 +28,7 @@ class BakeFusedLoRA(io.ComfyNode):
             ),
             search_aliases=["save lora", "merge loras", "export lora", "extract lora", "combine loras"],
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model with the LoRAs, the same that the sampler used."),
                 io.Combo.Input(
@@ -88,9 +88,11 @@ class BakeFusedLoRA(io.ComfyNode):
         cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
     ) -> io.NodeOutput:
         one = chosen(steps, (AVERAGE, ONE_STEP), "steps") == ONE_STEP
-        settings = BakeSettings(step - 1 if one else None, rank, DTYPES[chosen(dtype, DTYPES, "dtype")])
-        samples = latent["samples"] if latent is not None else None
         hidden = cls.hidden
+        origin = Origin(hidden.prompt, hidden.unique_id)
+        kept = DTYPES[chosen(dtype, DTYPES, "dtype")]
+        settings = BakeSettings(step - 1 if one else None, rank, kept, origin)
+        samples = latent["samples"] if latent is not None else None
         file, report = bake_to_file(
             model, clip, samples, settings, filename_prefix, hidden.prompt, hidden.extra_pnginfo
         )

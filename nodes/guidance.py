@@ -6,7 +6,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.guiding import guided_guider, guided_model, guided_sampler, last_report
+from ..host.core import Origin
+from ..host.guiding import guided_guider, guided_model, guided_sampler, report_of_latent
 from .inputs import CATEGORY, advanced_inputs, guidance_inputs, plan_from, prompt_inputs, reference_inputs
 
 GUIDED = (
@@ -99,11 +100,12 @@ class GuidanceReport(io.ComfyNode):
                 io.Latent.Output("LATENT", tooltip="The latent, unchanged."),
                 io.String.Output("scores", tooltip="The run in numbers, as JSON; see Metric Guided Sampler."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
-        scores = last_report(model)
+        scores = report_of_latent(model, latent["samples"], Origin(cls.hidden.prompt, cls.hidden.unique_id))
         return io.NodeOutput(latent, scores, ui={"text": [scores], "guidance": [json.loads(scores)]})
 
 

@@ -91,7 +91,7 @@ class DualLoRADynamicLoader(io.ComfyNode):
         model, clip, report = load_loras(model, clip, choices)
         report = printable(report)
         model = show_on(model, cls.hidden.unique_id, sets_policy=False)
-        return io.NodeOutput(model, clip, report, stack_of(choices), ui={"text": [report]})
+        return io.NodeOutput(model, clip, report, stack_of(choices, clip is not None), ui={"text": [report]})
 
 
 def _stack(name: str, role: str) -> io.Input:

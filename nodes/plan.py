@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.core import printable
+from ..host.core import Origin, printable
 from ..host.fusing import fingerprint_of, plan_files, plan_of_latent, read_plan, write_plan
 from .inputs import CATEGORY, RoutingPlan
 
@@ -37,11 +37,12 @@ class SaveRoutingPlan(io.ComfyNode):
                 RoutingPlan.Output("plan", tooltip="The plan, for KLLayerRouter."),
                 io.String.Output("file", tooltip="Where it was saved."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
-        plan = plan_of_latent(model, latent["samples"])
+        plan = plan_of_latent(model, latent["samples"], Origin(cls.hidden.prompt, cls.hidden.unique_id))
         path = write_plan(plan, filename_prefix)
         said = printable(f"{len(plan.calls)} decided calls saved as {path}")
         return io.NodeOutput(plan, path, ui={"text": [said]})

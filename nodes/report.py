@@ -6,8 +6,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..host.core import printable
-from ..host.fusing import record_of_latent, run_report
+from ..host.core import Origin, printable
+from ..host.fusing import record_or_reason, run_report
 from ..host.maps import routing_picture
 from .inputs import CATEGORY
 
@@ -42,9 +42,10 @@ class RoutingReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
-        record = record_of_latent(model, latent["samples"])
+        origin = Origin(cls.hidden.prompt, cls.hidden.unique_id)
+        record, missing = record_or_reason(model, latent["samples"], origin)
         plain = printable(record.to_json())
-        text = printable(run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id))
+        text = printable(missing or run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id))
         picture = routing_picture(record)
         return io.NodeOutput(latent, json.dumps(plain), text, picture, ui={"routing": [plain], "text": [text]})
 

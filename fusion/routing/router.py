@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..layers import Batch
 from ..policies import StepContext
@@ -21,7 +21,7 @@ class Router:
 
     Attributes:
         rules: how segments are decided.
-        cfg: scale of the run's classifier-free guidance.
+        cfg: scale of the classifier-free guidance, now.
         context: where in the run the calls to come are.
         fixed: once nothing is decided any more, the weights (subject, style) by segment.
     """
@@ -35,12 +35,17 @@ class Router:
 
     def __post_init__(self) -> None:
         self._steady = Steady(self.rules.refinement)
-        self._share = self.rules.negative_share(self.cfg)
 
     @property
     def tells_passes_apart(self) -> bool:
         """Whether the negative prompt's pass gets other weights than the positive one's."""
-        return self._share != 1.0
+        return self.rules.negative_share(self.cfg) != 1.0
+
+    def guide_by(self, cfg: float) -> None:
+        """The calls to come are guided at that scale."""
+        if cfg != self.cfg:
+            self.cfg = cfg
+            self.context = replace(self.context, emphasis=effective(self.rules.asked_emphasis, cfg))
 
     def go_to(self, step: int, sigmas: Sequence[float]) -> None:
         """The calls to come belong to that step."""
@@ -64,7 +69,7 @@ class Router:
             evaluations = tuple(self._evaluations.get((context.step, key), 0) for key in batch.keys)
             for key, evaluation in zip(batch.keys, evaluations, strict=True):
                 self._evaluations[context.step, key] = evaluation + 1
-        emphasis = Emphasis(batch.keys, self._share)
+        emphasis = Emphasis(batch.keys, self.rules.negative_share(self.cfg))
         call = Call(self.rules, self._steady, emphasis, context, batch, evaluations, latent, self.fixed)
         if isinstance(self.rules.policy, Replay):
             plan = self.rules.policy.plan

@@ -16,7 +16,8 @@ from ...fusion.baking import Factors, assembled
 from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy
 from ...fusion.records import RoutingRecord
-from ..core import ConductorError, Progress, listed
+from ...fusion.routing import name_of
+from ..core import ConductorError, Origin, Progress, listed
 from ..fusing import FusionSpec, attachment_of, record_of_latent
 from ..loras import LoraOnModel, Target, loras_on
 from .file import BakedFile, BakedTensors, metadata_of, write
@@ -32,11 +33,13 @@ class BakeSettings:
         step: index from 0 of the run's step whose weights are taken, or None for the mean over its steps.
         rank: the most a weight may have; 0 for as much as it needs.
         dtype: of the file.
+        origin: where the latent comes from, in a workflow.
     """
 
     step: int | None = None
     rank: int = 0
     dtype: torch.dtype = torch.float32
+    origin: Origin | None = None
 
 
 def bake(
@@ -65,7 +68,7 @@ def bake(
         raise ConductorError(
             "model: it carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
         )
-    record = _record(model, spec, samples)
+    record = _record(model, spec, samples, settings.origin)
     sources = [model_source(model, record, settings.step)]
     if clip is not None:
         sources.append(text_source(clip))
@@ -119,16 +122,18 @@ def bake_to_file(
     return file, _report(baked, file, weights, notes)
 
 
-def _record(model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None) -> RoutingRecord | None:
+def _record(
+    model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None, origin: Origin | None
+) -> RoutingRecord | None:
     """The record of the run, where one is needed to know the weights."""
     if spec is None or not spec.has_both_roles or isinstance(spec.policy, StaticPolicy):
         return None
     if samples is None:
         raise ConductorError(
-            f"latent: the policy '{spec.policy.name}' decides while sampling. Connect the latent that the sampler made "
-            "with this model."
+            f"latent: the policy '{name_of(spec.policy)}' decides while sampling. Connect the latent that the sampler "
+            "made with this model."
         )
-    return record_of_latent(model, samples)
+    return record_of_latent(model, samples, origin)
 
 
 def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
@@ -165,8 +170,8 @@ def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
 def _weights_in_words(record: RoutingRecord | None, settings: BakeSettings, policy: Policy | None) -> str:
     if record is not None and policy is not None:
         when = f"step {settings.step + 1}" if settings.step is not None else "the mean"
-        return f"{when} of {record.steps} steps decided by '{policy.name}'"
-    return f"as merged by '{policy.name}'" if isinstance(policy, StaticPolicy) else "every LoRA whole"
+        return f"{when} of {record.steps} steps decided by '{name_of(policy)}'"
+    return f"as merged by '{name_of(policy)}'" if isinstance(policy, StaticPolicy) else "every LoRA whole"
 
 
 def _others_patch(model: ModelPatcher, parents: tuple[LoraOnModel, ...]) -> bool:
@@ -181,7 +186,7 @@ def _notes(spec: FusionSpec | None, record: RoutingRecord | None, has_texts: boo
     if not has_texts:
         yield "text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP"
     if spec is not None and isinstance(spec.policy, PassPolicy):
-        yield f"'{spec.policy.name}' runs the model once per LoRA; a file can only hold the mean of its LoRAs"
+        yield f"'{name_of(spec.policy)}' runs the model once per LoRA; a file can only hold the mean of its LoRAs"
     if spec is not None and spec.emphasis != 1.0 and record is not None:
         yield (
             "emphasis: the router leaves part of the LoRAs out of the negative prompt's pass, a file cannot. Set its "

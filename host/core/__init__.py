@@ -2,7 +2,9 @@
 
 from .chosen import chosen
 from .errors import ConductorError
+from .execution import Place, executing, sources
 from .files import annotated_path, model_path
+from .kept import Kept, Origin
 from .log import logger
 from .modules import find_module, geometry_of, head_width, weight_reader
 from .page import ids_of_prompt, page_of_prompt, send
@@ -15,12 +17,16 @@ from .writing import place_of, write_new
 
 __all__ = [
     "ConductorError",
+    "Kept",
+    "Origin",
+    "Place",
     "Progress",
     "SAMPLER_NAMES",
     "SCHEDULER_NAMES",
     "SamplerCall",
     "annotated_path",
     "chosen",
+    "executing",
     "find_module",
     "geometry_of",
     "head_width",
@@ -34,6 +40,7 @@ __all__ = [
     "printable",
     "sampled",
     "send",
+    "sources",
     "weight_reader",
     "write_new",
 ]

@@ -3,9 +3,9 @@
 from .attach import attachment_of, set_policy, show_on
 from .calibration import calibrated_by_prompts
 from .loading import fused, load_loras
-from .plans import fingerprint_of, plan_files, plan_of_latent, read_plan, replaying, write_plan
+from .plans import fingerprint_of, plan_files, read_plan, replaying, write_plan
 from .report import run_report
-from .results import live_of, record_of_latent
+from .results import live_of, plan_of_latent, record_of_latent, record_or_reason
 from .spec import FusionSpec
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "plan_of_latent",
     "read_plan",
     "record_of_latent",
+    "record_or_reason",
     "replaying",
     "run_report",
     "set_policy",

@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy
 from ...fusion.records import Plan
 from ...fusion.routing import Refinement
 from ..loras import LoraPatches, loras_on, remember
-from .live import LiveFusion
+from .live import ATTACHMENT, LiveFusion
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
-
-ATTACHMENT = "lora_conductor"
 
 
 @dataclass
@@ -126,6 +124,8 @@ def _attach(
         now.live = LiveFusion(spec, held.shown_on)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, now.live.outer_sample)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, now.live.apply_model)
+        model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, now.live.pre_run)
+        model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, now.live.cleanup)
         model.set_additional_models(key, [spec.bank.clone()])
     model.set_attachments(ATTACHMENT, now)
 
@@ -142,6 +142,8 @@ def _detach(model: ModelPatcher, held: Attachment) -> None:
         key = f"{ATTACHMENT}:{held.live.spec.content_id}"
         model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
         model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
+        model.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, key)
+        model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)
         model.remove_additional_models(key)
     if held.merged:
         ours = {id(patch) for patches, _ in held.merged for patch in patches.values()}

@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...fusion.layers import FusedLayer, Segment
 from ...fusion.roles import ROLES
+from .guiders import patchers_of
 from .spec import FusionSpec
 from .static import low_rank_patch, own_patch
 
@@ -36,11 +37,6 @@ class Frozen:
     def thaw(self, models: Iterable[ModelPatcher]) -> None:
         """Load the run's own patchers again: their weights are as they were."""
         comfy.model_management.load_models_gpu(list(models))
-
-
-def patchers_of(guider: Any) -> list[ModelPatcher]:
-    """The patchers of a run's model, one a device (core's ``multigpu_clones``)."""
-    return list(guider.model_options.get("multigpu_clones", {}).values()) or [guider.model_patcher]
 
 
 def freeze(guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: torch.Size) -> Frozen:

@@ -10,24 +10,36 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...fusion.adapters import BaseLayer
 from ...fusion.layers import FusedLayer
-from ...fusion.policies import PassPolicy, StaticPolicy
+from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
-from ..core import ConductorError, find_module
+from ..core import Kept, find_module
 from ..maps import LiveMap
 from .run import Run
 from .spec import FusionSpec, check_plan
 
-KEPT_RUNS = 8
+ATTACHMENT = "lora_conductor"
+KEPT_PLANS = 8  # they are much larger than records
+
+
+@dataclass
+class RunResults:
+    """What a run decided: the record in means, the plan in full, or None once newer runs took its place."""
+
+    record: RoutingRecord
+    plan: Plan | None
 
 
 class _Forward(NamedTuple):
@@ -99,7 +111,7 @@ class _Site:
 
 
 class LiveFusion:
-    """The wrappers of one spec. Holds the open runs (sampling may nest) and the results of the last few.
+    """The wrappers of one spec. Holds the open runs (sampling may nest) and what is left of the last few.
 
     ``shown_on`` is the execution id of the node that shows the routing map, if one does.
     """
@@ -108,7 +120,10 @@ class LiveFusion:
         self.spec = spec
         self.shown_on = shown_on
         self._open: list[Run] = []
-        self._results: list[tuple[Tensor, RoutingRecord, Plan]] = []
+        self.kept: Kept[RunResults] = Kept()
+        self._guests: dict[LiveFusion, Run] = {}  # of the present run: those that run on its other models
+        self._loose: Run | None = None
+        self._standing_in: Any = None
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
 
@@ -119,9 +134,7 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
-        # Guiders of other kinds than core's combine their passes in ways of their own; none of them is told apart.
-        cfg = float(getattr(guider, "cfg", 1.0))
-        run = Run(self.spec, self._router(cfg), tuple(sigmas.tolist()), guider)
+        run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider)
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
@@ -136,24 +149,102 @@ class LiveFusion:
         finally:
             self._open.remove(run)
             run.close()
-        kept = (samples.detach().cpu().clone(), *run.results())
+            guests, self._guests = self._guests, {}
+            for guest, its_run in guests.items():
+                guest._open.remove(its_run)
+        for guest, its_run in guests.items():
+            guest._keep(samples, its_run)
+        results = self._keep(samples, run)
         if live_map is not None:
-            live_map.finish(kept[1])
-        self._results = [*self._results[1 - KEPT_RUNS :], kept]
+            live_map.finish(results.record)
         return samples
+
+    def _keep(self, samples: Tensor, run: Run) -> RunResults:
+        results = RunResults(*run.results())
+        self.kept.add(samples, results)
+        for old in list(self.kept)[KEPT_PLANS:]:
+            old.plan = None
+        return results
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one model call with the fused forwards in place (core's ``BaseModel.apply_model``)."""
-        run = self._open[-1] if self._open else Run(self.spec, self._router(), (float(t.max()), 0.0))
-        if run.is_patched(x):
+        owner = self._owner(executor.class_obj)
+        if owner is None:
             return executor(x, t, *args, **kwargs)
+        if owner is not self:
+            return owner._as_guest(self, executor, x, t, *args, **kwargs)
+        site = self._site(executor.class_obj)
         # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
-        call = run.open_call(x, args[3] if len(args) > 3 else kwargs.get("transformer_options", {}))
-        policy, site = self.spec.policy, self._site(executor.class_obj)
+        options = args[3] if len(args) > 3 else kwargs.get("transformer_options", {})
+        run = self._open[-1] if self._open else self._loose_run(t, options)
+        if site.call is not None or run.is_patched(x):
+            return executor(x, t, *args, **kwargs)
+        call, policy = run.open_call(x, options), self.spec.policy
         with site.executing(executor.class_obj, run, call):
             if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
                 return _in_passes(policy, call, site.layers, executor, x, t, *args, **kwargs)
             return executor(x, t, *args, **kwargs)
+
+    def _owner(self, model: Any) -> LiveFusion | None:
+        """Whose LoRAs are on the patcher that the model runs for: ours, another one's, or none.
+
+        Guiders may run several models with the options of one (core's Dual Model CFG Guider).
+        """
+        patcher = getattr(model, "current_patcher", None)
+        if patcher is None:
+            return self
+        held = patcher.get_attachment(ATTACHMENT)
+        return None if held is None else held.live
+
+    def _as_guest(self, host: LiveFusion, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Our LoRAs, on a model that a run of other LoRAs runs too: a run of our own, step by step with it."""
+        if not self._open and host._open:
+            leader = host._open[-1]
+            run = Run(self.spec, Router(self.spec.rules), leader.sigmas, leader.guider)
+            leader.followers.append(run)
+            self._open.append(run)
+            host._guests[self] = run
+        return self.apply_model(executor, *args, **kwargs)
+
+    def _loose_run(self, t: Tensor, options: Mapping[str, Any]) -> Run:
+        """The run of calls that no sampling of ours surrounds; it lasts until core is done with the model."""
+        sigmas = options.get("sample_sigmas")
+        if sigmas is None:
+            return Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0))
+        known = tuple(sigmas.tolist())
+        if self._loose is None or self._loose.sigmas != known:
+            self._loose = Run(self.spec, Router(self.spec.rules), known)
+        self._loose.go_to_sigma(float(options["sigmas"].max()))
+        return self._loose
+
+    def pre_run(self, patcher: ModelPatcher) -> None:
+        """Core is about to use a patcher that carries us (ON_PRE_RUN).
+
+        A guider may do so with the options of another model, which do not have our wrappers: the model brings them.
+        """
+        if self._open:
+            return
+        model = patcher.model
+        self._loose, base = None, model.apply_model
+
+        def apply_model(x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            options = kwargs.get("transformer_options")
+            if options is not None and self._owner(model) is self:
+                wrappers = dict(options.get("wrappers", {}))
+                own = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), ATTACHMENT: [self.apply_model]}
+                kwargs["transformer_options"] = {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: own}}
+            return base(x, t, *args, **kwargs)
+
+        self._standing_in = model.__dict__["apply_model"] = apply_model
+
+    def cleanup(self, patcher: ModelPatcher) -> None:
+        """Core is done with the patcher (ON_CLEANUP)."""
+        own = patcher.model.__dict__
+        if self._standing_in is not None and own.get("apply_model") is self._standing_in:
+            del own["apply_model"]
+        run, self._loose, self._standing_in = self._loose, None, None
+        if run is not None:
+            self._keep(torch.zeros(1, 0), run)
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:
@@ -189,33 +280,10 @@ class LiveFusion:
                 site = self._sites[model] = _Site(layers)
             return site
 
-    def results_of(self, samples: Tensor) -> tuple[RoutingRecord, Plan]:
-        """Record and plan of the run that made these samples.
-
-        Raises:
-            ConductorError: it is not one of the last few.
-        """
-        for made, record, plan in reversed(self._results):
-            if made.shape == samples.shape and torch.equal(made, samples.to(made)):
-                return record, plan
-        raise ConductorError(
-            "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is "
-            "scaled or changed; if the sampler was cached, change its seed and queue again."
-        )
-
-    def _router(self, cfg: float = 1.0) -> Router:
-        return Router(self.spec.rules, cfg if self.spec.emphasis != 1.0 else 1.0)
-
     def _check(self) -> None:
         spec = self.spec
         if isinstance(spec.policy, Replay):
             check_plan(spec, spec.policy.plan)
-        if spec.has_both_roles and spec.shared_layers == 0 and not isinstance(spec.policy, (StaticPolicy, PassPolicy)):
-            names = " and ".join(f"'{lora.name}'" for lora in spec.loras)
-            raise ConductorError(
-                f"{names} have no layer in common, so the policy '{spec.policy.name}' has nothing to decide. "
-                "Set KLLayerRouter's policy to 'sum' to apply both as they are."
-            )
 
 
 def _in_passes(

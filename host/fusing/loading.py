@@ -84,14 +84,14 @@ def load_loras(
     """
     loaded: list[LoadedLora] = []
     for choice in choices:
-        if not choice.used:
+        if not choice.is_used(clip is not None):
             continue
         file = read_lora(choice.name, _path_of(choice))
         patches = model_patches(file, model)
         clip_weights = 0
         if clip is not None:
             clip, clip_weights = _patch_clip(clip, file, patches, choice)
-        if not (patches.routed or patches.merged or clip_weights):
+        if choice.strength and not (patches.routed or patches.merged or clip_weights):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
         loaded.append(LoadedLora(choice, patches, clip_weights))
     model = add_loras(model, [(lora.patches, lora.choice.role, lora.choice.strength) for lora in loaded])
@@ -107,6 +107,9 @@ def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraCh
     """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
     resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
     refuse_unfit(resolution, clip.cond_stage_model.state_dict())
+    if choice.clip_strength:
+        applied = {key for entry in resolution.entries.values() for key in entry.keys}
+        file.refuse_broken(applied, resolution.refused_keys)
     left = set(resolution.unmatched)
     patches.unmatched = [key for key in patches.unmatched if key in left]
     patches.refused.update(resolution.refused)
@@ -121,8 +124,16 @@ def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraCh
     return clip, len(applied)
 
 
+# How files in the dialects that core reads begin keys of text encoders.
+TEXT_KEYS = ("lora_te", "text_encoder", "text_encoders.", "te1", "te2", "clip_l.", "clip_g.", "t5xxl.")
+
+
 def _fits_nothing(patches: LoraPatches, model: ModelPatcher, clip_given: bool) -> str:
     file = patches.file
+    if not clip_given and all(key.removeprefix("base_model.model.").startswith(TEXT_KEYS) for key in file.tensors):
+        return (
+            f"LoRA '{file.name}' is for the text encoder alone: it does nothing without one. Connect the model's CLIP."
+        )
     parts = "this model or its text encoder" if clip_given else "this model"
     if patches.refused:
         name, why = next(iter(patches.refused.items()))

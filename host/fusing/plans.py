@@ -8,28 +8,14 @@ from typing import Any
 
 import folder_paths
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
-from ...fusion.records.plan import MOST_BYTES, Plan, PlanError, loads
+from ...fusion.records import MOST_BYTES, Plan, PlanError, loads
 from ...fusion.routing import planned
 from ..core import ConductorError, annotated_path, place_of, write_new
 from .attach import set_policy
-from .results import live_of
 
 FOLDER = "routing_plans"
 CHUNK = 1 << 20  # bytes hashed at a time
-
-
-def plan_of_latent(model: ModelPatcher, samples: Tensor) -> Plan:
-    """The plan of the run in which the model made these samples.
-
-    Raises:
-        ConductorError: the model carries no LoRAs of ours, or did not make the latent.
-    """
-    live, spec = live_of(model)
-    if live is None:
-        return Plan(**spec.header, sigmas=(), layers=(), calls=())
-    return live.results_of(samples)[1]
 
 
 def write_plan(plan: Plan, prefix: str) -> str:

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__ as comfyui_version
 
 from ...fusion.records import RoutingRecord
-from ..core import listed, pack_version
+from ..core import listed, pack_version, sources
 from ..loras import LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
 from .attach import attachment_of
@@ -49,6 +49,9 @@ def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedL
         for reason, targets in reasons.items():
             lines.append(f"  {len(targets)} weights merged as ComfyUI does, not routed: {reason}")
             lines += listed(targets)
+        if patches.file.broken:
+            lines.append(f"  {len(patches.file.broken)} keys hold NaN or infinite values that nobody uses:")
+            lines += listed(sorted(patches.file.broken))
         if patches.refused:
             lines.append(f"  {len(patches.refused)} entries could not be applied:")
             lines += listed(f"{name}: {why}" for name, why in patches.refused.items())
@@ -59,9 +62,13 @@ def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedL
     spec = attachment_of(model).spec
     if spec is not None and len({lora.role for lora in spec.loras}) > 1:
         total = len(spec.layers)
-        lines.append(
-            f"\n{spec.shared_layers} of {total} layers are touched by both and routed; the rest take their one LoRA"
-        )
+        if spec.shared_layers:
+            rest = (
+                f"{spec.shared_layers} of {total} layers are touched by both and routed; the rest take their one LoRA"
+            )
+        else:
+            rest = f"no layer is touched by both: nothing to route, each of the {total} layers takes its one LoRA whole"
+        lines.append(f"\n{rest}")
     return "\n".join(lines)
 
 
@@ -144,15 +151,5 @@ def _cost(model: ModelPatcher, spec: FusionSpec, record: RoutingRecord) -> Itera
 
 def seeds_of(prompt: Mapping[str, Any], node: str | None) -> list[tuple[str, int]]:
     """(node type, seed) of all nodes that a node's latent comes from, nearest first."""
-    found: list[tuple[str, int]] = []
-    ways = [prompt.get(node or "", {}).get("inputs", {}).get("latent")]
-    seen: set[str] = set()
-    while ways:
-        source = ways.pop(0)
-        if not isinstance(source, list) or source[0] in seen or source[0] not in prompt:
-            continue
-        seen.add(source[0])
-        step = prompt[source[0]]
-        found += [(step["class_type"], step["inputs"][k]) for k in SEEDS if isinstance(step["inputs"].get(k), int)]
-        ways += step["inputs"].values()
-    return found
+    steps = [prompt[source] for source in sources(prompt, node, "latent")]
+    return [(s["class_type"], s["inputs"][k]) for s in steps for k in SEEDS if isinstance(s["inputs"].get(k), int)]

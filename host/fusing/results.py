@@ -1,15 +1,22 @@
-"""Finding the routing record that belongs to a latent."""
+"""Finding the run that made a latent: its record and its plan."""
 
 from __future__ import annotations
 
-from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from typing import Any
 
-from ...fusion.records import RoutingRecord, empty_record
-from ..core import ConductorError
+from comfy.model_patcher import ModelPatcher
+
+from ...fusion.records import Plan, RoutingRecord, empty_record
+from ..core import ConductorError, Origin
 from .attach import attachment_of
-from .live import LiveFusion
+from .live import LiveFusion, RunResults
 from .spec import FusionSpec
+
+NO_LORAS = "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
+NO_RUN = (
+    "This model did not make this latent in its last few runs. Connect the sampler's own latent, before it is scaled "
+    "or changed; if the sampler was cached, change its seed and queue again."
+)
 
 
 def live_of(model: ModelPatcher) -> tuple[LiveFusion | None, FusionSpec]:
@@ -20,19 +27,47 @@ def live_of(model: ModelPatcher) -> tuple[LiveFusion | None, FusionSpec]:
     """
     held = attachment_of(model)
     if held.spec is None:
-        raise ConductorError(
-            "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
-        )
+        raise ConductorError(NO_LORAS)
     return held.live, held.spec
 
 
-def record_of_latent(model: ModelPatcher, samples: Tensor) -> RoutingRecord:
-    """The record of the run in which the model made these samples.
+def _run_of(live: LiveFusion, samples: Any, origin: Origin | None) -> RunResults:
+    found = live.kept.find(samples, origin)
+    if found is None:
+        raise ConductorError(NO_RUN)
+    return found
 
-    Runs are told apart by the latent they gave, so two samplers on one model, or a cached one, never mix.
+
+def record_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> RoutingRecord:
+    """The record of the run in which the model made these samples.
 
     Raises:
         ConductorError: the model carries no LoRAs of ours, or did not make the latent.
     """
     live, spec = live_of(model)
-    return empty_record(spec.header) if live is None else live.results_of(samples)[0]
+    return empty_record(spec.header) if live is None else _run_of(live, samples, origin).record
+
+
+def record_or_reason(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> tuple[RoutingRecord, str]:
+    """As :func:`record_of_latent`; where there is none, an empty record and why: a report costs nobody a picture."""
+    spec = attachment_of(model).spec
+    header = {"policy": {"policy": "none"}, "loras": (), "refinement": {}} if spec is None else spec.header
+    try:
+        return record_of_latent(model, samples, origin), ""
+    except ConductorError as error:
+        return empty_record(header), str(error)
+
+
+def plan_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> Plan:
+    """The plan of the run in which the model made these samples.
+
+    Raises:
+        ConductorError: the model carries no LoRAs of ours, or did not make the latent, or did so many runs ago.
+    """
+    live, spec = live_of(model)
+    if live is None:
+        return Plan(**spec.header, sigmas=(), layers=(), calls=())
+    plan = _run_of(live, samples, origin).plan
+    if plan is None:
+        raise ConductorError(NO_RUN)
+    return plan

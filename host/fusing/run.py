@@ -25,7 +25,8 @@ from ...fusion.records import (
     record_of,
 )
 from ...fusion.routing import Call, Router
-from .freezing import Frozen, freeze, patchers_of
+from .freezing import Frozen, freeze
+from .guiders import cfg_of, is_steady, patchers_of
 from .spec import FusionSpec
 
 FOLLOWED, TEXT = "positive.0", "text"
@@ -45,6 +46,7 @@ class Run:
         guider: core's, which samples; None for a model that is called without one.
         calls: what was decided so far.
         frozen: the decisions of the rest of the run, once they are made.
+        followers: runs of other LoRAs, on other models of the same guider, that go step by step with this one.
         started: when, by the host's clock.
         fusing: seconds that scoring and fusing took so far, by the same clock.
     """
@@ -55,6 +57,7 @@ class Run:
     guider: Any = None
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
+    followers: list[Run] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     fusing: float = 0.0
     _names: dict[Any, str] = field(default_factory=dict)
@@ -75,6 +78,13 @@ class Run:
 
     def _go_to(self, step: int) -> None:
         self.router.go_to(min(step, self.steps - 1), self.sigmas)
+        for follower in self.followers:
+            follower._go_to(step)
+
+    def go_to_sigma(self, sigma: float) -> None:
+        """For calls that no callback counts: the last step that begins at that noise level or above."""
+        begun = [i for i, level in enumerate(self.sigmas[:-1]) if level >= sigma * (1 - 1e-5)]
+        self._go_to(begun[-1] if begun else 0)
 
     def counting(self, callback: Callable[..., Any] | None) -> Callable[..., Any]:
         """The sampler's callback, counting steps on its way."""
@@ -94,6 +104,8 @@ class Run:
 
     def open_call(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Call:
         """A model call begins, with latents ``[batch, channels, ...]``."""
+        if self.spec.emphasis != 1.0:
+            self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
         return self.router.open_call(Batch(self._keys(transformer_options), FOLLOWED), tuple(x.shape[2:]))
 
     def open_text(self) -> Call:
@@ -153,7 +165,7 @@ class Run:
         if isinstance(policy, Replay) and policy.plan.frozen is None:
             return  # the planned run was over before; its last decisions go on
         weights = self._settled()
-        if self.router.tells_passes_apart:
+        if self.router.tells_passes_apart or not (is_steady(self.guider) or self.spec.emphasis == 1.0):
             self.router.fixed = weights
             self.frozen = Frozen((), self.step, weights)
         else:

@@ -12,6 +12,7 @@ from ...fusion.adapters import DeltaError
 from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import SSRMerge, StaticPolicy
 from ...fusion.roles import ROLES
+from ...fusion.routing import name_of
 from ..core import ConductorError, logger
 from .spec import FusionSpec
 
@@ -75,7 +76,7 @@ def merged_patches(spec: FusionSpec) -> Patches:
                 patches |= _layer_patches(policy, layer, key)
                 merged_keys.add(key)
             except DeltaError as error:
-                logger.warning("LoRA Conductor: %s leaves a layer as the plain sum, because %s", policy.name, error)
+                logger.warning("LoRA Conductor: %s leaves a layer as the plain sum, because %s", name_of(policy), error)
     own = [
         (
             {t.core_key: own_patch(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys},

@@ -19,14 +19,13 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..core import ConductorError, SamplerCall, printable, sampled
+from ..core import ConductorError, Kept, Origin, SamplerCall, printable, sampled
 from ..vision import check_latent_shape
 from .memory import announcing
 from .plan import GuidancePlan
 from .run import GuidedRun
 
 REPORTS = "lora_conductor.guidance_reports"
-KEPT = 8  # reports that ride on a model
 _KEY = "lora_conductor.guidance"
 Reports = MutableSequence[dict[str, Any]]
 
@@ -45,8 +44,11 @@ def sample(model: Any, call: SamplerCall, plan: GuidancePlan) -> tuple[dict[str,
     return latent, json.dumps(printable(report), allow_nan=False)
 
 
-def guide(model: Any, plan: GuidancePlan, reports: Reports) -> Any:
-    """A clone of the MODEL whose sampling runs are guided; each run that ends appends its report to `reports`."""
+def guide(model: Any, plan: GuidancePlan, reports: Reports, kept: Kept[dict[str, Any]] | None = None) -> Any:
+    """A clone of the MODEL whose sampling runs are guided; each run that ends appends its report to `reports`.
+
+    kept: given the reports of runs that made a latent, with it.
+    """
 
     def run_guided(executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: Any, *args, **kwargs):
         guider = executor.class_obj
@@ -56,7 +58,9 @@ def guide(model: Any, plan: GuidancePlan, reports: Reports) -> Any:
             run.encode_references()
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             run.score(output)
-            return output
+        if kept is not None:
+            kept.add(output, run.report())
+        return output
 
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, run_guided)
@@ -80,7 +84,7 @@ def guiding(
     model: the core BaseModel that samples. noise: for its latents; ConductorError if those are no pictures.
     """
     check_latent_shape(tuple(noise.shape))
-    run = GuidedRun(plan, sigmas.tolist(), latent_format, model)
+    run = GuidedRun(plan, sigmas.tolist(), latent_format, model, noise, lambda: _modules_beside(guider, plan))
     # The guider's options are a copy made for this run: what is hung in here is gone when it ends, and two runs of one
     # model never share it.
     options = guider.model_options
@@ -101,8 +105,17 @@ def networks_of(plan: GuidancePlan) -> list[Any]:
     return [source.patcher for source in sources if source is not None]
 
 
+def _modules_beside(guider: Any, plan: GuidancePlan) -> list[torch.nn.Module]:
+    """The networks that the guider loaded for its predictions: ControlNets, copies of the model on other devices."""
+    ours = [patcher.model for patcher in networks_of(plan)]
+    models = (patcher.model for patcher in getattr(guider, "loaded_models", []))
+    return [m for m in models if isinstance(m, torch.nn.Module) and not any(m is own for own in ours)]
+
+
 def _wrap(guider: Any, kind: str, wrapper: Callable[..., Any]) -> None:
-    comfy.patcher_extension.add_wrapper_with_key(kind, _KEY, wrapper, guider.model_options, is_model_options=True)
+    """Wrap outermost: what others leave out, as caches do with whole predictions, is guided all the same."""
+    wrappers = guider.model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    wrappers[kind] = {_KEY: [wrapper], **wrappers.get(kind, {})}
 
 
 def guided_model(model: Any, plan: GuidancePlan) -> Any:
@@ -110,21 +123,23 @@ def guided_model(model: Any, plan: GuidancePlan) -> Any:
     if plan.is_off:
         return model.clone()
     plan.check(model.get_model_object("latent_format"))
-    reports: deque[dict[str, Any]] = deque(maxlen=KEPT)
-    patched = guide(model, plan, reports)
-    patched.set_attachments(REPORTS, reports)
+    kept: Kept[dict[str, Any]] = Kept()
+    patched = guide(model, plan, deque(maxlen=1), kept)
+    patched.set_attachments(REPORTS, kept)
     return patched
 
 
-def last_report(model: Any) -> str:
-    """Scores of the last run of a guided MODEL, as JSON. Raises ConductorError if there was none."""
+def report_of_latent(model: Any, samples: Any, origin: Origin | None = None) -> str:
+    """Scores of the guided run in which a MODEL made these samples, as JSON; where none is known, they say so."""
     reports = model.get_attachment(REPORTS)
-    if not reports:
-        raise ConductorError(
-            "model: no guided run of this model is known. Connect the model from Metric Guidance, and the latent of a "
-            "sampler that used it."
+    found = None if reports is None else reports.find(samples, origin)
+    if found is None:
+        why = (
+            "model: no guided run of this model made this latent. Connect the model from Metric Guidance, and the "
+            "latent of a sampler that used it."
         )
-    return json.dumps(printable(reports[-1]), allow_nan=False)
+        found = {"version": 1, "guided": False, "note": why}
+    return json.dumps(printable(found), allow_nan=False)
 
 
 def guided_guider(guider: Any, plan: GuidancePlan) -> Any:
@@ -153,13 +168,37 @@ class GuidedSampler(comfy.samplers.Sampler):
             raise AttributeError(name)
         return getattr(self._sampler, name)
 
+    @property
+    def sampler_function(self) -> Callable[..., Any]:
+        """The inner function of core's KSAMPLER, guided: samplers that wrap others call it instead of `sample`.
+
+        Its first argument stands for the guider, which it holds as `inner_model`.
+        """
+        function = self._sampler.sampler_function
+
+        def guided(model: Any, x: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
+            guider = getattr(model, "inner_model", None)
+            if not hasattr(guider, "model_options"):
+                raise ConductorError(
+                    "sampler: the node after Metric Guidance Sampler calls it in a way that cannot be guided. Put "
+                    "Metric Guidance Sampler after that node, or use Metric Guidance on the model."
+                )
+            with self._guiding(guider, sigmas, x):
+                return function(model, x, sigmas, *args, **kwargs)
+
+        return guided
+
     def max_denoise(self, model_wrap: Any, sigmas: Any) -> Any:
         """As the sampler's own."""
         return self._sampler.max_denoise(model_wrap, sigmas)
 
     def sample(self, model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *args, **kwargs) -> Any:
         """As the sampler's own, guided; model_wrap is the guider that samples."""
-        guider = model_wrap
+        with self._guiding(model_wrap, sigmas, noise):
+            return self._sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    @contextmanager
+    def _guiding(self, guider: Any, sigmas: Any, noise: torch.Tensor) -> Iterator[None]:
         model = guider.inner_model
         self._plan.check(model.latent_format)
         with guiding(guider, self._plan, model, model.latent_format, sigmas, noise) as run:
@@ -167,4 +206,4 @@ class GuidedSampler(comfy.samplers.Sampler):
             loaded = [guider.model_patcher, *getattr(guider, "loaded_models", [])]
             comfy.model_management.load_models_gpu([*loaded, *networks_of(self._plan)], run.memory(tuple(noise.shape)))
             run.encode_references()
-            return self._sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
+            yield

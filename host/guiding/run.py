@@ -15,7 +15,7 @@ from ...guidance.losses import SimilarityObjective
 from ...guidance.paper import PaperCorrection
 from ...guidance.schedules import step_of_sigma
 from ..vision import DecoderLadder, RunEncoder, normal_copy, open_encoder
-from .denoiser import Denoiser, renoised
+from .denoiser import Denoiser, names_of, renoised
 from .memory import Correction, Fallbacks, guidance_memory
 from .plan import GuidancePlan
 from .telemetry import Telemetry
@@ -28,10 +28,21 @@ class GuidedRun:
     """One sampling run: networks, reference embeddings, corrections. Ends with `close`.
 
     sigmas: the run's schedule. model: the model being sampled, a core BaseModel; x0 mode without time travel reads its
-    latent format only.
+    latent format only. noise: [B, C, ...] that the samples start from. beside: gives the other networks of the run
+    (ControlNets), once it has begun.
     """
 
-    def __init__(self, plan: GuidancePlan, sigmas: list[float], latent_format: Any, model: Any = None) -> None:
+    def __init__(
+        self,
+        plan: GuidancePlan,
+        sigmas: list[float],
+        latent_format: Any,
+        model: Any = None,
+        noise: torch.Tensor | None = None,
+        beside: Callable[[], list[torch.nn.Module]] = list,
+    ) -> None:
+        self._names = [] if noise is None else names_of(noise)
+        self._beside = beside
         self._telemetry = Telemetry(plan, sigmas)
         self._plan = plan
         self._sigmas = sigmas
@@ -75,7 +86,7 @@ class GuidedRun:
             self._telemetry.tick()  # the last guided step may not have been told
             return denoise(x)
         if self._plan.options.is_paper:
-            denoiser = Denoiser(self._model, predict, sigma, model_options, seed)
+            denoiser = Denoiser(self._model, predict, sigma, model_options, seed, self._beside())
             try:
                 corrected = self._correct_noisy(denoiser, x, step)
             finally:
@@ -85,7 +96,8 @@ class GuidedRun:
         travelled = x
         for repeat in range(self._plan.options.time_travel if following > 0.0 else 0):
             x0 = self.correct(denoise(travelled), step)
-            travelled = renoised(self._model, travelled, x0, here, following, (seed or 0, step, repeat))
+            repetition = (seed or 0, step, repeat)
+            travelled = renoised(self._model, travelled, x0, here, following, repetition, self._names)
         denoised = self.correct(denoise(travelled), step)
         # The sampler steps from x; this makes its Euler step end where one from the travelled x would.
         return denoised if travelled is x else denoised + (following / (here - following)) * (travelled - x)

@@ -28,9 +28,9 @@ class LoraChoice:
     clip_strength: float
     where: str | None = None
 
-    @property
-    def used(self) -> bool:
-        return self.name != NO_LORA and (self.strength != 0 or self.clip_strength != 0)
+    def is_used(self, clip_given: bool) -> bool:
+        """Whether the file does anything; its text-encoder part does only where a CLIP is connected."""
+        return self.name != NO_LORA and (self.strength != 0 or (clip_given and self.clip_strength != 0))
 
 
 StackEntry = tuple[str, float, float]
@@ -59,13 +59,14 @@ def choices_of_stack(stack: Any, role: str, where: str) -> list[LoraChoice]:
 
 
 def _choice(entry: Any, role: str, where: str) -> LoraChoice:
-    fits = isinstance(entry, (list, tuple)) and len(entry) == 3 and isinstance(entry[0], str)
-    if not fits or not all(_is_strength(value) for value in entry[1:]):
+    # Some packs append a field of their own for block weights: empty, it says nothing.
+    whole = isinstance(entry, (list, tuple)) and len(entry) >= 3 and not any(entry[3:])
+    if not whole or not isinstance(entry[0], str) or not all(_is_strength(value) for value in entry[1:3]):
         raise ConductorError(
             f"{where}: {entry!r:.100} is not (LoRA name, model strength, clip strength). Check the node that made the "
             "stack."
         )
-    name, strength, clip_strength = entry
+    name, strength, clip_strength = entry[:3]
     return LoraChoice(name, role, float(strength), float(clip_strength), where)
 
 
@@ -73,6 +74,6 @@ def _is_strength(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def stack_of(choices: list[LoraChoice]) -> list[StackEntry]:
+def stack_of(choices: list[LoraChoice], clip_given: bool = True) -> list[StackEntry]:
     """The LoRAs that were applied, as other packs take them."""
-    return [(choice.name, choice.strength, choice.clip_strength) for choice in choices if choice.used]
+    return [(choice.name, choice.strength, choice.clip_strength) for choice in choices if choice.is_used(clip_given)]

@@ -138,15 +138,16 @@ def _check_tensors(adapter: Any) -> None:
             raise DeltaError(f"a factor has the dtype {value.dtype}, not a floating point one")
         if isinstance(value, Tensor) and value.ndim == 0:
             raise DeltaError("a factor is a single number")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DeltaError(f"alpha {value} is not a finite number")
 
 
 def _as_in_dora(delta: Any, kind: Kind, adapter: Any) -> Delta:
     """The delta at the scale it has inside core's DoRA."""
     if kind.dora_scale is None:
         return delta
-    return replace(delta, scale=float(adapter.weights[kind.dora_scale] or 0.0))
+    scale = float(adapter.weights[kind.dora_scale] or 0.0)
+    if not math.isfinite(scale):
+        raise DeltaError(f"alpha {scale} is not a finite number")
+    return replace(delta, scale=scale)
 
 
 def _dora(delta: Delta, magnitude: Tensor, place: Place, grouped: bool) -> DoRADelta:

@@ -27,12 +27,31 @@ class LoraFile:
         path: where it lies.
         digest: hash of the file's content.
         tensors: by the file's own keys, on the CPU.
+        broken: keys of tensors that hold NaN or infinite values.
     """
 
     name: str
     path: str
     digest: str
     tensors: dict[str, Tensor] = field(repr=False)
+    broken: frozenset[str] = frozenset()
+
+    def refuse_broken(self, applied: set[str], refused: set[str]) -> None:
+        """Refuse the file if what is used of it is not finite.
+
+        Args:
+            applied: keys that are applied. Alphas are no reason among them: what uses them has checked them.
+            refused: keys that belong to the model but cannot be applied.
+
+        Raises:
+            ConductorError: it is not.
+        """
+        spoiled = {key for key in applied & self.broken if not key.endswith(".alpha")} | (refused & self.broken)
+        if spoiled:
+            raise ConductorError(
+                f"LoRA '{self.name}' holds NaN or infinite values in {len(spoiled)} of {len(self.tensors)} tensors "
+                f"(first: {min(spoiled)}). The file is damaged or its training diverged: use another checkpoint of it."
+            )
 
 
 def read_lora(name: str, path: str) -> LoraFile:
@@ -64,15 +83,10 @@ def _read_cached(name: str, path: str, mtime_ns: int, size: int) -> LoraFile:
     if not tensors:
         raise ConductorError(f"LoRA '{name}' holds no tensors. Is it a LoRA file?")
     progress = Progress(len(tensors) + math.ceil(size / CHUNK))
-    broken = [key for key, value in tensors.items() if not _finite(value, progress)]
-    if broken:
-        raise ConductorError(
-            f"LoRA '{name}' holds NaN or infinite values in {len(broken)} of {len(tensors)} tensors (first: "
-            f"{broken[0]}). The file is damaged or its training diverged: use another checkpoint of it."
-        )
+    broken = frozenset(key for key, value in tensors.items() if not _finite(value, progress))
     with open(path, "rb") as file:
         digest = _digest(file, progress)
-    return LoraFile(name, path, digest, tensors)
+    return LoraFile(name, path, digest, tensors, broken)
 
 
 def _finite(value: Tensor, progress: Progress) -> bool:

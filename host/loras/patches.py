@@ -60,7 +60,11 @@ class LoraPatches:
 
 
 def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
-    """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name."""
+    """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name.
+
+    Raises:
+        ConductorError: what is used of the file is not finite.
+    """
     resolution = resolve(file, comfy.lora.model_lora_keys_unet(model.model, {}))
     result = LoraPatches(
         file, refused=resolution.refused, unmatched=resolution.unmatched, refused_keys=resolution.refused_keys
@@ -84,6 +88,7 @@ def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
             result.merged[target] = (patch, delta)
         else:
             result.routed[target], result.core_patches[target] = delta, patch
+    file.refuse_broken(result.applied, result.refused_keys)
     return result
 
 

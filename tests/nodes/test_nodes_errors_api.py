@@ -12,7 +12,7 @@ from safetensors.torch import load, save_file
 
 from comfy_server import ComfyServer, WorkflowError
 
-from ..host.workflows import STYLE, SUBJECT, latent, loader, router, run, sampled, world
+from ..host.workflows import STYLE, SUBJECT, latent, loader, node, router, run, sampled, world
 
 WRONG_FAMILY, TRUNCATED, EMPTY, NOT_FINITE, REMOVED = (
     f"bad_{name}.safetensors" for name in ("wrong_family", "truncated", "empty", "not_finite", "removed")
@@ -51,15 +51,19 @@ def refusal(server: ComfyServer, graph: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_nothing_in_common_is_said_before_sampling(comfy: ComfyServer) -> None:
+def test_loras_with_nothing_in_common_are_both_applied(comfy: ComfyServer) -> None:
+    """The halves of a B-LoRA, say: what the router's plain sum does, and the report says so."""
     folder = comfy.base_dir / "models" / "loras"
     for file, blocks in (("bad_double.safetensors", "double"), ("bad_single.safetensors", "single")):
         factors = load((folder / (SUBJECT if blocks == "double" else STYLE)).read_bytes())
         save_file({key: value for key, value in factors.items() if f"_{blocks}_" in key}, folder / file)
     apart = loader(subject="bad_double.safetensors", style="bad_single.safetensors")
-    text = refusal(comfy, world(dual=apart, **sampled("a", "dual")))
-    assert "no layer in common" in text and "bad_double.safetensors" in text and "'sum'" in text
-    run(comfy, world(dual=apart, routed=router("sum"), **sampled("a", "routed")))
+    routers = {"plain": router("sum"), "paper": router("paper")}
+    runs = {k: v for name in ("plain", "paper") for k, v in sampled(name, name, cfg=1.0, report=True).items()}
+    outputs = run(comfy, world(dual=apart, report=node("PreviewAny", source=["dual", 2]), **routers, **runs))
+    plain, paper = (latent(comfy, outputs, name) for name in ("plain", "paper"))
+    assert float((plain - paper).abs().max() / (plain.max() - plain.min())) < 1e-5
+    assert "no layer is touched by both" in outputs["report"]["text"][0]
 
 
 @pytest.mark.parametrize(

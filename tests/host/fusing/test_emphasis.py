@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Sum
-from lora_conductor.fusion.routing import Refinement
-from lora_conductor.host.fusing import attachment_of, fused, plan_of_latent, record_of_latent, replaying, set_policy
+from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.host.fusing import fused
+from lora_conductor.host.fusing.attach import attachment_of, set_policy
+from lora_conductor.host.fusing.plans import replaying
+from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
 
 from .. import tiny
 from .test_fusion_invariance import assert_untouched, snapshot

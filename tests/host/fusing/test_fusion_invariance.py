@@ -8,7 +8,8 @@ import comfy.samplers
 import pytest
 import torch
 
-from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
+from lora_conductor.fusion.policies import POLICIES as POLICY_TYPES
+from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Paper, Sum, Switch
 from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 
@@ -209,12 +210,17 @@ def test_stored_in_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
     assert ours <= 1.1 * core
 
 
-def test_no_shared_layer_is_said_before_sampling(setting, tmp_path):
+@pytest.mark.parametrize("name", sorted(POLICY_TYPES))
+def test_loras_with_no_layer_in_common_are_both_whole(setting, tmp_path, name):
+    """As the halves of a B-LoRA are: nobody fights, so every policy is the plain sum."""
     model = setting[0]
     shapes = list(tiny.layer_shapes(model).items())
     files = {
         role: tiny.make_lora(tmp_path / f"{role}.safetensors", dict(shapes[i::2]), seed=i)
         for i, role in enumerate(("subject", "style"))
     }
-    with pytest.raises(ConductorError, match=r"subject\.safetensors.*style\.safetensors.*no layer in common.*'sum'"):
-        tiny.sample(fused(model, **files))
+    if POLICY_TYPES[name] in (Switch, Composite):
+        pytest.skip("runs the whole model with one LoRA at a time")
+    routed = fused(model, **files, policy=POLICY_TYPES[name]())
+    expected = tiny.sample(tiny.core_stacked(model, *((file, 1.0) for file in files.values())))
+    assert tiny.relative(tiny.sample(routed), expected) < 1e-5

@@ -14,8 +14,8 @@ from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing import fused
 from lora_conductor.host.fusing.attach import attachment_of, set_policy
-from lora_conductor.host.fusing.plans import plan_of_latent, read_plan, replaying, write_plan
-from lora_conductor.host.fusing.results import record_of_latent
+from lora_conductor.host.fusing.plans import read_plan, replaying, write_plan
+from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
 
 from .. import adapter_files, tiny
 from .test_fusion_invariance import assert_untouched, snapshot

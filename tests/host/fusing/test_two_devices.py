@@ -17,8 +17,8 @@ from comfy.patcher_extension import WrappersMP
 from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, Balanced, KLSoft, Paper
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.fusing.plans import plan_of_latent, replaying
-from lora_conductor.host.fusing.results import record_of_latent
+from lora_conductor.host.fusing.plans import replaying
+from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 

@@ -18,7 +18,7 @@ from lora_conductor.guidance.preprocess import Preprocess
 from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host.core import SAMPLER_NAMES
 from lora_conductor.host.guiding import GuidanceOptions, guide
-from lora_conductor.host.guiding.denoiser import renoised
+from lora_conductor.host.guiding.denoiser import names_of, renoised
 from lora_conductor.host.vision import MetricEncoder
 from lora_conductor.host.vision.vae import LatentDecoder
 
@@ -142,7 +142,7 @@ def test_time_travel_ends_where_a_step_from_the_renoised_latent_ends(parts, kind
         x = base.model_sampling.noise_scaling(
             sigmas[0], noise, torch.zeros(shape), abs(float(sigmas[0]) - float(base.model_sampling.sigma_max)) < 1e-3
         )
-        x = renoised(base, x, denoise(x, sigmas[0]), float(sigmas[0]), float(sigmas[1]), (5, 0, 0))
+        x = renoised(base, x, denoise(x, sigmas[0]), float(sigmas[0]), float(sigmas[1]), (5, 0, 0), names_of(noise))
         for sigma, following in zip(sigmas, sigmas[1:], strict=False):
             x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
     expected = base.latent_format.process_out(x)
@@ -157,20 +157,20 @@ def test_renoising_gives_the_noise_level_back(kind):
     sigma, following = (3.0, 1.5) if kind == "eps" else (0.8, 0.5)
     x0, noise = (torch.randn(2, 4, 64, 64, generator=generator) for _ in range(2))
     x = x0 + sigma * noise if kind == "eps" else (1 - sigma) * x0 + sigma * noise
-    again = renoised(model, x, x0, sigma, following, (1, 2, 3))
+    again = renoised(model, x, x0, sigma, following, (1, 2, 3), "ab")
     left = again - (x0 if kind == "eps" else (1 - sigma) * x0)
     assert float(left.std()) == pytest.approx(sigma, rel=0.02)
     correlation = float((left * noise).mean()) / sigma
     part = following if kind == "eps" else following * (1 - sigma) / (1 - following)
     assert correlation == pytest.approx(part / sigma, abs=0.02)
-    assert torch.equal(again[:1], renoised(model, x[:1], x0[:1], sigma, following, (1, 2, 3)))
+    assert torch.equal(again[:1], renoised(model, x[:1], x0[:1], sigma, following, (1, 2, 3), "a"))
 
 
 def test_noise_of_time_travel_is_the_same_everywhere():
     """Of any interpreter and process: its seeds come from a digest, not from `hash`."""
     model = model_of("eps").model
     nothing = torch.zeros(2, 4, 8, 8)
-    noise = renoised(model, nothing, nothing, 1.0, 0.0, (5, 3, 1))
+    noise = renoised(model, nothing, nothing, 1.0, 0.0, (5, 3, 1), ["0", "1"])
     for index, seed in enumerate(SEEDS):
         expected = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(noise[index], expected)
