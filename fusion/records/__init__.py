@@ -1,13 +1,14 @@
 """What a run decided: kept, reported, planned and made again."""
 
 from .decisions import CallDecisions, Decision, in_order, log_ratios_of, read_back
-from .plan import Plan, PlanError, loads, plan_of
+from .plan import MOST_BYTES, Plan, PlanError, loads, plan_of
 from .record import RoutingRecord, empty_record, record_of
 from .replay import Replay, ReplayedCall
 
 __all__ = [
     "CallDecisions",
     "Decision",
+    "MOST_BYTES",
     "Plan",
     "PlanError",
     "Replay",

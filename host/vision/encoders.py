@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +22,10 @@ from ...guidance.encoders import (
     read_json,
 )
 from ...guidance.preprocess import Preprocess
-from ..core import ConductorError
+from ..core import ConductorError, logger
 from .autograd import DifferentiableCall
 from .prompts import PromptReader, tokenizer_folders
 
-logger = logging.getLogger(__name__)
 _warned: WeakSet[Any] = WeakSet()
 
 
@@ -78,7 +75,7 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
         return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     except Exception as error:  # whatever the format's reader raises for a broken file
         # torch's own words advise to read such a file without its safeguard.
-        unsafe = isinstance(error, pickle.UnpicklingError)
+        unsafe = type(error).__name__ == "UnpicklingError"
         reason = "it holds more than weights, which is never read" if unsafe else str(error)[:300]
         raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {reason}. Download it again.") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..core import ConductorError
+from ..core import ConductorError, logger
 from .autograd import normal_copy
 from .encoders import RunEncoder
 
 KEPT = 64  # embeddings an encoder keeps; each is a few kilobytes
 BRIGHTEST = 2.0  # resizing and decoding overshoot white by less
 GREY = 0.5  # what masked-out pixels become
-logger = logging.getLogger(__name__)
 _embeddings: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()
 
 
