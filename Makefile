@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint format house bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,15 @@ test: export OMP_NUM_THREADS ?= 1
 test: setup ## all tests, against the real ComfyUI; one process a core
 	@$(RUN)/pytest -n auto --dist loadfile $(ARGS)
 
+test-matrix: setup ## every supported ComfyUI x modes of memory, into docs/compatibility.md; ARGS=--full: the host tests too
+	@$(RUN)/python tools/matrix.py $(ARGS)
+
+soak: setup ## random prompts and injected failures on two servers, a clean reference after each; ARGS="--prompts 60"
+	@$(RUN)/python tools/soak.py $(ARGS)
+
+contract: setup ## what was appended to nodes, into tests/fixtures/contract.json
+	@$(RUN)/python tools/contract.py $(ARGS)
+
 lint: setup ## style, types, import arrows
 	@$(RUN)/ruff check .
 	@$(RUN)/ruff format --check .
@@ -54,6 +63,10 @@ format: setup ## rewrite the files in the agreed format
 
 house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' docstrings
 	@$(PYTHON) tools/house_table.py $(ARGS)
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: setup ## parsers of ours on 100,000 inputs each that were made worse; ARGS="--cases N --seed N plans"
+	@$(RUN)/python tools/fuzz.py $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python -m benchmarks.speed $(ARGS)

@@ -45,24 +45,21 @@ def variants(model, folder: Path):
     import comfy.utils
 
     from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-    from lora_conductor.fusion.routing.refinement import Refinement
-    from lora_conductor.host.fusing.attach import add_loras, set_policy
-    from lora_conductor.host.loras.file import read_lora
-    from lora_conductor.host.loras.patches import model_patches
+    from lora_conductor.fusion.routing import Refinement
+    from lora_conductor.host.fusing import attachment_of, fused, set_policy
 
     files = [lora_file(folder / f"{i}.safetensors", model, i) for i in (1, 2)]
     merged = model
     for file in files:
         merged, _ = comfy.sd.load_lora_for_models(merged, None, comfy.utils.load_torch_file(str(file)), 0.5, 0)
-    patches = [model_patches(read_lora(f.name, str(f)), model) for f in files]
-    print(f"{len(patches[0].routed)} layers with two LoRAs of rank {RANK}", flush=True)
-    fused = add_loras(model, [(patches[0], "subject", 0.5), (patches[1], "style", 0.5)])
+    loaded = fused(model, (files[0], 0.5), (files[1], 0.5))
+    print(f"{attachment_of(loaded).spec.shared_layers} layers with two LoRAs of rank {RANK}", flush=True)
     policies = {"sum": Sum(), "paper": Paper(), "kl_soft": KLSoft(), "recommended": RECOMMENDED}
-    routed = {name: set_policy(fused, policy) for name, policy in policies.items()}
+    routed = {name: set_policy(loaded, policy) for name, policy in policies.items()}
     return {
         "merged (core)": merged,
         **routed,
-        "recommended, frozen": set_policy(fused, RECOMMENDED, Refinement(freeze_after=1)),
+        "recommended, frozen": set_policy(loaded, RECOMMENDED, Refinement(freeze_after=1)),
     }
 
 

@@ -26,8 +26,8 @@ def encoder(seed: int):
     import timm
     import torch
 
-    from lora_conductor.guidance.encoders.file import build_from_file
-    from lora_conductor.host.vision.encoders import MetricEncoder
+    from lora_conductor.guidance.encoders import build_from_file
+    from lora_conductor.host.vision import MetricEncoder
 
     torch.manual_seed(seed)
     weights = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
@@ -52,7 +52,7 @@ def plans() -> dict[str, Any]:
     import torch
 
     from lora_conductor.guidance.schedules import GuidanceWindow
-    from lora_conductor.host.guiding.plan import GuidancePlan
+    from lora_conductor.host.guiding import GuidancePlan
 
     defaults = guidance_defaults()
     window = GuidanceWindow(*(defaults[name] for name in ("start", "end", "every")))
@@ -78,7 +78,7 @@ def main() -> None:
 
     import torch
 
-    from lora_conductor.host.guiding.attach import REPORTS, guided_model
+    from lora_conductor.host.guiding import REPORTS, guided_model
 
     with tempfile.TemporaryDirectory() as folder:
         preview_decoder(Path(folder))

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.baking import BakeSettings, bake_to_file
+from ..host.core import chosen, printable
 from .inputs import CATEGORY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -86,12 +87,14 @@ class BakeFusedLoRA(io.ComfyNode):
     def execute(
         cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
     ) -> io.NodeOutput:
-        settings = BakeSettings(step - 1 if steps == ONE_STEP else None, rank, DTYPES[dtype])
+        one = chosen(steps, (AVERAGE, ONE_STEP), "steps") == ONE_STEP
+        settings = BakeSettings(step - 1 if one else None, rank, DTYPES[chosen(dtype, DTYPES, "dtype")])
         samples = latent["samples"] if latent is not None else None
         hidden = cls.hidden
         file, report = bake_to_file(
             model, clip, samples, settings, filename_prefix, hidden.prompt, hidden.extra_pnginfo
         )
+        report = printable(report)
         return io.NodeOutput(file.name or str(file.path), report, ui={"text": [report]})
 
 

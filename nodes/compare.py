@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..fusion.routing import NAMED
 from ..host.comparing import Axis, Judge, axis, best_of, compare, comparison_picture
-from ..host.core import SamplerCall
+from ..host.core import SamplerCall, chosen
 from .inputs import CATEGORY, RoutingPlan, encoder_inputs, policy_input, sampling_inputs, settings_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
@@ -112,7 +112,7 @@ def _axis(field: str, name: str, values_field: str, values: str, own: dict[str, 
     """What a side of the grid shows; ``own`` are the lists that the node has inputs for, used where none is written."""
     if name in own and not values.strip():
         values_field, values = own[name]
-    return axis(field, values, values_field, comparable()[name])
+    return axis(field, values, values_field, comparable()[chosen(name, comparable(), field)])
 
 
 def _judging_inputs() -> list[io.Input]:

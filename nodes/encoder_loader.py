@@ -6,6 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..guidance.encoders import FEATURES, LIBRARIES
+from ..host.core import chosen, model_path
 from ..host.vision import load_metric_encoder
 from .inputs import CATEGORY, MetricEncoderType
 
@@ -69,7 +70,9 @@ class MetricEncoderLoader(io.ComfyNode):
     def execute(
         cls, encoder_name: str, library: str = "auto", model_name: str = "", features: str = "embedding"
     ) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise("clip_vision", encoder_name)
+        chosen(library, ["auto", *LIBRARIES], "library")
+        chosen(features, FEATURES, "features")
+        path = model_path("clip_vision", encoder_name, "encoder_name:")
         return io.NodeOutput(load_metric_encoder(path, library, model_name.strip(), features))
 
 

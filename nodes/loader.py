@@ -5,6 +5,7 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
+from ..host.core import printable
 from ..host.fusing import load_loras, show_on
 from ..host.loras import NO_LORA, LoraChoice, choices_of_stack, stack_of
 from .inputs import CATEGORY, LoraStackType
@@ -88,6 +89,7 @@ class DualLoRADynamicLoader(io.ComfyNode):
             *choices_of_stack(style_stack, "style", "style_stack"),
         ]
         model, clip, report = load_loras(model, clip, choices)
+        report = printable(report)
         model = show_on(model, cls.hidden.unique_id, sets_policy=False)
         return io.NodeOutput(model, clip, report, stack_of(choices), ui={"text": [report]})
 

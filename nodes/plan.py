@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.fusing import plan_files, plan_of_latent, read_plan, write_plan
+from ..host.core import printable
+from ..host.fusing import fingerprint_of, plan_files, plan_of_latent, read_plan, write_plan
 from .inputs import CATEGORY, RoutingPlan
 
 
@@ -42,7 +43,8 @@ class SaveRoutingPlan(io.ComfyNode):
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
         plan = plan_of_latent(model, latent["samples"])
         path = write_plan(plan, filename_prefix)
-        return io.NodeOutput(plan, path, ui={"text": [f"{len(plan.calls)} decided calls saved as {path}"]})
+        said = printable(f"{len(plan.calls)} decided calls saved as {path}")
+        return io.NodeOutput(plan, path, ui={"text": [said]})
 
 
 class LoadRoutingPlan(io.ComfyNode):
@@ -67,8 +69,8 @@ class LoadRoutingPlan(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str):
-        return read_plan(file).digest
+    def fingerprint_inputs(cls, file: str | None = None):
+        return fingerprint_of(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

@@ -6,6 +6,7 @@ import json
 
 from comfy_api.latest import io
 
+from ..host.core import printable
 from ..host.fusing import record_of_latent, run_report
 from ..host.maps import routing_picture
 from .inputs import CATEGORY
@@ -42,8 +43,8 @@ class RoutingReport(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
         record = record_of_latent(model, latent["samples"])
-        plain = record.to_json()
-        text = run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id)
+        plain = printable(record.to_json())
+        text = printable(run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id))
         picture = routing_picture(record)
         return io.NodeOutput(latent, json.dumps(plain), text, picture, ui={"routing": [plain], "text": [text]})
 

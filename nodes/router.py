@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..fusion.policies import Policy, SSRMerge
 from ..fusion.routing import NAMED, SETTINGS, Refinement, with_settings
+from ..host.core import ConductorError, chosen
 from ..host.fusing import calibrated_by_prompts, replaying, set_policy, show_on
 from .inputs import CATEGORY, RoutingPlan, policy_input, settings_inputs
 
@@ -69,12 +70,16 @@ class KLLayerRouter(io.ComfyNode):
     ) -> io.NodeOutput:
         if plan is not None:
             return cls._shown(replaying(model, plan))
-        chosen: Policy
-        if policy == SSRMerge.name:
-            chosen = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
+        fusing: Policy
+        if chosen(policy, CHOICES, "policy") == SSRMerge.name:
+            fusing = calibrated_by_prompts(model, {"subject": subject_prompt, "style": style_prompt}, latent)
         else:
-            chosen = NAMED[policy]
-        return cls._shown(set_policy(model, *with_settings(chosen, Refinement(), settings)))
+            fusing = NAMED[policy]
+        try:
+            changed = with_settings(fusing, Refinement(), settings)
+        except ValueError as error:
+            raise ConductorError(f"{error}. Change it in KLLayerRouter.") from error
+        return cls._shown(set_policy(model, *changed))
 
     @classmethod
     def _shown(cls, model) -> io.NodeOutput:

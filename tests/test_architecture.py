@@ -65,6 +65,20 @@ def test_shipped_calls(file: Path) -> None:
             assert any(k.arg == "weights_only" for k in call.keywords), f"line {call.lineno}: torch.load"
 
 
+@pytest.mark.parametrize("file", SHIPPED, ids=name)
+def test_one_named_logger(file: Path) -> None:
+    """What is logged is logged as ``lora_conductor``: users filter by name, and print() knows no level."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    loggers = [call for call in ast.walk(tree) if isinstance(call, ast.Call) and "getLogger" in ast.unparse(call.func)]
+    if file == REPO / "host" / "core" / "log.py":
+        assert [ast.unparse(call) for call in loggers] == ["logging.getLogger('lora_conductor')"]
+        return
+    used = {module.split(".")[0] for level, module in imports(ast.walk(tree)) if level == 0}
+    assert not used & {"logging", "warnings"} and not loggers, "use the logger of host/core/log.py"
+    calls = [call for call in ast.walk(tree) if isinstance(call, ast.Call) and ast.unparse(call.func) == "print"]
+    assert not calls, f"line {calls[0].lineno}: print"
+
+
 def test_source_encoding() -> None:
     """Windows consoles and the registry's checks read .py files as cp1252."""
     for file in EVERY:
@@ -82,7 +96,7 @@ def test_the_quick_check_has_a_part_of_every_room_of_host() -> None:
     assert rooms == {file.split("/")[2] for file, *_ in chosen}
 
 
-@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"])
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/trust.md"])
 def test_what_the_pages_name_exists(page: str) -> None:
     """Files, rooms, tests and targets of make."""
     text = (REPO / page).read_text(encoding="utf-8")

@@ -70,6 +70,13 @@ class ComfyServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """The running server's process id."""
+        if self._process is None:
+            raise ServerError("the server is not running")
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """Everything the server has printed so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -217,10 +224,13 @@ class ComfyServer:
 
     def _submit(self, workflow: dict[str, Any], client_id: str) -> str:
         try:
-            return self.post("/prompt", {"prompt": workflow, "client_id": client_id})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": workflow, "client_id": client_id})
         except urllib.error.HTTPError as error:
             answer = json.loads(error.read() or b"{}")
             raise WorkflowError(_refusal_text(answer), answer) from None
+        if answer.get("node_errors"):  # some outputs are refused, and the others run
+            raise WorkflowError(_refusal_text(answer), answer)
+        return answer["prompt_id"]
 
 
 async def _follow(socket_: Any, prompt_id: str, on_event: EventHandler | None) -> bool:

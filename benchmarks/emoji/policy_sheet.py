@@ -25,7 +25,7 @@ SEED = 3
 def made_by(small: SmallWorld, policy: str, subject: str, style: str) -> tuple[Any, Any]:
     """Picture ``[3, 64, 64]`` of a policy, and its routing record."""
     from lora_conductor.fusion.policies import SSRMerge
-    from lora_conductor.host.fusing.results import record_of_latent
+    from lora_conductor.host.fusing import record_of_latent
 
     if policy == SSRMerge.name:
         model = ssr_merged(small, subject, style)

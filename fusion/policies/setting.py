@@ -34,10 +34,12 @@ class Setting:
 
     def check(self, value: Any) -> None:
         """Raise ValueError unless the setting may have that value."""
-        if self.options and value not in self.options:
+        if self.options and not (isinstance(value, str) and value in self.options):
             raise ValueError(f"{self.name} must be one of {', '.join(self.options)}, got {value!r}")
         if self.least is None or self.most is None:
             return
+        if not isinstance(value, int | float):
+            raise ValueError(f"{self.name} must be a number, got {value!r:.100}")
         low, high = self.allowed or (self.least, self.most)
         if not low <= value <= high:  # neither is NaN
             raise ValueError(f"{self.name} must lie between {low} and {high}, got {value}")

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,14 +24,15 @@ from torch import Tensor
 from ..layers import Batch, Weight
 from ..policies import StepContext
 from ..roles import ROLES
+from . import checks as check
+from .checks import PlanError, shown
 from .decisions import CallDecisions
 
 FORMAT, VERSION = "lora-conductor-plan", 1
+MOST_BYTES, MOST_IN_MEMORY = 2**30, 2**32
+MOST_LORAS, MOST_LAYERS, MOST_CALLS, MOST_STEPS = 1000, 100_000, 1_000_000, 100_000
+MOST_OF_A_WEIGHT = 1e4  # policies give from 0 to a few
 Pair = tuple[Weight, Weight]
-
-
-class PlanError(ValueError):
-    """A plan cannot be read, or does not fit what it is used on."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,33 @@ class Plan:
         """Hash of the whole content."""
         return hashlib.sha256(self.dumps().encode()).hexdigest()
 
+    @cached_property
+    def heads(self) -> dict[str, set[int]]:
+        """By layer, how many numbers its weights have for the heads of a token."""
+        found: dict[str, set[int]] = {layer: set() for layer in self.layers}
+        for call in self.calls:
+            for layer, pair in zip(self.layers, call.weights, strict=True):
+                found[layer].update(w.shape[-1] for w in pair or () if isinstance(w, Tensor))
+        return found
+
+    @cached_property
+    def unsound(self) -> str | None:
+        """Where it holds what no file may hold, as after a run that diverged; None for nowhere."""
+        for i, call in enumerate(self.calls):
+            if _all_bounded(weight for pair in call.weights for weight in pair or ()):
+                continue
+            j = next(j for j, pair in enumerate(call.weights) if not _all_bounded(pair or ()))
+            return f"calls[{i}].weights[{j}] holds NaN, or a number beyond {MOST_OF_A_WEIGHT:g}"
+        return None
+
     def dumps(self) -> str:
+        """As JSON.
+
+        Raises:
+            PlanError: it holds NaN or the like.
+        """
+        if self.unsound is not None:
+            raise PlanError(self.unsound)
         return json.dumps(
             {
                 "format": FORMAT,
@@ -120,54 +149,175 @@ class Plan:
         return min(self.calls, key=lambda call: abs(call.step - step))
 
 
-def loads(text: str) -> Plan:
+def loads(text: str | bytes) -> Plan:
     """A plan from its JSON.
 
     Raises:
-        PlanError: the text is no plan, or one of a later version.
+        PlanError: the text is no plan, or one of a later version; it says which value is wrong, by its path.
     """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    # What Python makes of it in memory: a list of one number takes twenty times its six characters.
+    size = 3 * len(data) + 72 * (data.count(b"[") + data.count(b"{")) + 32 * data.count(b",")
+    if len(data) > MOST_BYTES or size > MOST_IN_MEMORY:
+        raise PlanError(f"it is too large: {len(data) / 1e6:.0f} MB, which would take {size / 1e6:.0f} MB of memory")
     try:
-        plain = json.loads(text)
-        if plain["format"] != FORMAT:
-            raise PlanError("it is no routing plan")
-        if plain["version"] != VERSION:
-            raise PlanError(f"it has version {plain['version']}, and this release reads version {VERSION}")
-        layers = tuple(plain["layers"])
-        calls = tuple(
-            PlannedCall(
-                call["step"],
-                call["condition"],
-                call["evaluation"],
-                tuple(pair and (_weight(pair[0]), _weight(pair[1])) for pair in call["weights"]),
-            )
-            for call in plain["calls"]
+        read = json.loads(data.decode("utf-8"), object_hook=_compact)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"it cannot be read: it is no JSON ({type(error).__name__}: {shown(str(error))})") from None
+    if not isinstance(read, dict) or read.get("format") != FORMAT:
+        raise PlanError("it is no routing plan")
+    version = check.entry(read, "version")
+    if isinstance(version, bool) or version != VERSION:
+        raise PlanError(f"it has version {shown(version)}, and this release reads version {VERSION}")
+    roles = read.get("roles", list(ROLES))
+    if roles != list(ROLES):
+        raise PlanError(f"roles must be {', '.join(ROLES)}, not {shown(roles)}")
+    layers = _layers_of(check.entry(read, "layers"))
+    calls = check.items(check.entry(read, "calls"), "calls", MOST_CALLS)
+    if calls and not layers:
+        raise PlanError("layers must name those that were decided, and is empty")
+    plan = Plan(
+        tuple(_lora(lora, f"loras[{i}]") for i, lora in enumerate(check.items(read.get("loras"), "loras", MOST_LORAS))),
+        _settings(check.entry(read, "policy"), "policy"),
+        _settings(check.entry(read, "refinement"), "refinement"),
+        tuple(check.number(s, f"sigmas[{i}]") for i, s in enumerate(_sigmas(check.entry(read, "sigmas")))),
+        layers,
+        tuple(_call(call, f"calls[{i}]", len(layers)) for i, call in enumerate(calls)),
+        _frozen(read.get("frozen"), len(layers)),
+    )
+    # What the properties would find, for a file of ours; they look at everything once more.
+    plan.__dict__.update(digest=hashlib.sha256(data).hexdigest(), unsound=None)
+    return plan
+
+
+def _sigmas(value: Any) -> list[Any]:
+    return check.items(value, "sigmas", MOST_STEPS + 1)
+
+
+def _layers_of(value: Any) -> tuple[str, ...]:
+    return tuple(check.text(v, f"layers[{i}]") for i, v in enumerate(check.items(value, "layers", MOST_LAYERS)))
+
+
+def _lora(value: Any, where: str) -> dict[str, Any]:
+    lora = check.an_object(value, where)
+    check.plain(lora, where)
+    for key in ("name", "sha256"):
+        check.text(check.entry(lora, key, where), f"{where}.{key}")
+    check.text(check.entry(lora, "role", where), f"{where}.role", ROLES)
+    check.number(check.entry(lora, "strength", where), f"{where}.strength")
+    return lora
+
+
+def _settings(value: Any, where: str) -> dict[str, Any]:
+    settings = check.an_object(value, where)
+    check.plain(settings, where)
+    return settings
+
+
+def _frozen(value: Any, layers: int) -> tuple[tuple[float, float], ...] | None:
+    if value is None:
+        return None
+    pairs = []
+    for i, pair in enumerate(check.items(value, "frozen", layers, layers)):
+        subject, style = check.items(pair, f"frozen[{i}]", 2, 2)
+        pairs.append((_a_number(subject, f"frozen[{i}][0]"), _a_number(style, f"frozen[{i}][1]")))
+    return tuple(pairs)
+
+
+def _a_number(value: Any, where: str) -> float:
+    return check.number(value, where, -MOST_OF_A_WEIGHT, MOST_OF_A_WEIGHT)
+
+
+def _compact(read: dict[str, Any]) -> Any:
+    """A call as tensors while the rest of the JSON is still read: as lists its weights would fill the memory."""
+    if read.keys() >= {"step", "condition", "evaluation", "weights"}:
+        try:
+            return _call(read, "", None)
+        except PlanError:
+            pass  # it is told with its place once that is known
+    return read
+
+
+def _call(value: Any, where: str, layers: int | None) -> PlannedCall:
+    if not isinstance(value, PlannedCall):
+        call = check.an_object(value, where)
+        weights = check.items(check.entry(call, "weights", where), f"{where}.weights", MOST_LAYERS)
+        value = PlannedCall(
+            check.whole(check.entry(call, "step", where), f"{where}.step", 0, MOST_STEPS),
+            check.text(check.entry(call, "condition", where), f"{where}.condition"),
+            check.whole(check.entry(call, "evaluation", where), f"{where}.evaluation"),
+            _weights(weights, f"{where}.weights"),
         )
-        frozen = plain["frozen"]
-        if frozen is not None:
-            frozen = tuple((float(pair[0]), float(pair[1])) for pair in frozen)
-        if any(len(weights) != len(layers) for weights in (*(call.weights for call in calls), frozen or layers)):
-            raise PlanError("its calls do not name every layer")
-        settings = plain["policy"], plain["refinement"]
-        return Plan(tuple(plain["loras"]), *settings, tuple(plain["sigmas"]), layers, calls, frozen)
-    except PlanError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise PlanError(f"it cannot be read ({type(error).__name__}: {error})") from error
+    if layers is not None and len(value.weights) != layers:
+        raise PlanError(f"{where}.weights must name every layer: {layers}, not {len(value.weights)}")
+    return value
+
+
+def _weights(pairs: list[Any], where: str) -> tuple[Pair | None, ...]:
+    """The weights of a call, those of many numbers as views of one tensor."""
+    found: list[Any] = []
+    flat: list[Any] = []
+    shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for i, pair in enumerate(pairs):
+        if pair is None:
+            found.append(None)
+            continue
+        both: list[Any] = []
+        for j, weight in enumerate(check.items(pair, f"{where}[{i}]", 2, 2)):
+            if isinstance(weight, list):
+                shapes[i, j] = _shape(weight, f"{where}[{i}][{j}]")
+                for rows in weight:
+                    for row in rows:
+                        flat += row
+                both.append(None)
+            else:
+                both.append(_a_number(weight, f"{where}[{i}][{j}]"))
+        found.append(both)
+    views = iter(_tensors(flat, shapes, where) if flat else ())
+    return tuple(
+        None if pair is None else tuple(next(views) if w is None else w for w in pair)  # type: ignore[misc]
+        for pair in found
+    )
+
+
+def _shape(weight: list[Any], where: str) -> tuple[int, int, int]:
+    """Shape of ``[sample][token][head]``; numbers are looked at later, all at once."""
+    rows = [row for sample in weight if isinstance(sample, list) for row in sample if isinstance(row, list)]
+    tokens = {len(sample) if isinstance(sample, list) else 0 for sample in weight}
+    heads = {len(row) for row in rows}
+    if len(tokens) != 1 or len(heads) != 1 or 0 in tokens | heads or len(rows) != len(weight) * max(tokens):
+        raise PlanError(f"{where} is neither a number nor numbers by [sample][token][head]")
+    return len(weight), max(tokens), max(heads)
+
+
+def _tensors(flat: list[Any], shapes: dict[tuple[int, int], tuple[int, int, int]], where: str) -> list[Tensor]:
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if set(map(type, flat)) != {float} or not _bounded(torch.tensor(flat, dtype=torch.float64)):
+        rest = iter(flat)
+        flat = [
+            _a_number(value, f"{where}[{i}][{j}]")
+            for (i, j), size in zip(shapes, sizes, strict=True)
+            for value in islice(rest, size)
+        ]
+    values = torch.tensor(flat, dtype=torch.float32)
+    if len(set(shapes.values())) == 1:  # as nearly always: one step instead of thousands
+        return list(values.reshape(len(shapes), *next(iter(shapes.values()))).unbind())
+    return [part.reshape(shape) for part, shape in zip(values.split(sizes), shapes.values(), strict=True)]
+
+
+def _all_bounded(weights: Iterable[Weight]) -> bool:
+    known = [weight.flatten() if isinstance(weight, Tensor) else torch.tensor([float(weight)]) for weight in weights]
+    return not known or _bounded(torch.cat(known))
+
+
+def _bounded(values: Tensor) -> bool:
+    return bool((values.abs() <= MOST_OF_A_WEIGHT).all())  # NaN is not
 
 
 def _plain(weight: Weight) -> Any:
     if not isinstance(weight, Tensor):
         return weight
     return [[[float(f"{value:.9g}") for value in row] for row in rows] for rows in weight.tolist()]
-
-
-def _weight(plain: Any) -> Weight:
-    if isinstance(plain, list):
-        weight = torch.tensor(plain, dtype=torch.float32)
-        if weight.ndim != 3:
-            raise PlanError("a weight is neither a number nor [sample][token][head]")
-        return weight
-    return float(plain)
 
 
 def plan_of(

@@ -60,7 +60,14 @@ def _side_by_side(weights: Sequence[Weight], base: Tensor) -> Weight:
     if isinstance(first, float) and all(isinstance(w, float) and w == first for w in weights):
         return first
     batch, tokens = base.shape[0] // len(weights), base.shape[1]
-    return together([_sized(w, batch, tokens) for w in weights]).to(base.device)
+    parts = [_sized(w, batch, tokens) for w in weights]
+    tokens, heads = (max(part.shape[i] for part in parts) for i in (1, 2))
+    return together([_spread(part, tokens, heads) for part in parts]).to(base.device)
+
+
+def _spread(weight: Tensor, tokens: int, heads: int) -> Tensor:
+    """A weight for every token and head where another condition has that."""
+    return weight if weight.shape[1:] == (tokens, heads) else weight.expand(-1, tokens, heads)
 
 
 def _sized(weight: Weight, batch: int, tokens: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from .attention import FUSED, projection_kind
 from .call import Call
+from .planned import planned
 from .refinement import Refinement
 from .router import Router
 from .rules import Rules, prepare
@@ -17,6 +18,7 @@ __all__ = [
     "SETTINGS",
     "heeds",
     "name_of",
+    "planned",
     "prepare",
     "projection_kind",
     "with_settings",

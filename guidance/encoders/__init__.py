@@ -4,6 +4,7 @@ A library is one file here and one row of LIBRARIES in file.py.
 """
 
 from .base import EncoderFileError, Library, TextTower, TokenizerFolders
+from .description import read_json
 from .file import FEATURES, LIBRARIES, METADATA_KEY, TowerEncoder, build_from_file, build_text_from_file
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "TowerEncoder",
     "build_from_file",
     "build_text_from_file",
+    "read_json",
 ]

@@ -20,10 +20,14 @@ class EncoderFileError(ValueError):
 
 @dataclass
 class Tower:
-    """A vision network with its weights. module: pixel values [B, 3, h, w] -> [B, D]."""
+    """A vision network with its weights. module: pixel values [B, 3, h, w] -> [B, D].
+
+    captioned: whether it was trained with texts, as CLIP and its like are and DINO is not.
+    """
 
     module: torch.nn.Module
     preprocess: Preprocess
+    captioned: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,6 @@ def pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, (int, float)) else (int(size[0]), int(size[1]))
 
 
-# Of each, one is enough for transformers to build a tokenizer.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 CLIP_VOCABULARY = 49408  # of the byte pairs that all of OpenAI's and most of open_clip's models share
 
 
@@ -99,33 +101,25 @@ class TokenizerFolders:
 @dataclass(frozen=True)
 class TextTower:
     """A text network with its tokenizer. forward: token ids [1, N] -> [1, D]. tokenize: a prompt -> ids, cut to what
-    the network can read (77 tokens in CLIP)."""
+    the network can read (77 tokens in CLIP). name: of its file, for messages."""
 
     forward: Callable[[torch.Tensor], torch.Tensor]
     tokenize: Callable[[str], torch.Tensor]
+    name: str = "encoder file"
 
     def embed(self, prompt: str) -> torch.Tensor:
-        """The prompt's embedding [1, D], fp32, comparable with the same file's embeddings of pictures."""
-        with torch.no_grad():
-            return self.forward(self.tokenize(prompt)).float()
+        """The prompt's embedding [1, D], fp32, comparable with the same file's embeddings of pictures.
 
-
-def tokenizer_folder(file: EncoderFile, folders: TokenizerFolders, clip: bool) -> Path:
-    beside = folders.beside
-    if beside is not None and any((beside / name).is_file() for name in TOKENIZER_FILES):
-        return beside
-    if clip and folders.clip is not None:
-        return folders.clip
-    raise EncoderFileError(
-        f"{file.name}: the tokenizer of its text half is missing. Put the model's tokenizer files (tokenizer.json, "
-        "tokenizer_config.json) beside it."
-    )
-
-
-def bad_tokenizer(file: EncoderFile, folder: Path, error: Exception) -> EncoderFileError:
-    return EncoderFileError(
-        f"{file.name}: the tokenizer files in {folder.name} cannot be read: {error}. Download them again."
-    )
+        Raises EncoderFileError if the network cannot read what the tokenizer makes of the prompt.
+        """
+        try:
+            with torch.no_grad():
+                return self.forward(self.tokenize(prompt)).float()
+        except Exception as error:  # whatever a tokenizer or network raises that was not made for the other
+            raise EncoderFileError(
+                f"{self.name}: its text half cannot read the prompt ({type(error).__name__}: {str(error)[:300]}). Its "
+                "tokenizer files or its description may be another model's."
+            ) from error
 
 
 @dataclass(frozen=True)

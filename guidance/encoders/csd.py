@@ -10,6 +10,9 @@ import torch
 
 from ..preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from .base import EncoderFile, EncoderFileError, Library, StateDict, Tower, check_weights, pair
+from .building import building
+from .description import mapping
+from .open_clip import vision_arguments
 
 CSD_BACKBONE = "ViT-L-14-quickgelu"  # OpenAI's CLIP, which CSD was made from
 HEADS = {"style": "last_layer_style", "content": "last_layer_content"}
@@ -41,13 +44,17 @@ def build_csd(file: EncoderFile, head: str = "style") -> Tower:
     if missing:
         raise EncoderFileError(f"{file.name}: CSD's {missing[0]} is not in the file. Download it again.")
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
-    quick = config.get("quick_gelu", False)
-    visual = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg=text, quick_gelu=quick).visual
-    visual.proj = None
+    arguments = vision_arguments(mapping(config, "config", file.name), file)
+    with building(file, "CSD's backbone"):
+        visual = open_clip.CLIP(text_cfg=text, **arguments).visual
+        visual.proj = None
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     check_weights(visual, backbone, file.name, "CSD's backbone")
+    width = getattr(getattr(visual, "ln_post", None), "weight", torch.empty(0)).numel()
+    if weights[HEADS[head]].ndim != 2 or len(weights[HEADS[head]]) != width:
+        raise EncoderFileError(f"{file.name}: CSD's {HEADS[head]} does not fit its backbone. Download it again.")
     preprocess = Preprocess(pair(visual.image_size), CLIP_MEAN, CLIP_STD)
-    return Tower(CsdHead(visual, weights[HEADS[head]].float()), preprocess)
+    return Tower(CsdHead(visual, weights[HEADS[head]].float()), preprocess, captioned=True)
 
 
 def _recognises(weights: StateDict, config: Mapping[str, Any] | None) -> bool:

@@ -9,7 +9,6 @@ with `config` as the library's builder wants it. Any other file needs the librar
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,9 @@ import torch
 
 from ..preprocess import Preprocess
 from .base import EncoderFile, EncoderFileError, Library, StateDict, TextTower, TokenizerFolders
+from .building import usable
 from .csd import CSD
+from .description import MEAN_LEAST, STD_LEAST, allowed, pixels, read_json, statistics
 from .gram import GramFeatures
 from .open_clip import OPEN_CLIP
 from .timm import TIMM
@@ -35,12 +36,14 @@ METADATA_KEY = "lora_conductor.encoder"
 class TowerEncoder:
     """A vision network with its preprocessing. module: pixel values [B, 3, h, w] -> [B, D].
 
-    reads_text: whether its file holds a text half as well, see `build_text_from_file`.
+    reads_text: whether its file holds a text half as well, see `build_text_from_file`. captioned: whether it compares
+    what CLIP compares, by a network that was trained with texts.
     """
 
     module: torch.nn.Module
     preprocess: Preprocess
     reads_text: bool = False
+    captioned: bool = False
 
     def embed(
         self, images: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -77,16 +80,17 @@ def build_from_file(
         able = " and ".join(name for name, other in LIBRARIES.items() if features in other.heads)
         raise EncoderFileError(f"{file_name}: only {able} has a {features}. Set features to embedding or gram.")
     _check_installed(chosen, file_name)
+    described = _described_preprocess(description, file_name) if description is not None else None
     tower = build(file)
-    preprocess = tower.preprocess
-    if description is not None:
-        size = description["image_size"]
-        preprocess = Preprocess((size, size), tuple(description["mean"]), tuple(description["std"]))
     # Only input gradients are wanted; without this every forward would record the weights' graph as well.
     tower.module.float().eval().requires_grad_(False)
+    if described is not None and described.size != tower.preprocess.size:
+        _check_reads(tower.module, described.size, file_name)
+    preprocess = described or tower.preprocess
     module = GramFeatures(tower.module) if features == "gram" else tower.module
     reads_text = features == FEATURES[0] and chosen.has_text(file.weights)
-    return TowerEncoder(module, preprocess, reads_text)
+    captioned = tower.captioned and features == FEATURES[0]
+    return TowerEncoder(module, preprocess, reads_text, captioned)
 
 
 def build_text_from_file(
@@ -130,7 +134,8 @@ def _identified(
 ) -> tuple[Library, EncoderFile, dict[str, Any] | None]:
     """The file's library, what is known of it, and its own description of itself, where that counts."""
     # CSD's own checkpoints keep their weights one level down.
-    state_dict = state_dict.get("model_state_dict", state_dict)  # type: ignore[assignment]
+    inner = state_dict.get("model_state_dict") if isinstance(state_dict, Mapping) else {}
+    state_dict = usable(inner if isinstance(inner, Mapping) else state_dict, file_name)
     # What the caller says goes before what the file says.
     description = _self_description(metadata, file_name) if library == "auto" and not model_name else None
     if description is not None:
@@ -138,7 +143,9 @@ def _identified(
     elif library == "auto":
         library = _guessed(state_dict, config, file_name).name
     if library not in tuple(LIBRARIES):  # a file may say anything
-        raise EncoderFileError(f"{file_name}: unknown library {library!r}. Choose one of: {', '.join(LIBRARIES)}.")
+        raise EncoderFileError(
+            f"{file_name}: unknown library {str(library)[:80]!r}. Choose one of: {', '.join(LIBRARIES)}."
+        )
     return LIBRARIES[library], EncoderFile(state_dict, file_name, model_name, config), description
 
 
@@ -146,16 +153,31 @@ def _self_description(metadata: Mapping[str, str] | None, file_name: str) -> dic
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         return None
-    try:
-        description = json.loads(text)
-    except ValueError as error:
-        raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} is not JSON ({error}).") from error
+    description = read_json(text, f"{file_name}: its metadata {METADATA_KEY!r}")
     if not isinstance(description, dict):
         raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} is not a JSON object.")
     missing = {"library", "config", "image_size", "mean", "std"} - set(description)
     if missing:
         raise EncoderFileError(f"{file_name}: its metadata {METADATA_KEY!r} lacks {', '.join(sorted(missing))}.")
     return description
+
+
+def _described_preprocess(description: Mapping[str, Any], file_name: str) -> Preprocess:
+    size = allowed("image_size", pixels, description["image_size"], file_name)
+    mean = statistics(description["mean"], "mean", file_name, MEAN_LEAST)
+    return Preprocess((size, size), mean, statistics(description["std"], "std", file_name, STD_LEAST))
+
+
+def _check_reads(module: torch.nn.Module, size: tuple[int, int], file_name: str) -> None:
+    """Raises EncoderFileError unless the network reads pictures of another size than its own."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, *size))
+    except Exception as error:  # whatever the network raises
+        raise EncoderFileError(
+            f"{file_name}: its description says image_size = {size[0]}, which its network does not read "
+            f"({str(error)[:300]}). Use another file, or correct the description."
+        ) from error
 
 
 def _guessed(state_dict: StateDict, config: Mapping[str, Any] | None, file_name: str) -> Library:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...fusion.baking import Factors, low_rank
-from ..core import ConductorError, pack_version
+from ..core import ConductorError, pack_version, place_of, printable, write_new
 from ..loras import LoraOnModel
 
 # What other programs read to know which models a LoRA is for: kept where all parents say the same.
@@ -126,8 +125,8 @@ def metadata_of(
     metadata = {
         "lora_conductor": json.dumps(own),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": " x ".join(Path(name).stem for name in names),
-        "modelspec.merged_from": ", ".join(names),
+        "modelspec.title": printable(" x ".join(Path(name).stem for name in names)),
+        "modelspec.merged_from": printable(", ".join(names)),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
@@ -143,7 +142,8 @@ def _agreed(parents: Sequence[LoraOnModel]) -> dict[str, str]:
     """What all parents' own headers say of the models that they are for."""
     headers = [_header_of(path) for path in dict.fromkeys(parent.path for parent in parents)]
     said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
-    return {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
+    agreed = {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
+    return printable(agreed)
 
 
 def _header_of(path: str) -> dict[str, str]:
@@ -164,30 +164,17 @@ def write(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -
     Raises:
         ConductorError: the place is not allowed, or cannot be written to.
     """
-    output = folder_paths.get_output_directory()
+    place = place_of(filename_prefix)
     try:
-        folder, filename, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
-    except Exception as error:  # core raises a bare Exception for places outside
-        raise ConductorError(
-            f"filename_prefix: '{filename_prefix}' cannot be used ({str(error).strip()}). Name a file below ComfyUI's "
-            "output folder, such as loras/my_lora."
-        ) from error
-    path = Path(folder, f"{filename}_{counter:05}_.safetensors")
-    try:
-        _write_whole(baked, metadata, path)
+        path = write_new(
+            place,
+            ".safetensors",
+            lambda unfinished: comfy.utils.save_torch_file(baked.tensors, str(unfinished), metadata=metadata),
+        )
     except (OSError, SafetensorError) as error:
         raise ConductorError(
-            f"filename_prefix: {path} cannot be written ({error}). Free {baked.size / 1e6:.0f} MB of disk space, or "
-            "choose another name or a lower rank."
+            f"filename_prefix: {place.folder / place.name} cannot be written ({error}). Free "
+            f"{baked.size / 1e6:.0f} MB of disk space, or choose another name or a lower rank."
         ) from error
-    lists_it = Path(output, "loras")
+    lists_it = Path(folder_paths.get_output_directory(), "loras")
     return BakedFile(path, str(path.relative_to(lists_it)) if path.is_relative_to(lists_it) else None)
-
-
-def _write_whole(baked: BakedTensors, metadata: dict[str, str], path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        comfy.utils.save_torch_file(baked.tensors, str(unfinished), metadata=metadata)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
+from .printable import message
+
 
 class ConductorError(ValueError):
-    """Names the input, what is wrong with it and what to do about it."""
+    """Names the input, what is wrong with it and what to do about it.
+
+    Whatever it quotes becomes printable here. So do the errors that it is raised from: core logs them with it.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(message(text))
+        cause = sys.exc_info()[1]
+        while cause is not None:
+            cause.args = tuple(message(part) if isinstance(part, str) else part for part in cause.args)
+            cause = cause.__cause__ or cause.__context__

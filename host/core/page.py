@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_execution.utils import get_executing_context
 
+from .printable import printable
+
 
 def page_of_prompt() -> tuple[Any, Any, str | None]:
     """The server, the socket of the page that queued the running prompt (None if it is not there), and its id.
@@ -17,6 +19,11 @@ def page_of_prompt() -> tuple[Any, Any, str | None]:
     server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     client = getattr(server, "client_id", None)
     return server, server.sockets.get(client) if client else None, client
+
+
+def send(server: Any, event: str, message: dict[str, Any], client: str | None) -> None:
+    """Send an event to a page."""
+    server.send_sync(event, printable(message, sys.maxsize), client)
 
 
 def ids_of_prompt(server: Any) -> dict[str, str | None]:

@@ -2,8 +2,8 @@
 
 from .attach import attachment_of, set_policy, show_on
 from .calibration import calibrated_by_prompts
-from .loading import load_loras
-from .plans import plan_files, plan_of_latent, read_plan, replaying, write_plan
+from .loading import fused, load_loras
+from .plans import fingerprint_of, plan_files, plan_of_latent, read_plan, replaying, write_plan
 from .report import run_report
 from .results import live_of, record_of_latent
 from .spec import FusionSpec
@@ -12,6 +12,8 @@ __all__ = [
     "FusionSpec",
     "attachment_of",
     "calibrated_by_prompts",
+    "fingerprint_of",
+    "fused",
     "live_of",
     "load_loras",
     "plan_files",

@@ -14,10 +14,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy
+from ...fusion.records import Plan
 from ...fusion.routing import Refinement
 from ..loras import LoraPatches, loras_on, remember
 from .live import LiveFusion
-from .spec import FusionSpec, bank_for
+from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
 
 ATTACHMENT = "lora_conductor"
@@ -32,6 +33,7 @@ class Attachment:
     spec: FusionSpec | None = None
     live: LiveFusion | None = None
     merged: list[Any] = field(default_factory=list)
+    plan: Plan | None = None  # that the policy comes from
     shown_on: str | None = None  # execution id of the node that shows the routing map
 
 
@@ -71,12 +73,17 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
     routed = tuple(lora for lora in loras_on(model) if lora.deltas)
     if routed:
         spec = FusionSpec(routed, held.policy or RECOMMENDED, bank_for(model, routed), held.refinement)
-        _attach(model, held, spec, held.policy, held.refinement)
+        _attach(model, held, spec, held.policy, held.refinement, plan=held.plan)
     return model
 
 
 def set_policy(
-    model: ModelPatcher, policy: Policy, refinement: Refinement | None = None, *, always_live: bool = False
+    model: ModelPatcher,
+    policy: Policy,
+    refinement: Refinement | None = None,
+    *,
+    always_live: bool = False,
+    plan: Plan | None = None,
 ) -> ModelPatcher:
     """A clone of the model whose LoRAs, those on it and those still to come, are fused by the policy.
 
@@ -84,11 +91,15 @@ def set_policy(
         refinement: settings that apply to any policy; neutral ones if None.
         always_live: run the plain sum at run time too, instead of leaving it to core's merge (to check the one
             against the other).
+        plan: that policy and refinement come from.
+
+    Raises:
+        ConductorError: the plan is of other LoRAs than the model carries.
     """
     model = model.clone()
     held, refinement = attachment_of(model), refinement or Refinement()
     spec = FusionSpec(held.spec.loras, policy, held.spec.bank, refinement) if held.spec else None
-    _attach(model, held, spec, policy, refinement, always_live=always_live)
+    _attach(model, held, spec, policy, refinement, always_live=always_live, plan=plan)
     return model
 
 
@@ -100,9 +111,12 @@ def _attach(
     refinement: Refinement,
     *,
     always_live: bool = False,
+    plan: Plan | None = None,
 ) -> None:
+    if spec is not None and plan is not None:
+        check_plan(spec, plan, more_to_come=True)
     _detach(model, held)
-    now = Attachment(policy, refinement, spec, shown_on=held.shown_on)
+    now = Attachment(policy, refinement, spec, shown_on=held.shown_on, plan=plan)
     if spec is not None and isinstance(spec.policy, StaticPolicy) and not (always_live or _in_live_sum(spec)):
         now.merged = merged_patches(spec)
         for patches, strength in now.merged:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.lora
-import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ...fusion.policies import Policy
 from ...fusion.routing import Refinement
-from ..core import ConductorError
+from ..core import ConductorError, model_path
 from ..loras import (
     LoraChoice,
     LoraFile,
@@ -51,12 +50,15 @@ def fused(
         always_live: see :func:`.attach.set_policy`.
 
     Raises:
-        ConductorError: a file is missing or damaged.
+        ConductorError: a file is missing, damaged or made for another model.
     """
     loras = []
     for role, files in (("subject", subject), ("style", style)):
         for path, strength in _with_strengths(files):
-            loras.append((model_patches(read_lora(Path(path).name, str(path)), model), role, strength))
+            patches = model_patches(read_lora(Path(path).name, str(path)), model)
+            if strength and not (patches.routed or patches.merged):
+                raise ConductorError(_fits_nothing(patches, model, False))
+            loras.append((patches, role, strength))
     model = add_loras(model, loras)
     return model if policy is None else set_policy(model, policy, refinement, always_live=always_live)
 
@@ -97,14 +99,8 @@ def load_loras(
 
 
 def _path_of(choice: LoraChoice) -> str:
-    path = folder_paths.get_full_path("loras", choice.name)
-    if path is None:
-        place = f"{choice.where}: " if choice.where else ""
-        raise ConductorError(
-            f"{place}{choice.role} LoRA '{choice.name}' is not in ComfyUI's loras folder. Put it there, or pick "
-            "another one."
-        )
-    return path
+    place = f"{choice.where}: " if choice.where else ""
+    return model_path("loras", choice.name, f"{place}{choice.role} LoRA")
 
 
 def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraChoice) -> tuple[CLIP, int]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...fusion.policies import POLICIES
-from ...fusion.records import Plan, PlanError, Replay, loads
-from ...fusion.routing import Refinement
-from ..core import ConductorError
-from .attach import attachment_of, set_policy
+from ...fusion.records.plan import MOST_BYTES, Plan, PlanError, loads
+from ...fusion.routing import planned
+from ..core import ConductorError, annotated_path, place_of, write_new
+from .attach import set_policy
 from .results import live_of
-from .spec import check_plan
 
 FOLDER = "routing_plans"
+CHUNK = 1 << 20  # bytes hashed at a time
 
 
 def plan_of_latent(model: ModelPatcher, samples: Tensor) -> Plan:
@@ -39,19 +39,19 @@ def write_plan(plan: Plan, prefix: str) -> str:
         The file's path.
 
     Raises:
-        ConductorError: it cannot be written there.
+        ConductorError: it cannot be written there, or holds what no file may hold.
     """
+    place = place_of(prefix)
     try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-        path = Path(folder) / f"{name}_{counter:05}_.json"
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(plan.dumps(), encoding="utf-8")
-        os.replace(unfinished, path)
-    except Exception as error:  # core refuses paths outside the output folder with a bare Exception
+        text = plan.dumps()
+        return str(write_new(place, ".json", lambda unfinished: unfinished.write_text(text, encoding="utf-8")))
+    except OSError as error:
         raise ConductorError(
-            f"filename_prefix: the plan cannot be saved as '{prefix}' ({error}). Choose another."
+            f"filename_prefix: the plan cannot be saved as '{prefix}' ({error}). Choose another name, and make sure "
+            "that there is room on the disk."
         ) from error
-    return str(path)
+    except PlanError as error:
+        raise ConductorError(f"latent: its run cannot be planned again: {error}. Was the picture black?") from error
 
 
 def plan_files() -> list[str]:
@@ -71,32 +71,43 @@ def read_plan(name: str) -> Plan:
     Raises:
         ConductorError: there is no such file, or it is no plan.
     """
-    path = Path(folder_paths.get_annotated_filepath(name))
+    path = annotated_path(name, "file: routing plan")
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_BYTES:
+            raise PlanError(f"it is too large: more than {MOST_BYTES / 1e6:.0f} MB")
+        plan = loads(path.read_bytes())
+        planned(plan)
     except OSError as error:
         raise ConductorError(f"Routing plan '{name}' cannot be opened ({error}). Pick another file.") from error
-    except (PlanError, UnicodeDecodeError) as error:
+    except PlanError as error:
         raise ConductorError(f"Routing plan '{name}': {error}. Pick a file that SaveRoutingPlan wrote.") from error
+    return plan
 
 
-def replaying(model: ModelPatcher, plan: Plan) -> ModelPatcher:
-    """A clone of the model whose LoRAs are fused as planned.
+def fingerprint_of(name: Any) -> str:
+    """Changes with the content of a plan's file. Without one, a value of its own: reading it will say what is wrong."""
+    try:
+        with open(annotated_path(name, "file: routing plan"), "rb") as file:
+            found = hashlib.sha256()
+            for part in iter(lambda: file.read(CHUNK), b""):
+                found.update(part)
+            return found.hexdigest()
+    except (ConductorError, OSError):
+        return "not there"
+
+
+def replaying(model: ModelPatcher, plan: Any) -> ModelPatcher:
+    """A clone of the model whose LoRAs, those on it and those still to come, are fused as planned.
 
     Raises:
-        ConductorError: the plan is of other LoRAs, or of a policy that cannot be repeated from it.
+        ConductorError: it is no plan, one of other LoRAs or layers, or of a policy that cannot be repeated from it.
     """
-    refinement = Refinement(**plan.refinement)
-    if plan.calls:
-        return set_policy(model, Replay(plan), refinement)
-    settings = dict(plan.policy)
-    policy = POLICIES.get(settings.pop("policy"))
-    if policy is None:
+    if not isinstance(plan, Plan):
         raise ConductorError(
-            f"plan: it was made with '{plan.policy['policy']}', which has nothing to repeat. Set that policy in "
-            "KLLayerRouter, or bake it."
+            f"plan: a {type(plan).__name__} is no routing plan. Connect LoadRoutingPlan or SaveRoutingPlan."
         )
-    spec = attachment_of(model).spec
-    if spec is not None:
-        check_plan(spec, plan)
-    return set_policy(model, policy(**settings), refinement)
+    try:
+        policy, refinement = planned(plan)
+    except PlanError as error:
+        raise ConductorError(f"plan: {error}.") from error
+    return set_policy(model, policy, refinement, plan=plan)

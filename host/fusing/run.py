@@ -133,7 +133,7 @@ class Run:
             plan = plan_of(planned, self.sigmas, header, None if self.frozen is None else self.frozen.weights)
         record = record_of(calls, self.sigmas, header)
         if self.frozen is not None:
-            pairs = [self.frozen.weights[name] for name in record.layers]
+            pairs = [self.frozen.weights.get(name, (1.0, 1.0)) for name in record.layers]
             record.weights[:, :, self.frozen.step :] = torch.tensor(pairs, dtype=torch.float64).T[:, :, None]
         return replace(record, took=(time.perf_counter() - self.started, self.fusing)), plan
 
@@ -147,8 +147,11 @@ class Run:
         after = self.spec.refinement.freeze_step(self.steps)
         if after is None or self.step < after or self.frozen is not None or self._shape is None:
             return
-        if isinstance(self.spec.policy, PassPolicy | StaticPolicy):
+        policy = self.spec.policy
+        if isinstance(policy, PassPolicy | StaticPolicy):
             return
+        if isinstance(policy, Replay) and policy.plan.frozen is None:
+            return  # the planned run was over before; its last decisions go on
         weights = self._settled()
         if self.router.tells_passes_apart:
             self.router.fixed = weights

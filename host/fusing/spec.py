@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,17 +130,40 @@ def _copy_of(
         return _patcher_of(copy.deepcopy(bank), load_device, offload_device)
 
 
-def check_plan(spec: FusionSpec, plan: Plan) -> None:
-    """Whether a plan is of the LoRAs that are on a model: by content and role, whatever the files are called.
+def check_plan(spec: FusionSpec, plan: Plan, *, more_to_come: bool = False) -> None:
+    """Whether a plan is of the LoRAs that are on a model, by content and role, whatever the files are called; and of
+    layers that they meet on.
+
+    Args:
+        more_to_come: whether other loaders may follow, so that not all of the plan's LoRAs have to be there.
 
     Raises:
         ConductorError: it is not.
     """
-    planned = sorted((lora["sha256"], lora["role"]) for lora in plan.loras)
-    if planned != sorted((lora.digest, lora.role) for lora in spec.loras):
+    planned = Counter((lora["sha256"], lora["role"]) for lora in plan.loras)
+    carried = Counter((lora.digest, lora.role) for lora in spec.loras)
+    if planned == carried:
+        _check_layers(spec, plan)
+    elif not more_to_come or carried - planned:
         wanted = " and ".join(f"{lora['role']} '{lora['name']}' ({lora['sha256'][:10]})" for lora in plan.loras)
         found = " and ".join(f"{lora.role} '{lora.name}' ({lora.digest[:10]})" for lora in spec.loras)
         raise ConductorError(
             f"plan: it was made for {wanted}, but the model carries {found}. Load the plan's own LoRA files, put "
             "KLLayerRouter after the last loader, or make a new plan."
         )
+
+
+def _check_layers(spec: FusionSpec, plan: Plan) -> None:
+    known = {s.name: s.stop - s.start for layer in spec.layers for s in layer.segments if s.shared}
+    unknown = [name for name in plan.layers if name not in known]
+    if unknown:
+        raise ConductorError(
+            f"plan: it decides {len(unknown)} layers that both LoRAs do not have in this model, such as "
+            f"'{unknown[0][:200]}'. Use the model it was made with, or make a new plan."
+        )
+    for name, heads in plan.heads.items():
+        if len(heads - {1}) > 1 or any(known[name] % number for number in heads):
+            raise ConductorError(
+                f"plan: its weights of '{name}' are for {' and '.join(map(str, sorted(heads)))} heads, which do not "
+                f"divide the layer's {known[name]} channels. Make a new plan."
+            )

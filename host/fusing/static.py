@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ...fusion.adapters import DeltaError
 from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import SSRMerge, StaticPolicy
 from ...fusion.roles import ROLES
-from ..core import ConductorError
+from ..core import ConductorError, logger
 from .spec import FusionSpec
 
 Patches = list[tuple[dict[Any, Any], float]]
@@ -76,7 +75,7 @@ def merged_patches(spec: FusionSpec) -> Patches:
                 patches |= _layer_patches(policy, layer, key)
                 merged_keys.add(key)
             except DeltaError as error:
-                logging.warning(f"LoRA Conductor: {policy.name} leaves a layer as the plain sum, because {error}")
+                logger.warning("LoRA Conductor: %s leaves a layer as the plain sum, because %s", policy.name, error)
     own = [
         (
             {t.core_key: own_patch(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys},

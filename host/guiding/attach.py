@@ -19,7 +19,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..core import ConductorError, SamplerCall, sampled
+from ..core import ConductorError, SamplerCall, printable, sampled
 from ..vision import check_latent_shape
 from .memory import announcing
 from .plan import GuidancePlan
@@ -42,7 +42,7 @@ def sample(model: Any, call: SamplerCall, plan: GuidancePlan) -> tuple[dict[str,
         model = guide(model, plan, reports)
     latent = sampled(model, call)
     report = reports[0] if reports else {"version": 1, "guided": False}
-    return latent, json.dumps(report, allow_nan=False)
+    return latent, json.dumps(printable(report), allow_nan=False)
 
 
 def guide(model: Any, plan: GuidancePlan, reports: Reports) -> Any:
@@ -124,7 +124,7 @@ def last_report(model: Any) -> str:
             "model: no guided run of this model is known. Connect the model from Metric Guidance, and the latent of a "
             "sampler that used it."
         )
-    return json.dumps(reports[-1], allow_nan=False)
+    return json.dumps(printable(reports[-1]), allow_nan=False)
 
 
 def guided_guider(guider: Any, plan: GuidancePlan) -> Any:

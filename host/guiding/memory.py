@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,9 +13,9 @@ import comfy.sampler_helpers
 from ...guidance.corrections import CorrectionResult, X0Correction
 from ...guidance.paper import PaperCorrection
 from ...guidance.views import Views
+from ..core import logger
 from ..vision import Decoder, DecoderLadder, RunEncoder, gradients_enabled
 
-logger = logging.getLogger(__name__)
 # Activations of a vision transformer for one picture, in units of its weights: about 0.4 for ViT-L/14 at 224 pixels
 # and 0.9 for ViT-S/16, from tokens * 20 * width floats a layer.
 ENCODER_ACTIVATIONS = 1.0

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ...guidance.corrections import CorrectionResult
-from ..core import ids_of_prompt, page_of_prompt
+from ..core import ids_of_prompt, page_of_prompt, send
 from .plan import GuidancePlan, TermRequest
 
 EVENT = "lora_conductor.guidance"
@@ -60,7 +60,7 @@ class StepEvents:
         if self._sent == 0:
             message |= self._header
         self._sent = len(self._evaluations)
-        server.send_sync(EVENT, message, client)
+        send(server, EVENT, message, client)
 
 
 class Meter:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...fusion.policies import title
 from ...fusion.records import CallDecisions, RoutingRecord
-from ..core import ids_of_prompt, page_of_prompt
+from ..core import ids_of_prompt, page_of_prompt, send
 from .codes import encode
 from .columns import Columns
 from .missed import tell_when_back
@@ -109,7 +109,7 @@ class LiveMap:
         first = self._sent["layers"]
         message = _message(self._about(server), self.header, first, layers, new) | {"finished": finished}
         self._sent = {"layers": len(layers), "steps": max(new, default=self._sent["steps"] - 1) + 1}
-        server.send_sync(EVENT, message, client)
+        send(server, EVENT, message, client)
 
     def _about(self, server: Any) -> dict[str, Any]:
         return {"node": self.node, **ids_of_prompt(server), "run": self._id, "steps": self.run.steps}
@@ -132,7 +132,7 @@ def _message(
 
 def _tell_all(server: Any, client: str, about: dict[str, Any], header: dict[str, Any], record: RoutingRecord) -> None:
     message = _message(about, header, 0, record.layers, _columns_of(record))
-    server.send_sync(EVENT, message | {"finished": True}, client)
+    send(server, EVENT, message | {"finished": True}, client)
 
 
 def _columns_of(record: RoutingRecord) -> dict[int, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import comfy.clip_model
 import comfy.model_management
@@ -19,11 +21,15 @@ from ...guidance.encoders import (
     TowerEncoder,
     build_from_file,
     build_text_from_file,
+    read_json,
 )
 from ...guidance.preprocess import Preprocess
 from ..core import ConductorError
 from .autograd import DifferentiableCall
 from .prompts import PromptReader, tokenizer_folders
+
+logger = logging.getLogger(__name__)
+_warned: WeakSet[Any] = WeakSet()
 
 
 class MetricEncoder:
@@ -71,24 +77,29 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
     try:
         return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     except Exception as error:  # whatever the format's reader raises for a broken file
-        raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {error}. Download it again.") from error
+        # torch's own words advise to read such a file without its safeguard.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than weights, which is never read" if unsafe else str(error)[:300]
+        raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {reason}. Download it again.") from error
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:
     """The config.json of a transformers model folder, with its preprocessor settings under "preprocessor"."""
-    config = _read_json(file.with_name("config.json"))
+    config = _read_object(file, "config.json")
     if config is not None:
-        config["preprocessor"] = _read_json(file.with_name("preprocessor_config.json"))
+        config["preprocessor"] = _read_object(file, "preprocessor_config.json")
     return config
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
+def _read_object(file: Path, name: str) -> dict[str, Any] | None:
+    path = file.with_name(name)
+    if not path.is_file():
         return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConductorError(f"{file.name} beside the encoder file is not valid JSON: {error}.") from error
+    what = f"{name} beside {file.name}"
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise EncoderFileError(f"{what} is not a JSON object. Download it again.")
+    return found
 
 
 class RunEncoder(Protocol):
@@ -107,14 +118,28 @@ class RunEncoder(Protocol):
 
 def open_encoder(source: Any, input_name: str) -> RunEncoder:
     """Open a CLIP_VISION or METRIC_ENCODER for a run. Raises ConductorError for anything else."""
-    if isinstance(source, MetricEncoder):
-        return _OwnEncoder(source)
-    if hasattr(source, "model") and hasattr(source, "patcher") and hasattr(source, "image_mean"):
-        return _CoreEncoder(source)
+    own = isinstance(source, MetricEncoder)
+    if own or (hasattr(source, "model") and hasattr(source, "patcher") and hasattr(source, "image_mean")):
+        _warn_of_clip_as_dino(source, input_name)
+        return _OwnEncoder(source) if own else _CoreEncoder(source)
     raise ConductorError(
         f"{input_name}: {type(source).__name__} is not an image encoder. Connect Load CLIP Vision or Metric Encoder "
         "Loader."
     )
+
+
+def _warn_of_clip_as_dino(source: Any, input_name: str) -> None:
+    """Once for an encoder, which is opened several times in a run."""
+    if isinstance(source, MetricEncoder):
+        clip = source.encoder.captioned
+    else:
+        clip = isinstance(source.model, comfy.clip_model.CLIPVisionModelProjection)
+    if clip and input_name == "dino_encoder" and source not in _warned:
+        _warned.add(source)
+        logger.warning(
+            f"LoRA Conductor: {input_name}: this is a CLIP-type encoder. Subjects are compared better by a DINO-type "
+            "one; CLIP-type encoders are for clip_encoder."
+        )
 
 
 class _OwnEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -63,4 +64,4 @@ def embed_prompt(source: Any, prompt: str, input_name: str, off: str) -> torch.T
 
 def tokenizer_folders(file: Path) -> TokenizerFolders:
     """Beside the encoder's file, and the copy of CLIP's own tokenizer that ComfyUI carries."""
-    return TokenizerFolders(file.parent, Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
+    return TokenizerFolders(file.parent, Path(inspect.getfile(comfy.sd1_clip)).parent / "sd1_tokenizer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from .autograd import normal_copy
 from .encoders import RunEncoder
 
 KEPT = 64  # embeddings an encoder keeps; each is a few kilobytes
+BRIGHTEST = 2.0  # resizing and decoding overshoot white by less
 GREY = 0.5  # what masked-out pixels become
+logger = logging.getLogger(__name__)
 _embeddings: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()
 
 
@@ -72,6 +75,11 @@ def picture_of(name: str, image: torch.Tensor, mask: torch.Tensor | None = None)
             raise ConductorError(f"{name}: its mask is empty. Paint what is to be looked at, or disconnect the mask.")
         if min(min(seen.shape[-2:]) for seen in Picture(image[..., :3], mask).seen()) < 4:
             raise ConductorError(f"{name}: its mask covers too little. Paint a larger part of the picture.")
+    if (brightest := float(image[..., :3].max())) > BRIGHTEST:
+        logger.warning(
+            f"LoRA Conductor: {name}: the picture's values go up to {brightest:.0f}, where 1 is white; what is above "
+            "counts as white. Divide by 255 if it was made for 0 to 255."
+        )
     return Picture(image[..., :3], mask)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lora_conductor.fusion import baking
 from lora_conductor.fusion.baking import assembled, baked_weights, low_rank, weighted
-from lora_conductor.fusion.layers.segment import SegmentDeltas
+from lora_conductor.fusion.layers import SegmentDeltas
 from lora_conductor.fusion.policies import Composite, Paper, Switch
-from lora_conductor.fusion.records.record import RoutingRecord
+from lora_conductor.fusion.records import RoutingRecord
 
 KERNELS = [(), (3,), (3, 3), (1, 1), (1, 2, 3)]
 

@@ -37,7 +37,7 @@ class Encoders:
 
     @classmethod
     def load(cls) -> Encoders:
-        from lora_conductor.host.vision.encoders import load_metric_encoder
+        from lora_conductor.host.vision import load_metric_encoder
 
         return cls(**{name: load_metric_encoder(str(path)) for name, path in ENCODER_FILES.items()})
 
@@ -49,7 +49,7 @@ PlanMaker = Callable[[str, str], Any]
 def parse_guidance(text: str, small: SmallWorld, pictures: Pictures, encoders: Encoders) -> PlanMaker:
     """A method as written on the command line (see the module's docstring)."""
     from lora_conductor.guidance.schedules import GuidanceWindow
-    from lora_conductor.host.guiding.plan import GuidanceOptions, GuidancePlan
+    from lora_conductor.host.guiding import GuidanceOptions, GuidancePlan
 
     found = re.fullmatch(r"(none|x0|paper)(?:\((.*)\))?", text.strip())
     if not found:
@@ -87,6 +87,6 @@ def parse_guidance(text: str, small: SmallWorld, pictures: Pictures, encoders: E
 
 def guided(model: Any, plan: Any, reports: list[Any]) -> Any:
     """The model, guided if there is a plan."""
-    from lora_conductor.host.guiding.attach import guide
+    from lora_conductor.host.guiding import guide
 
     return model if plan is None else guide(model, plan, reports)

@@ -46,13 +46,9 @@ def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1
     """This pack's loader and router with a policy object of ``lora_conductor.fusion.policies``, and its settings."""
 
     def make(model: Any, subject: Path, style: Path) -> Any:
-        from lora_conductor.host.fusing.attach import add_loras, set_policy
-        from lora_conductor.host.loras.file import read_lora
-        from lora_conductor.host.loras.patches import model_patches
+        from lora_conductor.host.fusing import fused
 
-        patches = [model_patches(read_lora(path.name, str(path)), model) for path in (subject, style)]
-        fused = add_loras(model, [(patches[0], "subject", subject_strength), (patches[1], "style", style_strength)])
-        return set_policy(fused, policy, refinement)
+        return fused(model, (subject, subject_strength), (style, style_strength), policy, refinement)
 
     return make
 
@@ -65,7 +61,7 @@ def with_ranks(subject_rank: int, style_rank: int, make: Maker) -> Maker:
 def parse_policy(text: str) -> tuple[Any, Any]:
     """A policy and the router's settings from one text, e.g. ``kl_soft(temperature=0.5, smoothing=.7)``."""
     from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
-    from lora_conductor.fusion.routing.refinement import Refinement
+    from lora_conductor.fusion.routing import Refinement
 
     known = {"recommended": lambda: RECOMMENDED, **POLICIES}
     found = re.fullmatch(r"(\w+)(?:\((.*)\))?", text.strip())
@@ -108,7 +104,7 @@ def ssr_merged(small: SmallWorld, subject: str, style: str) -> Any:
     """SSR-Merge, which has to be calibrated on a prompt for each LoRA alone, at strengths 1/1."""
     import torch
 
-    from lora_conductor.host.fusing.attach import set_policy
+    from lora_conductor.host.fusing import set_policy
     from lora_conductor.host.fusing.calibration import calibrated
 
     model = routed(parse_policy("sum")[0])(small.model, small.lora("subject", subject), small.lora("style", style))

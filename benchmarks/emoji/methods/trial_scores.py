@@ -40,7 +40,7 @@ TRIALS = {score.__name__: score for score in (reverse_kl, kl_over_tokens, kl_of_
 
 def register() -> None:
     """Make them known to the pack in this process, by their names."""
-    from lora_conductor.fusion.policies.scores import SCORES
+    from lora_conductor.fusion.policies import SCORES
 
     SCORES.update(TRIALS)
 

@@ -200,7 +200,7 @@ def train(
 
     state: file in which the training is kept every KEEP_EVERY steps; where it exists, it goes on from there.
     """
-    from lora_conductor.host.vision.autograd import gradients_enabled, overwriting_allowed
+    from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
 
     torch.manual_seed(seed)
     masters = Masters(Net(len(lessons.names), torch.float32))

@@ -116,7 +116,7 @@ def noise_levels(count: int) -> Tensor:
 
 def train(small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int) -> dict[str, Branch]:
     """A LoRA for the world's base model."""
-    from lora_conductor.host.vision.autograd import gradients_enabled, overwriting_allowed
+    from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
 
     torch.manual_seed(seed)
     base = small.model.model.diffusion_model.requires_grad_(False)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lora_conductor.fusion.adapters import DeltaError, Place
 from lora_conductor.fusion.adapters.low_rank import lora
-from lora_conductor.fusion.layers.segment import SegmentDeltas
+from lora_conductor.fusion.layers import SegmentDeltas
 
 
 @given(

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from lora_conductor.fusion.adapters import LowRankDelta
 from lora_conductor.fusion.layers.layer import FusedLayer, Geometry
 from lora_conductor.fusion.policies import KLSoft, Paper, StepContext, Sum
-from lora_conductor.fusion.routing.router import Router
-from lora_conductor.fusion.routing.rules import Rules
+from lora_conductor.fusion.routing import Router, Rules
 
 FIRST_STEP = StepContext(0, 1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_conductor.fusion.layers.segment import SegmentDeltas
+from lora_conductor.fusion.layers import SegmentDeltas
 from lora_conductor.fusion.policies import BlockMask, Chance, Composite, ESTLoRA, KLoRA, StepContext, Switch
 from lora_conductor.fusion.roles import ROLES
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from lora_conductor.fusion.policies import Balanced, Cosine, Energy, JensenShannon, Paper, StepContext
-from lora_conductor.fusion.policies.scores import SCORES
+from lora_conductor.fusion.policies import SCORES, Balanced, Cosine, Energy, JensenShannon, Paper, StepContext
 
 SUBJECT, STYLE = torch.tensor([0.2, 3.0, 1e-4]), torch.tensor([0.1, 3.0, 0.5])
 LOG_RATIO = (SUBJECT / STYLE).log()

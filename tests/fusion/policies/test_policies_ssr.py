@@ -6,8 +6,8 @@ import torch
 
 from lora_conductor.fusion.adapters import Geometry, LowRankDelta
 from lora_conductor.fusion.calibration import Calibrator
-from lora_conductor.fusion.layers.layer import FusedLayer
-from lora_conductor.fusion.policies.ssr import Calibration, SSRMerge
+from lora_conductor.fusion.layers import FusedLayer
+from lora_conductor.fusion.policies import Calibration, SSRMerge
 from lora_conductor.fusion.roles import ROLES
 
 from ..dense_policies import ssr_merge

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_conductor.fusion.layers.segment import SegmentDeltas
+from lora_conductor.fusion.layers import SegmentDeltas
 from lora_conductor.fusion.policies import DARE, DELLA, SVD, TIES, Average, MagnitudePrune, NPLoRA, Sum
 from lora_conductor.fusion.policies.static.entries import uniform
 from lora_conductor.fusion.roles import ROLES

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from lora_conductor.fusion.policies import POLICIES, Policy, Solo, SSRMerge, registry
-from lora_conductor.fusion.records.replay import Replay
+from lora_conductor.fusion.records import Replay
 
 # Saved workflows know this order: only ever append, in the policy's own file (its place) and not here.
 FIRST = [

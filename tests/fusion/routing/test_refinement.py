@@ -7,14 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lora_conductor.fusion.adapters import Geometry, LowRankDelta
-from lora_conductor.fusion.layers.batch import Batch
-from lora_conductor.fusion.layers.layer import FusedLayer
-from lora_conductor.fusion.policies import Chance, KLSoft, Paper, StepContext
-from lora_conductor.fusion.policies.scores import SCORES
-from lora_conductor.fusion.policies.setting import settings_of
-from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.fusion.routing.router import Router
-from lora_conductor.fusion.routing.rules import Rules, prepare
+from lora_conductor.fusion.layers import Batch, FusedLayer
+from lora_conductor.fusion.policies import SCORES, Chance, KLSoft, Paper, StepContext, settings_of
+from lora_conductor.fusion.routing import Refinement, Router, Rules, prepare
 
 WIDTH, OUT = 12, 16
 

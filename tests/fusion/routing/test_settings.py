@@ -7,10 +7,8 @@ from dataclasses import fields, replace
 import pytest
 
 from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, KLSoft, Sum, title
-from lora_conductor.fusion.records.plan import Plan
-from lora_conductor.fusion.records.replay import Replay
-from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.fusion.routing.settings import NAMED, SETTINGS, heeds, name_of, with_settings
+from lora_conductor.fusion.records import Plan, Replay
+from lora_conductor.fusion.routing import NAMED, SETTINGS, Refinement, heeds, name_of, with_settings
 
 # Saved workflows know this order, in which the inputs stand: only ever append, in Refinement and not here.
 FIRST = [

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import Composite, KLSoft, Sum
 from lora_conductor.host.baking import BakeSettings, bake_to_file
-from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.fusing.attach import attachment_of, set_policy
-from lora_conductor.host.fusing.loading import load_loras
-from lora_conductor.host.loras.choices import LoraChoice
+from lora_conductor.host.core import ConductorError
+from lora_conductor.host.fusing import attachment_of, load_loras, set_policy
+from lora_conductor.host.loras import LoraChoice
 from repo_paths import REPO
 
 from .. import tiny

@@ -10,11 +10,8 @@ from safetensors.torch import save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, KLoRA, KLSoft, NPLoRA, Paper, Sum, Switch
 from lora_conductor.host.baking import BakeSettings, bake
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.on_model import loras_on
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
+from lora_conductor.host.loras import loras_on
 
 from .. import tiny
 from ..adapter_files import make_file
@@ -28,11 +25,6 @@ LIVE = {
     "k_lora": KLoRA(),
     "switch": Switch(2),
 }
-
-
-def loaded(model, *loras):
-    patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for role, path, s in loras]
-    return add_loras(model, patches)
 
 
 def sliced_lora(path, model, rank=3):
@@ -62,7 +54,7 @@ def setting(request, tmp_path_factory):
         sliced_lora(style, model)
     else:
         tiny.make_lora(style, dict(s for i, s in enumerate(shapes) if i % 3 != 1), rank=3, seed=2, size=0.2)
-    return model, loaded(model, ("subject", subject, 0.8), ("style", style, 0.7))
+    return model, fused(model, (subject, 0.8), (style, 0.7))
 
 
 def with_file(model, baked, path):
@@ -93,13 +85,13 @@ def predicted(model, sigma, x):
 
 @pytest.mark.parametrize("name", LIVE)
 def test_one_step_is_the_fused_forward_at_that_step(setting, tmp_path, record_property, name):
-    model, fused = setting
-    fused = set_policy(fused, LIVE[name])
-    made, steps = steps_of(fused)
+    model, routed = setting
+    routed = set_policy(routed, LIVE[name])
+    made, steps = steps_of(routed)
     errors = []
     for step in (1, STEPS - 1):
         sigma, x, live = steps[step]
-        baked, _ = bake(fused, None, made, BakeSettings(step, 0, torch.float32))
+        baked, _ = bake(routed, None, made, BakeSettings(step, 0, torch.float32))
         assert not baked.left_out
         ours = predicted(with_file(model, baked, tmp_path / "baked.safetensors"), sigma, x)
         assert tiny.relative(predicted(model, sigma, x), live) > 1e-3
@@ -110,8 +102,8 @@ def test_one_step_is_the_fused_forward_at_that_step(setting, tmp_path, record_pr
 
 @pytest.mark.parametrize("policy", [Sum(), NPLoRA(), TIES()], ids=["sum", "np_lora", "ties"])
 def test_static_policies_need_no_latent_and_give_the_merged_model(setting, tmp_path, record_property, policy):
-    model, fused = setting
-    merged = set_policy(fused, policy)
+    model, routed = setting
+    merged = set_policy(routed, policy)
     baked, record = bake(merged, None, None, EXACT)
     assert record is None and not baked.left_out
     live = tiny.sample(merged)
@@ -123,16 +115,16 @@ def test_static_policies_need_no_latent_and_give_the_merged_model(setting, tmp_p
 
 def test_average_is_the_mean_of_the_steps_deltas(setting):
     """Weight by weight: the file of the average is the mean of the files of the single steps."""
-    _, fused = setting
-    made, _ = steps_of(fused)
-    mean, _ = bake(fused, None, made, EXACT)
-    steps = [bake(fused, None, made, BakeSettings(step, 0, torch.float32))[0] for step in range(STEPS)]
+    _, routed = setting
+    made, _ = steps_of(routed)
+    mean, _ = bake(routed, None, made, EXACT)
+    steps = [bake(routed, None, made, BakeSettings(step, 0, torch.float32))[0] for step in range(STEPS)]
     changes = 0
     for prefix in mean.ranks:
         single = [dense(step, prefix) for step in steps]
         assert torch.allclose(dense(mean, prefix), sum(single) / STEPS, atol=1e-5)
         changes += not torch.allclose(single[0], single[-1], atol=1e-3)
-    assert changes == attachment_of(fused).spec.shared_layers > 0
+    assert changes == attachment_of(routed).spec.shared_layers > 0
 
 
 def dense(baked, prefix):
@@ -143,10 +135,10 @@ def dense(baked, prefix):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files(setting, tmp_path, record_property, dtype):
-    model, fused = setting
-    made, steps = steps_of(fused)
+    model, routed = setting
+    made, steps = steps_of(routed)
     sigma, x, live = steps[2]
-    baked, _ = bake(fused, None, made, BakeSettings(2, 0, dtype))
+    baked, _ = bake(routed, None, made, BakeSettings(2, 0, dtype))
     assert all(t.dtype == dtype for key, t in baked.tensors.items() if not key.endswith(".alpha"))
     ours = tiny.relative(predicted(with_file(model, baked, tmp_path / "baked.safetensors"), sigma, x), live)
     record_property(f"{dtype} file, one step", ours)
@@ -154,10 +146,10 @@ def test_half_precision_files(setting, tmp_path, record_property, dtype):
 
 
 def test_a_smaller_rank_loses_what_it_says(setting):
-    _, fused = setting
-    made, _ = steps_of(fused)
-    whole, _ = bake(fused, None, made, EXACT)
-    cut, _ = bake(fused, None, made, BakeSettings(None, 4, torch.float32))
+    _, routed = setting
+    made, _ = steps_of(routed)
+    whole, _ = bake(routed, None, made, EXACT)
+    cut, _ = bake(routed, None, made, BakeSettings(None, 4, torch.float32))
     assert cut.size < whole.size and max(cut.ranks.values()) == 4 < max(whole.ranks.values()) <= 4 + 3 * 3
     for prefix, lost in cut.lost.items():
         truth = dense(whole, prefix)
@@ -167,10 +159,10 @@ def test_a_smaller_rank_loses_what_it_says(setting):
 
 
 def test_written_keys_are_the_parents_own_and_core_reads_them_all(setting, tmp_path, caplog):
-    model, fused = setting
-    made, _ = steps_of(fused)
-    baked, _ = bake(fused, None, made, EXACT)
-    parents = loras_on(fused)
+    model, routed = setting
+    made, _ = steps_of(routed)
+    baked, _ = bake(routed, None, made, EXACT)
+    parents = loras_on(routed)
     assert set(baked.ranks) <= {prefix for parent in parents for prefix in parent.prefixes.values()}
     assert {key.rpartition(".lora_")[0] for key in baked.tensors if key.endswith("lora_up.weight")} == set(baked.ranks)
     with_file(model, baked, tmp_path / "baked.safetensors")
@@ -193,7 +185,7 @@ def test_sliced_parents(tmp_path, record_property, second):
     slices = {"subject": parts, "style": parts}
     if second == "to_q":
         slices = {"subject": ["diffusion_model.single_blocks.0.linear1_qkv"], "style": parts[:1]}
-    loras = []
+    loras = {}
     for role, prefixes in slices.items():
         tensors = {}
         for prefix in prefixes:
@@ -202,10 +194,10 @@ def test_sliced_parents(tmp_path, record_property, second):
             tensors[f"{prefix}.lora_down.weight"] = torch.randn(3, width) * width**-0.5
         path = tmp_path / f"{role}.safetensors"
         save_file(tensors, path)
-        loras.append((role, path, 0.9))
-    fused = set_policy(loaded(model, *loras), KLSoft())
-    made = tiny.sample(fused)
-    baked, _ = bake(fused, None, made, EXACT)
+        loras[role] = (path, 0.9)
+    routed = fused(model, **loras, policy=KLSoft())
+    made = tiny.sample(routed)
+    baked, _ = bake(routed, None, made, EXACT)
     expected = set(slices["style"]) if second == "all" else {"diffusion_model.single_blocks.0.linear1"}
     assert set(baked.ranks) == expected and not baked.left_out
     error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), made)
@@ -220,9 +212,9 @@ def test_other_adapters_beside_a_lora(tmp_path, record_property, kind):
     shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
     other, lora = tmp_path / "other.safetensors", tiny.make_lora(tmp_path / "lora.safetensors", shapes, size=0.3)
     make_file(other, kind, shapes)
-    fused = set_policy(loaded(model, ("subject", lora, 0.9), ("style", other, 0.8)), KLSoft())
-    made = tiny.sample(fused)
-    baked, _ = bake(fused, None, made, EXACT)
+    routed = fused(model, (lora, 0.9), (other, 0.8), KLSoft())
+    made = tiny.sample(routed)
+    baked, _ = bake(routed, None, made, EXACT)
     assert not baked.left_out
     error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), made)
     record_property(f"{kind} beside a LoRA", error)
@@ -234,12 +226,12 @@ def test_what_needs_a_base_weight_that_cannot_be_read_is_named(tmp_path):
     shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
     dora = make_file(tmp_path / "dora.safetensors", "dora_out_lora", dict(list(shapes.items())[:1]))
     lora = tiny.make_lora(tmp_path / "lora.safetensors", shapes, size=0.3)
-    fused = set_policy(loaded(model, ("subject", lora, 0.9), ("style", dora, 0.8)), KLSoft())
-    made = tiny.sample(fused)
-    layers = attachment_of(fused).spec.layers
+    routed = fused(model, (lora, 0.9), (dora, 0.8), KLSoft())
+    made = tiny.sample(routed)
+    layers = attachment_of(routed).spec.layers
     for layer in layers:
         layer.read_weight = None
-    baked, _ = bake(fused, None, made, EXACT)
+    baked, _ = bake(routed, None, made, EXACT)
     (shared,) = (layer.name for layer in layers if any(segment.shared for segment in layer.segments))
     assert list(baked.left_out) == [shared] and "cannot be read" in baked.left_out[shared]
     assert len(baked.ranks) == len(layers) - 1
@@ -247,10 +239,10 @@ def test_what_needs_a_base_weight_that_cannot_be_read_is_named(tmp_path):
 
 def test_a_layer_that_never_ran_is_named(setting):
     """Its weights are not known: the file goes without it."""
-    _, fused = setting
-    made, _ = steps_of(fused)
-    live = attachment_of(fused).live
-    samples, record, plan = live._records[-1]
-    live._records[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
-    baked, _ = bake(fused, None, made, EXACT)
+    _, routed = setting
+    made, _ = steps_of(routed)
+    live = attachment_of(routed).live
+    samples, record, plan = live._results[-1]
+    live._results[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
+    baked, _ = bake(routed, None, made, EXACT)
     assert baked.left_out == {record.layers[0]: "it did not run while the picture was sampled"}

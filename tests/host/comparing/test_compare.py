@@ -15,14 +15,13 @@ from nodes import VAELoader
 from PIL import Image
 
 from comfy_server import ComfyServer, WorkflowError
-from lora_conductor.fusion.records.plan import Plan
-from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.fusion.routing.settings import NAMED, heeds, with_settings
+from lora_conductor.fusion.records import Plan
+from lora_conductor.fusion.routing import NAMED, Refinement, heeds, with_settings
 from lora_conductor.host.comparing import Judge
 from lora_conductor.host.comparing.axes import Setting, axis
 from lora_conductor.host.comparing.grid import Cell, best_of
 from lora_conductor.host.comparing.picture import CAPTION, GAP, LEAST, LEFT, TOP, comparison_picture
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.nodes.compare import SAMPLING, comparable
 
 from ..workflows import Workflow, ksampler, latent, loader, node, router, run, sampled, world

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_conductor.host.comparing import Judge, fusion_score
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.guiding import GuidancePlan
 from lora_conductor.host.vision import load_metric_encoder
 

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from lora_conductor.fusion.policies import Sum
 from lora_conductor.host.fusing.attach import add_loras, set_policy
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import LoraPatches, model_patches
-from lora_conductor.host.loras.targets import Target
+from lora_conductor.host.loras import LoraPatches, Target, model_patches, read_lora
 
 from .. import tiny
 from ..adapter_files import ROWS, Maker, make_file

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_conductor.host.loras.patches import LoraPatches
-from lora_conductor.host.loras.targets import Target
+from lora_conductor.host.loras import LoraPatches, Target
 
 from .. import tiny
 from ..adapter_files import ROWS

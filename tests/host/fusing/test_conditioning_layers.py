@@ -5,10 +5,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Paper, Solo, Sum, Switch
-from lora_conductor.host.fusing.attach import add_loras, set_policy
-from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.fusing import fused, record_of_latent
 
 from .. import tiny
 from ..families.bench import Bench
@@ -35,10 +32,9 @@ def files(bench):
     return {role: tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=i) for i, role in enumerate(STRENGTHS)}
 
 
-def fused(bench, files, policy, **kw):
-    model = bench.model()
-    patches = [(model_patches(read_lora(f.name, str(f)), model), role, STRENGTHS[role]) for role, f in files.items()]
-    return set_policy(add_loras(model, patches), policy, **kw)
+def routed(bench, files, policy, **kw):
+    loras = {role: (file, STRENGTHS[role]) for role, file in files.items()}
+    return fused(bench.model(), **loras, policy=policy, **kw)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
@@ -46,19 +42,19 @@ def test_one_lora_equals_one_loader_whatever_the_policy(bench, files, policy):
     one = {"subject": files["subject"]}
     core = bench.sample(tiny.core_stacked(bench.model(), (files["subject"], STRENGTHS["subject"])))
     assert tiny.relative(bench.base(torch.float32), core) > MOVED
-    assert tiny.relative(bench.sample(fused(bench, one, policy)), core) < 1e-5
+    assert tiny.relative(bench.sample(routed(bench, one, policy)), core) < 1e-5
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
 def test_every_policy_decides_them_and_leaves_no_trace(bench, files, policy):
-    out = bench.sample(fused(bench, files, policy))
+    out = bench.sample(routed(bench, files, policy))
     assert torch.isfinite(out).all() and tiny.relative(bench.base(torch.float32), out) > MOVED
     assert "extra_conds" not in bench.model().model.__dict__
     assert torch.equal(bench.sample(bench.model()), bench.base(torch.float32)), "the model is as it was"
 
 
 def test_their_decisions_are_recorded_as_the_first_steps(bench, files):
-    model = fused(bench, files, KLSoft())
+    model = routed(bench, files, KLSoft())
     out = bench.sample(model)
     record = record_of_latent(model, out)
     assert record.layers and all(TEXT in name for name in record.layers)
@@ -67,8 +63,8 @@ def test_their_decisions_are_recorded_as_the_first_steps(bench, files):
 
 def test_a_sampling_inside_a_sampling_has_its_own_loras(bench, files):
     """The inner one finds the outer one's hook on the model they share."""
-    outer = fused(bench, {"subject": files["subject"]}, Sum(), always_live=True)
-    inner = fused(bench, {"style": files["style"]}, Sum(), always_live=True)
+    outer = routed(bench, {"subject": files["subject"]}, Sum(), always_live=True)
+    inner = routed(bench, {"style": files["style"]}, Sum(), always_live=True)
     alone, seen = bench.sample(inner), []
 
     def and_another(executor, *args, **kwargs):

@@ -6,12 +6,8 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, Composite, KLSoft, Sum
-from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.fusing.plans import plan_of_latent, replaying
-from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.fusion.routing import Refinement
+from lora_conductor.host.fusing import attachment_of, fused, plan_of_latent, record_of_latent, replaying, set_policy
 
 from .. import tiny
 from .test_fusion_invariance import assert_untouched, snapshot
@@ -26,8 +22,7 @@ def setting(request, tmp_path_factory):
     alone = [key for key in shapes if "1" in key]  # layers that only the style has
     subject = {key: shape for key, shape in shapes.items() if key not in alone[:3]}
     files = [tiny.make_lora(folder / f"{i}.safetensors", s, seed=i, size=0.2) for i, s in enumerate((subject, shapes))]
-    patches = [model_patches(read_lora(file.name, str(file)), model) for file in files]
-    return model, files, add_loras(model, [(patches[0], "subject", 0.8), (patches[1], "style", 0.8)])
+    return model, files, fused(model, (files[0], 0.8), (files[1], 0.8))
 
 
 def by_hand(positive, negative, **kw):
@@ -39,14 +34,14 @@ def by_hand(positive, negative, **kw):
 
 @pytest.mark.parametrize(("emphasis", "share"), [(1.0, 1.0), (2.5, 0.5), (4.0, 0.0), (9.0, 0.0), (0.4, 1.2)])
 def test_sum_equals_two_merged_models(setting, emphasis, share, record_property):
-    model, files, fused = setting
+    model, files, loaded = setting
     strengths = [(file, 0.8) for file in files]
     wanted = by_hand(
         tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((f, s * share) for f, s in strengths)), batch=2
     )
     tiny.sample(model)
     before = snapshot(model)
-    made = tiny.sample(set_policy(fused, Sum(), Refinement(emphasis=emphasis)), cfg=CFG, batch=2)
+    made = tiny.sample(set_policy(loaded, Sum(), Refinement(emphasis=emphasis)), cfg=CFG, batch=2)
     error = tiny.relative(made, wanted)
     record_property(f"emphasis {emphasis}", error)
     assert error < 1e-5
@@ -66,12 +61,12 @@ def test_prompts_computed_apart_give_the_same(setting, policy, monkeypatch):
 def test_perp_neg_starts_from_the_empty_prompt_with_its_share(setting):
     from comfy_extras.nodes_perpneg import Guider_PerpNeg
 
-    model, files, fused = setting
+    model, files, loaded = setting
     strengths = [(file, 0.8) for file in files]
     wanted = by_hand(
         tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((file, s * 0.5) for file, s in strengths))
     )
-    guider = Guider_PerpNeg(set_policy(fused, Sum(), Refinement(emphasis=2.5)))
+    guider = Guider_PerpNeg(set_policy(loaded, Sum(), Refinement(emphasis=2.5)))
     guider.set_conds(tiny.conditioning(model, 1), tiny.conditioning(model, 3), tiny.conditioning(model, 2))
     guider.set_cfg(CFG, 0.0)
     sampling = model.get_model_object("model_sampling")
@@ -96,7 +91,7 @@ def test_without_cfg_nothing_changes(setting):
 
 def test_one_lora_alone_is_core_s_unless_told_otherwise(setting):
     model, files, _ = setting
-    alone = add_loras(model, [(model_patches(read_lora("a", str(files[0])), model), "subject", 0.8)])
+    alone = fused(model, (files[0], 0.8))
     merged = tiny.core_stacked(model, (files[0], 0.8))
     assert tiny.relative(tiny.sample(alone, cfg=CFG), tiny.sample(merged, cfg=CFG)) < 1e-5
     twice = set_policy(alone, RECOMMENDED, Refinement(emphasis=CFG))
@@ -120,10 +115,10 @@ def test_a_record_has_what_the_policy_decided(setting):
 
 @pytest.mark.parametrize("policy", [RECOMMENDED, KLSoft()], ids=lambda p: p.name)
 def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, record_property):
-    model, _, fused = setting
+    model, _, loaded = setting
     tiny.sample(model)
     before = snapshot(model)
-    routed = set_policy(fused, policy, Refinement(emphasis=2.5, freeze_after=2))
+    routed = set_policy(loaded, policy, Refinement(emphasis=2.5, freeze_after=2))
     states: list[torch.Tensor] = []
     made = tiny.sample(routed, steps=3, cfg=CFG, callback=lambda step, x0, x, total: states.append(x.clone()))
     record = record_of_latent(routed, made)
@@ -132,7 +127,7 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
     for share in (1.0, 0.5):
         merged.append(model.clone())
         index = {name: i for i, name in enumerate(record.layers)}
-        for role, lora in enumerate(attachment_of(fused).spec.loras):
+        for role, lora in enumerate(attachment_of(loaded).spec.loras):
             for target, patch in lora.core_patches.items():
                 row = index.get(target.key.removesuffix(".weight"))
                 weight = 1.0 if row is None else float(record.weights[role, row, 2])
@@ -143,7 +138,7 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
     assert error < 1e-5
     tiny.sample(model)  # core takes the merged models' patches off
     assert_untouched(model, before)
-    again = replaying(fused, plan_of_latent(routed, made))
+    again = replaying(loaded, plan_of_latent(routed, made))
     assert torch.equal(tiny.sample(again, steps=3, cfg=CFG), made)
 
 

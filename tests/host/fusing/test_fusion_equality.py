@@ -5,9 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.fusing import attachment_of, fused, set_policy
+from lora_conductor.host.loras import model_patches, read_lora
 
 from .. import tiny
 
@@ -31,12 +30,6 @@ def files(model, tmp_path_factory):
     }
 
 
-def fused(model, *loras, policy=None):
-    patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for role, path, s in loras]
-    model = add_loras(model, patches)
-    return model if policy is None else set_policy(model, policy, always_live=True)
-
-
 def figure(record_property, name, error):
     record_property(name, error)
     print(f"{name}: {error:.1e} of the range")
@@ -44,7 +37,7 @@ def figure(record_property, name, error):
 
 
 def test_sum_equals_two_stacked_loaders(model, files, record_property):
-    ours = tiny.sample(fused(model, ("subject", files["subject"], 0.8), ("style", files["style"], -0.6), policy=Sum()))
+    ours = tiny.sample(fused(model, (files["subject"], 0.8), (files["style"], -0.6), policy=Sum(), always_live=True))
     core = tiny.core_stacked(model, (files["subject"], 0.8), (files["style"], -0.6))
     assert tiny.relative(tiny.sample(model), tiny.sample(core)) > 0.01, "the LoRAs should matter"
     figure(record_property, "sum vs two stacked loaders", tiny.relative(ours, tiny.sample(core)))
@@ -52,21 +45,21 @@ def test_sum_equals_two_stacked_loaders(model, files, record_property):
 
 def test_sum_equals_stacked_loaders_after_several_guided_steps(model, files, record_property):
     kw = {"steps": 4, "cfg": 3.0, "batch": 2}
-    ours = fused(model, ("subject", files["subject"], 0.2), ("style", files["half"], 0.2), policy=Sum())
+    ours = fused(model, (files["subject"], 0.2), (files["half"], 0.2), policy=Sum(), always_live=True)
     core = tiny.core_stacked(model, (files["subject"], 0.2), (files["half"], 0.2))
     figure(record_property, "4 steps, cfg 3", tiny.relative(tiny.sample(ours, **kw), tiny.sample(core, **kw)))
 
 
 @pytest.mark.parametrize("policy", [None, Paper(), KLSoft()], ids=["recommended", "paper", "kl_soft"])
 def test_one_lora_equals_one_loader_whatever_the_policy(model, files, record_property, policy):
-    ours = fused(model, ("subject", files["subject"], 0.9), ("style", files["style"], 0.0), policy=policy)
+    ours = fused(model, (files["subject"], 0.9), (files["style"], 0.0), policy=policy, always_live=True)
     core = tiny.core_stacked(model, (files["subject"], 0.9))
     figure(record_property, "one LoRA vs one loader", tiny.relative(tiny.sample(ours), tiny.sample(core)))
 
 
 def test_sum_is_left_to_core_and_taken_off_again(model, files):
     """As a user gets it, `sum` is core's own merge, bit for bit; another policy after it takes it off without trace."""
-    live = fused(model, ("subject", files["subject"], 0.8), ("style", files["style"], -0.6))
+    live = fused(model, (files["subject"], 0.8), (files["style"], -0.6))
     summed = set_policy(live, Sum())
     core = tiny.core_stacked(model, (files["subject"], 0.8), (files["style"], -0.6))
     assert torch.equal(tiny.sample(summed), tiny.sample(core))
@@ -76,26 +69,26 @@ def test_sum_is_left_to_core_and_taken_off_again(model, files):
 
 
 def test_zero_strengths_equal_no_lora(model, files):
-    ours = fused(model, ("subject", files["subject"], 0.0), ("style", files["style"], 0.0), policy=RECOMMENDED)
+    ours = fused(model, (files["subject"], 0.0), (files["style"], 0.0), policy=RECOMMENDED, always_live=True)
     assert torch.equal(tiny.sample(ours), tiny.sample(model))
 
 
 def test_chained_loaders_keep_the_first(model, files, record_property):
-    first = fused(model, ("subject", files["subject"], 0.5))
-    both = fused(first, ("style", files["style"], 0.7), ("subject", files["half"], 0.3), policy=Sum())
+    first = fused(model, (files["subject"], 0.5))
+    both = fused(first, (files["half"], 0.3), (files["style"], 0.7), policy=Sum(), always_live=True)
     core = tiny.core_stacked(model, (files["subject"], 0.5), (files["style"], 0.7), (files["half"], 0.3))
     figure(record_property, "three LoRAs, two loaders", tiny.relative(tiny.sample(both), tiny.sample(core)))
 
 
 def test_core_loras_before_ours_stay(model, files, record_property):
     before = tiny.core_stacked(model, (files["half"], 0.4))
-    ours = fused(before, ("subject", files["subject"], 0.5), ("style", files["style"], 0.7), policy=Sum())
+    ours = fused(before, (files["subject"], 0.5), (files["style"], 0.7), policy=Sum(), always_live=True)
     core = tiny.core_stacked(model, (files["half"], 0.4), (files["subject"], 0.5), (files["style"], 0.7))
     figure(record_property, "beside a core LoRA", tiny.relative(tiny.sample(ours), tiny.sample(core)))
 
 
 def test_router_may_stand_before_the_loader(model, files):
-    loras = ("subject", files["subject"], 0.8), ("style", files["style"], 0.6)
+    loras = (files["subject"], 0.8), (files["style"], 0.6)
     before, after = fused(set_policy(model, Paper()), *loras), fused(model, *loras, policy=Paper())
     assert attachment_of(before).spec.policy == Paper()
     assert torch.equal(tiny.sample(before), tiny.sample(after))
@@ -116,7 +109,7 @@ def test_tucker_and_flattened_conv_equal_core(tmp_path, record_property):
     save_file(tensors, path)
     flat = tmp_path / "flat.safetensors"
     save_file({k: v.flatten(1) if "alpha" not in k else v for k, v in tensors.items() if "mid" not in k}, flat)
-    ours = fused(model, ("subject", path, 0.8), policy=Sum())
+    ours = fused(model, (path, 0.8), policy=Sum(), always_live=True)
     assert len(attachment_of(ours).spec.loras[0].deltas) == len(tensors) // 4
     figure(
         record_property,
@@ -146,7 +139,7 @@ def test_two_dialects_of_a_fused_layer_meet(tmp_path, record_property):
     sliced = diffusers_flux_lora(
         tmp_path / "sliced.safetensors", tiny.make_lora(tmp_path / "b.safetensors", shapes, seed=2, alpha=None), model
     )
-    ours = fused(model, ("subject", whole, 0.8), ("style", sliced, 0.6), policy=Sum())
+    ours = fused(model, (whole, 0.8), (sliced, 0.6), policy=Sum(), always_live=True)
     segments = [s for layer in attachment_of(ours).spec.layers for s in layer.segments]
     assert len(segments) == 3 * len(shapes) and all(s.shared for s in segments)
     core = tiny.core_stacked(model, (whole, 0.8), (sliced, 0.6))
@@ -176,7 +169,7 @@ def test_what_cannot_be_routed_is_merged_as_core_does(tmp_path, record_property)
         "diffusion_model.out.0.weight",
     }
     assert not patches.refused and not patches.unmatched and len(patches.applied) == len(tensors)
-    ours = add_loras(model, [(patches, "style", 0.7)])
+    ours = fused(model, style=(path, 0.7))
     core = tiny.sample(tiny.core_stacked(model, (path, 0.7)))
     assert tiny.relative(tiny.sample(model), core) > 0.01
     figure(record_property, "merged beside routed", tiny.relative(tiny.sample(ours), core))
@@ -190,7 +183,7 @@ def test_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
     loras = [(tiny.make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i, size=0.1), 0.8) for i in (1, 2)]
     truth = tiny.sample(tiny.core_stacked(exact, *loras))
     low = tiny.tiny_flux(dtype)
-    ours = fused(low, ("subject", *loras[0]), ("style", *loras[1]), policy=Sum())
+    ours = fused(low, loras[0], loras[1], policy=Sum(), always_live=True)
     core_error = tiny.relative(tiny.sample(tiny.core_stacked(low, *loras)), truth)
     our_error = tiny.relative(tiny.sample(ours), truth)
     print(f"{dtype}: ours {our_error:.1e}, core {core_error:.1e}")

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import LoraFile, read_lora
-from lora_conductor.host.loras.patches import LoraPatches, model_patches
+from lora_conductor.host.core import ConductorError
+from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 
 from .. import tiny
 
@@ -27,11 +24,11 @@ def setting(request, tmp_path_factory):
     model = request.param()
     folder = tmp_path_factory.mktemp("loras")
     shapes = tiny.layer_shapes(model)
-    patches = []
-    for role, seed in (("subject", 1), ("style", 2)):
-        path = tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.2)
-        patches.append((model_patches(read_lora(role, str(path)), model), role, 0.8))
-    return model, add_loras(model, patches)
+    files = {
+        role: tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.2)
+        for role, seed in (("subject", 1), ("style", 2))
+    }
+    return model, fused(model, **{role: (file, 0.8) for role, file in files.items()})
 
 
 def snapshot(model) -> tuple[dict, dict, dict]:
@@ -105,18 +102,18 @@ def test_record_belongs_to_its_latent(setting):
 
 
 def test_a_good_run_leaves_nothing(setting):
-    model, fused = setting
+    model, routed = setting
     before = snapshot(model)
     plain = tiny.sample(model)
-    tiny.sample(fused, steps=2)
+    tiny.sample(routed, steps=2)
     assert_untouched(model, before)
     assert torch.equal(tiny.sample(model), plain)
 
 
 @pytest.mark.parametrize("fails", ["interrupt", "error in a layer", "error in a callback"])
 def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkeypatch):
-    model, fused = setting
-    before, good = snapshot(model), tiny.sample(fused, steps=3)
+    model, routed = setting
+    before, good = snapshot(model), tiny.sample(routed, steps=3)
 
     def stop(step, *rest):
         if fails == "interrupt":
@@ -127,29 +124,25 @@ def test_an_ended_run_leaves_nothing_and_the_next_is_good(setting, fails, monkey
     with monkeypatch.context() as patch:
         kw = {"callback": stop}
         if fails == "error in a layer":
-            layers = list(attachment_of(fused).spec.layers)
+            layers = list(attachment_of(routed).spec.layers)
             patch.setattr(layers[len(layers) // 2], "fuse", lambda *a: stop(0))
             kw = {}
         with pytest.raises((RuntimeError, comfy.model_management.InterruptProcessingException)):
-            tiny.sample(fused, steps=3, **kw)
+            tiny.sample(routed, steps=3, **kw)
     comfy.model_management.interrupt_current_processing(False)
     assert_untouched(model, before)
-    live = attachment_of(fused).live
+    live = attachment_of(routed).live
     assert not live._open and all(site.run is site.call is None for site in live._sites.values())
-    assert torch.equal(tiny.sample(fused, steps=3), good)
+    assert torch.equal(tiny.sample(routed, steps=3), good)
 
 
 def test_a_dropped_model_frees_its_deltas_at_once(setting):
     """No cycle holds the deltas, or their place in core's list of loaded models, until a garbage collection."""
-    held = attachment_of(set_policy(setting[1], KLSoft()))
-    loras = [
-        (LoraPatches(LoraFile(f"{x.name}", "", x.digest, {}), x.deltas, x.core_patches), x.role, x.strength)
-        for x in held.spec.loras
-    ]
+    loras = {lora.role: (lora.path, lora.strength) for lora in attachment_of(setting[1]).spec.loras}
     gc.collect()
     gc.disable()
     try:
-        model = add_loras(setting[0], loras)
+        model = fused(setting[0], **loras)
         tiny.sample(model)
         bank = weakref.ref(attachment_of(model).spec.bank.model)
         del model
@@ -160,8 +153,8 @@ def test_a_dropped_model_frees_its_deltas_at_once(setting):
 
 def test_another_packs_forward_is_kept(setting):
     """A forward that somebody else set on a layer runs inside ours and is back in place afterwards."""
-    model, fused = setting
-    name = next(iter(attachment_of(fused).spec.layers)).name
+    model, routed = setting
+    name = next(iter(attachment_of(routed).spec.layers)).name
     module = model.model.get_submodule(name)
     calls = []
     original = module.forward
@@ -170,10 +163,10 @@ def test_another_packs_forward_is_kept(setting):
         calls.append(1)
         return original(*args, **kwargs)
 
-    plain = tiny.sample(fused)
+    plain = tiny.sample(routed)
     module.forward = theirs
     try:
-        assert torch.equal(tiny.sample(fused), plain)
+        assert torch.equal(tiny.sample(routed), plain)
         assert module.__dict__["forward"] is theirs and calls
     finally:
         del module.forward
@@ -185,9 +178,9 @@ def test_torch_compile_gives_the_same_picture_and_compiles_once(setting, compile
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from torch._dynamo.utils import counters
 
-    model, fused = setting
-    plain = tiny.sample(fused, steps=2)
-    compiled = fused.clone()
+    model, routed = setting
+    plain = tiny.sample(routed, steps=2)
+    compiled = routed.clone()
     set_torch_compile_wrapper(model=compiled, backend="eager")
     if compiled_first:
         ours = {k: v for k, v in compiled.wrappers["apply_model"].items() if k.startswith("lora_conductor")}
@@ -209,11 +202,8 @@ def test_stored_in_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
     paths = [tiny.make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i, size=0.1) for i in (1, 2)]
     truth = tiny.sample(tiny.core_stacked(exact, (paths[0], 0.8), (paths[1], 0.6)))
     low = tiny.tiny_flux(dtype)
-    patches = [
-        (model_patches(read_lora(p.name, str(p)), low), r, s)
-        for p, r, s in zip(paths, ("subject", "style"), (0.8, 0.6), strict=True)
-    ]
-    ours = tiny.relative(tiny.sample(set_policy(add_loras(low, patches), Sum(), always_live=True)), truth)
+    live = fused(low, (paths[0], 0.8), (paths[1], 0.6), Sum(), always_live=True)
+    ours = tiny.relative(tiny.sample(live), truth)
     core = tiny.relative(tiny.sample(tiny.core_stacked(low, (paths[0], 0.8), (paths[1], 0.6))), truth)
     print(f"{dtype}: ours {ours:.1e}, core {core:.1e}")
     assert ours <= 1.1 * core
@@ -222,9 +212,9 @@ def test_stored_in_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
 def test_no_shared_layer_is_said_before_sampling(setting, tmp_path):
     model = setting[0]
     shapes = list(tiny.layer_shapes(model).items())
-    patches = []
-    for i, role in enumerate(("subject", "style")):
-        path = tiny.make_lora(tmp_path / f"{role}.safetensors", dict(shapes[i::2]), seed=i)
-        patches.append((model_patches(read_lora(f"{role}.safetensors", str(path)), model), role, 1.0))
+    files = {
+        role: tiny.make_lora(tmp_path / f"{role}.safetensors", dict(shapes[i::2]), seed=i)
+        for i, role in enumerate(("subject", "style"))
+    }
     with pytest.raises(ConductorError, match=r"subject\.safetensors.*style\.safetensors.*no layer in common.*'sum'"):
-        tiny.sample(add_loras(model, patches))
+        tiny.sample(fused(model, **files))

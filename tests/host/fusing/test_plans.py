@@ -1,17 +1,21 @@
 """Plans and frozen runs on real models: the same picture again, and the rest of a run at core's own speed."""
 
+import json
+import re
+from pathlib import Path
+
+import folder_paths
 import pytest
 import torch
 
-from lora_conductor.fusion.policies import RECOMMENDED, Chance, Composite, KLSoft, Paper, StepContext, Sum
-from lora_conductor.fusion.records.plan import loads
+from lora_conductor.fusion.policies import RECOMMENDED, TIES, Chance, Composite, KLSoft, Paper, StepContext, Sum, Switch
+from lora_conductor.fusion.records.plan import Plan, PlannedCall, loads
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.fusing import fused
+from lora_conductor.host.fusing.attach import attachment_of, set_policy
 from lora_conductor.host.fusing.plans import plan_of_latent, read_plan, replaying, write_plan
 from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
 
 from .. import adapter_files, tiny
 from .test_fusion_invariance import assert_untouched, snapshot
@@ -21,14 +25,14 @@ KW = {"steps": 4, "cfg": 2.0, "batch": 2}
 
 def with_loras(model, folder, *, kinds=("lora", "lora")):
     shapes = tiny.layer_shapes(model)
-    patches = []
+    files = {}
     for role, seed, kind in (("subject", 1, kinds[0]), ("style", 2, kinds[1])):
         if kind == "lora":
             path = tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.2)
         else:
             path = adapter_files.make_file(folder / f"{role}.safetensors", kind, shapes, seed, 0.1)
-        patches.append((model_patches(read_lora(role, str(path)), model), role, 0.8))
-    return add_loras(model, patches)
+        files[role] = (path, 0.8)
+    return fused(model, **files)
 
 
 @pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
@@ -82,25 +86,97 @@ def test_plan_files(setting):
     assert first != second
     name = f"routing_plans/{first.rpartition('/')[2]} [output]"
     assert read_plan(name).digest == plan.digest
-    with pytest.raises(ConductorError, match=r"filename_prefix(.|\n)*Choose another"):
+    with pytest.raises(ConductorError, match=r"filename_prefix.*cannot be used .*Name a file below"):
         write_plan(plan, "../../elsewhere/x")
     with pytest.raises(ConductorError, match=r"cannot be opened.*Pick another"):
         read_plan("no such plan.json [output]")
 
 
-def test_a_plan_of_other_loras_is_refused_before_the_first_step(setting, tmp_path):
-    model = set_policy(setting[1], KLSoft())
+@pytest.mark.parametrize("policy", [KLSoft(), TIES(), Switch()], ids=lambda p: p.name)
+def test_a_plan_of_other_loras_is_refused_by_the_node_it_comes_to(setting, policy, tmp_path):
+    model = set_policy(setting[1], policy)
     plan = plan_of_latent(model, tiny.sample(model, **KW))
     shapes = tiny.layer_shapes(setting[0])
     other = tiny.make_lora(tmp_path / "other.safetensors", shapes, seed=9)
-    loras = [(model_patches(read_lora("other", str(other)), setting[0]), role, 1.0) for role in ("subject", "style")]
-    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject'.*carries subject 'other'"):
-        tiny.sample(replaying(add_loras(setting[0], loras), plan), **KW)
+    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject\.s.*carries subject 'other\.s"):
+        replaying(fused(setting[0], other, other), plan)
+    early = replaying(setting[0], plan)  # before any loader
+    with pytest.raises(ConductorError, match=r"plan: it was made for subject 'subject\.s.*carries subject 'other\.s"):
+        fused(early, other, other)
+
+
+@pytest.mark.parametrize("policy", [KLSoft(), TIES()], ids=lambda p: p.name)
+def test_a_plan_may_come_before_between_and_after_its_loaders(setting, policy, tmp_path):
+    model = set_policy(setting[1], policy)
+    made = tiny.sample(model, **KW)
+    plan = plan_of_latent(model, made)
+    shapes = tiny.layer_shapes(setting[0])
+    for place in range(3):
+        model = setting[0]
+        for i, (role, seed) in enumerate((("subject", 1), ("style", 2))):
+            model = replaying(model, plan) if i == place else model
+            path = tiny.make_lora(tmp_path / f"{role}.safetensors", shapes, seed=seed, size=0.2)
+            model = fused(model, **{role: (path, 0.8)})
+        model = replaying(model, plan) if place == 2 else model
+        assert torch.equal(tiny.sample(model, **KW), made)
+
+
+def changed(plan, **changes):
+    return loads(json.dumps(json.loads(plan.dumps()) | changes))
+
+
+def test_what_does_not_fit_the_model_is_refused_before_anything_samples(setting):
+    model = set_policy(setting[1], Paper())
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    with pytest.raises(ConductorError, match=r"plan: it decides 1 layers that both LoRAs do not have.*'renamed'"):
+        replaying(setting[1], changed(plan, layers=["renamed", *plan.layers[1:]]))
+    three = [[[1.0, 0.0, 1.0]]]
+    calls = [{"step": 0, "condition": "positive.0", "evaluation": 0, "weights": [[three, three]] * len(plan.layers)}]
+    with pytest.raises(ConductorError, match=r"for 3 heads, which do not divide the layer's"):
+        replaying(setting[1], changed(plan, calls=calls))
+    with pytest.raises(ConductorError, match=r"plan: a dict is no routing plan"):
+        replaying(setting[1], {"format": "x"})
+
+
+BAD_SETTINGS = {
+    "refinement has 'sparkle', which is no setting": {"refinement": {"sparkle": 1}},
+    "refinement.floor must be a number": {"refinement": {"floor": "a"}},
+    "refinement: floor must lie between 0.0 and 1.0": {"refinement": {"floor": 7}},
+    "refinement.freeze_after must be a whole number": {"refinement": {"freeze_after": 1.5}},
+    "refinement: score must be one of": {"refinement": {"score": "taste"}},
+    "refinement.follow_cond must be true or false": {"refinement": {"follow_cond": "yes"}},
+    "policy.policy is missing": {"policy": {}},
+    "policy.emphasis must be a number": {"policy": {"policy": "balanced", "emphasis": "loud"}},
+    "frozen says what the rest of the run got, but": {"frozen": [[1.0, 0.0], [1.0, 0.0]]},
+    "it was made with 'solo', which has nothing to repeat": {"policy": {"policy": "solo"}, "calls": []},
+    "policy has 'sparkle', which is no setting": {"policy": {"policy": "ties", "sparkle": 1}, "calls": []},
+    "policy.density must be a number": {"policy": {"policy": "ties", "density": []}, "calls": []},
+    "policy: density must lie in": {"policy": {"policy": "ties", "density": 7.0}, "calls": []},
+    "policy.seed must be a whole number": {"policy": {"policy": "dare", "seed": 2**63}, "calls": []},
+}
+
+
+@pytest.mark.parametrize("message", BAD_SETTINGS)
+def test_settings_that_cannot_be_had_are_refused_by_their_path(message, tmp_path):
+    call = PlannedCall(0, "positive.0", 0, ((1.0, 0.0), (1.0, 0.0)))
+    made = Plan((), {"policy": "kl_soft"}, {}, (1.0, 0.0), ("a", "b"), (call,))
+    folder = Path(folder_paths.get_input_directory())
+    (folder / "bad_settings.json").write_text(json.dumps(json.loads(made.dumps()) | BAD_SETTINGS[message]))
+    with pytest.raises(ConductorError, match=re.escape(message)):
+        read_plan("bad_settings.json [input]")
+
+
+def test_a_longer_run_than_was_frozen_is_replayed(setting):
+    model = set_policy(setting[1], KLSoft(), Refinement(freeze_after=6))
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    assert plan.frozen is None
+    longer = tiny.sample(replaying(setting[1], plan), **KW | {"steps": 8})
+    assert bool(longer.isfinite().all())
 
 
 def test_grouping_attention_matters_where_projections_are_apart(setting):
-    model, fused = setting
-    plain, grouped = (set_policy(fused, Paper(), Refinement(group_attention=on)) for on in (False, True))
+    model, loaded = setting
+    plain, grouped = (set_policy(loaded, Paper(), Refinement(group_attention=on)) for on in (False, True))
     same = torch.equal(tiny.sample(plain, **KW), tiny.sample(grouped, **KW))
     assert same == any(name.endswith("img_attn.qkv.weight") for name in tiny.layer_shapes(model))
 
@@ -112,8 +188,8 @@ def frozen(model, policy, after=2, **settings):
 @pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED, Chance()], ids=lambda p: p.name)
 def test_the_rest_of_a_frozen_run_is_core_with_its_weights(setting, policy, record_property):
     """Against core's own patches at those weights: each layer's LoRAs scaled by what was decided."""
-    model, fused = setting
-    record_property(f"frozen {policy.name}", frozen_error(model, fused, policy))
+    model, loaded = setting
+    record_property(f"frozen {policy.name}", frozen_error(model, loaded, policy))
 
 
 @pytest.mark.parametrize("kinds", [("lokr", "lora"), ("dora_out_lora", "loha"), ("oft", "diff")], ids="-".join)
@@ -141,21 +217,21 @@ def test_freezing_waits_for_the_window_to_open(setting):
     torch.testing.assert_close(record.weights[:, :, 3:].sum(0), torch.ones(len(record.layers), 3, dtype=torch.float64))
 
 
-def frozen_error(model, fused, policy):
+def frozen_error(model, loaded, policy):
     before = snapshot(model)
     plain = tiny.sample(model, **KW)
-    routed = frozen(fused, policy, emphasis=1.0)
+    routed = frozen(loaded, policy, emphasis=1.0)
     made = tiny.sample(routed, **KW)
     record = record_of_latent(routed, made)
     means = record.weights[:, :, 2]
     assert torch.equal(record.weights[:, :, 3], means)
 
     states: list[torch.Tensor] = []
-    live = set_policy(fused, policy, Refinement(emphasis=1.0))
+    live = set_policy(loaded, policy, Refinement(emphasis=1.0))
     tiny.sample(live, callback=lambda step, x0, x, total: states.append(x.clone()), **KW)
     merged = model.clone()
     index = {name: i for i, name in enumerate(record.layers)}
-    for role, lora in enumerate(attachment_of(fused).spec.loras):
+    for role, lora in enumerate(attachment_of(loaded).spec.loras):
         for target, patch in lora.core_patches.items():
             weight = float(means[role, index[target.key.removesuffix(".weight")]])
             merged.add_patches({target.core_key: patch}, lora.strength * weight)
@@ -185,7 +261,7 @@ def test_a_frozen_plan_is_replayed_too(setting):
 
 
 def test_freezing_runs_no_fused_layer_afterwards(setting, monkeypatch):
-    from lora_conductor.fusion.layers.layer import FusedLayer
+    from lora_conductor.fusion.layers import FusedLayer
 
     calls = []
     monkeypatch.setattr(
@@ -197,7 +273,7 @@ def test_freezing_runs_no_fused_layer_afterwards(setting, monkeypatch):
 
 
 def test_an_interrupted_frozen_run_leaves_nothing(setting):
-    model, fused = setting
+    model, loaded = setting
     before, good = snapshot(model), tiny.sample(model, **KW)
 
     def stop(step, *rest):
@@ -205,6 +281,6 @@ def test_an_interrupted_frozen_run_leaves_nothing(setting):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        tiny.sample(frozen(fused, KLSoft()), callback=stop, **KW)
+        tiny.sample(frozen(loaded, KLSoft()), callback=stop, **KW)
     assert torch.equal(tiny.sample(model, **KW), good)
     assert_untouched(model, before)

@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import Chance, Composite, ESTLoRA, KLoRA, Switch
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 
 from ...fusion.dense_policies import STYLE, SUBJECT, est_lora, k_lora
 from .. import tiny
@@ -18,35 +15,36 @@ STEPS, CFG, STRENGTH = 6, 3.0, 0.8
 
 @pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
 def setting(request, tmp_path_factory):
-    """A model, the same with two LoRAs that share a third of their layers, and each file's patches by role."""
+    """A model, the same with two LoRAs that share a third of their layers, and each file's part by role."""
     model = request.param()
     folder = tmp_path_factory.mktemp("loras")
     shapes = list(tiny.layer_shapes(model).items())
-    patches = {}
+    files = {}
     for i, role in enumerate(ROLES):
         own = dict(shape for j, shape in enumerate(shapes) if j % 3 != i)
         path = tiny.make_lora(folder / f"{role}.safetensors", own, seed=i + 1, size=0.2)
-        patches[role] = model_patches(read_lora(role, str(path)), model)
-    return model, add_loras(model, [(p, role, STRENGTH) for role, p in patches.items()]), patches
+        files[role] = (path, STRENGTH)
+    loaded = fused(model, **files)
+    return model, loaded, {lora.role: lora for lora in attachment_of(loaded).spec.loras}
 
 
-def with_core(model, patches, decisions):
+def with_core(model, loras, decisions):
     """The model with core's own patches of the chosen roles; a layer of one LoRA keeps it."""
     model = model.clone()
     for i, role in enumerate(ROLES):
         chosen = {
             target.core_key: patch
-            for target, patch in patches[role].core_patches.items()
+            for target, patch in loras[role].core_patches.items()
             if target not in decisions or decisions[target][i]
         }
         model.add_patches(chosen, STRENGTH)
     return model
 
 
-def alone(model, patches, role):
+def alone(model, loras, role):
     """The model with core's own patches of one role, in all its layers."""
     model = model.clone()
-    model.add_patches({target.core_key: patch for target, patch in patches[role].core_patches.items()}, STRENGTH)
+    model.add_patches({target.core_key: patch for target, patch in loras[role].core_patches.items()}, STRENGTH)
     return model
 
 
@@ -75,12 +73,12 @@ def check(record_property, name, ours, reference):
 @pytest.mark.parametrize("tau", [2, 5])
 def test_switch_is_core_with_one_lora_at_a_time(setting, record_property, tau):
     """The resting LoRA's own layers rest with it."""
-    model, fused, patches = setting
+    model, loaded, loras = setting
     x = tiny.latent(model)
     for step in range(STEPS):
         role = ROLES[step // tau % 2]
-        x = one_step(alone(model, patches, role), x, step)
-    switched = set_policy(fused, Switch(tau))
+        x = one_step(alone(model, loras, role), x, step)
+    switched = set_policy(loaded, Switch(tau))
     ours = tiny.sample(switched, steps=STEPS, cfg=CFG)
     weights = record_of_latent(switched, ours).weights
     assert [tuple(w) for w in weights[:, 0].T.tolist()] == [(SUBJECT, STYLE)[s // tau % 2] for s in range(STEPS)]
@@ -89,11 +87,11 @@ def test_switch_is_core_with_one_lora_at_a_time(setting, record_property, tau):
 
 def test_composite_is_the_mean_of_two_models(setting, record_property):
     """Every step runs from the same latent with each LoRA alone; Euler is linear in what they predict."""
-    model, fused, patches = setting
+    model, loaded, loras = setting
     x = tiny.latent(model)
     for step in range(STEPS):
-        x = sum(one_step(alone(model, patches, role), x, step) for role in ROLES) / 2
-    composite = set_policy(fused, Composite())
+        x = sum(one_step(alone(model, loras, role), x, step) for role in ROLES) / 2
+    composite = set_policy(loaded, Composite())
     ours = tiny.sample(composite, steps=STEPS, cfg=CFG)
     assert (record_of_latent(composite, ours).weights == 0.5).all()
     check(record_property, "composite", ours, x)
@@ -101,8 +99,8 @@ def test_composite_is_the_mean_of_two_models(setting, record_property):
 
 @pytest.mark.parametrize("policy", [Switch(2), Composite()], ids=["switch", "composite"])
 def test_a_run_that_fails_in_a_pass_leaves_the_next_one_good(setting, policy):
-    model, fused, _ = setting
-    routed = set_policy(fused, policy)
+    model, loaded, _ = setting
+    routed = set_policy(loaded, policy)
     good = tiny.sample(routed, steps=3, batch=2)
     calls = []
 
@@ -122,14 +120,14 @@ def test_a_run_that_fails_in_a_pass_leaves_the_next_one_good(setting, policy):
 
 @pytest.mark.parametrize("policy", [Switch(2), Composite()], ids=["switch", "composite"])
 def test_one_lora_alone_is_always_on(setting, policy):
-    model, _, patches = setting
-    ours = set_policy(add_loras(model, [(patches["style"], "style", STRENGTH)]), policy)
-    assert tiny.relative(tiny.sample(ours, steps=3), tiny.sample(alone(model, patches, "style"), steps=3)) < 1e-4
+    model, _, loras = setting
+    ours = fused(model, style=(loras["style"].path, STRENGTH), policy=policy)
+    assert tiny.relative(tiny.sample(ours, steps=3), tiny.sample(alone(model, loras, "style"), steps=3)) < 1e-4
 
 
-def dense(patches, target):
+def dense(loras, target):
     """Dense deltas of both roles at a target that both have, and their ranks."""
-    deltas = [patches[role].routed[target] for role in ROLES]
+    deltas = [loras[role].deltas[target] for role in ROLES]
     return [STRENGTH * d.dense().flatten(1).numpy() for d in deltas], [d.rank for d in deltas]
 
 
@@ -145,17 +143,17 @@ def dense(patches, target):
 )
 def test_each_step_is_core_with_that_steps_choice(setting, record_property, policy, reference):
     """Decisions from dense matrices, then core's own patches by them, step by step: the same picture."""
-    model, fused, patches = setting
-    shared = [target for target in patches["subject"].routed if target in patches["style"].routed]
-    routed = set_policy(fused, policy)
+    model, loaded, loras = setting
+    shared = [target for target in loras["subject"].deltas if target in loras["style"].deltas]
+    routed = set_policy(loaded, policy)
     ours = tiny.sample(routed, steps=STEPS, cfg=CFG)
     record = record_of_latent(routed, ours)
     layers = [record.layers.index(target.key.removesuffix(".weight")) for target in shared]
     decided = [[tuple(w) for w in record.weights[:, i].T.tolist()] for i in layers]
     if reference is not None:
-        assert decided == reference(*zip(*(dense(patches, target) for target in shared), strict=True))
+        assert decided == reference(*zip(*(dense(loras, target) for target in shared), strict=True))
     assert any(row[0] != w for row in decided for w in row), "something should change on the way"
     x = tiny.latent(model)
     for step in range(STEPS):
-        x = one_step(with_core(model, patches, {t: row[step] for t, row in zip(shared, decided, strict=True)}), x, step)
+        x = one_step(with_core(model, loras, {t: row[step] for t, row in zip(shared, decided, strict=True)}), x, step)
     check(record_property, policy.name, ours, x)

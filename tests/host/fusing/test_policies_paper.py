@@ -9,10 +9,7 @@ from safetensors.torch import load_file
 
 from benchmarks.emoji.world.small_world import SmallWorld
 from lora_conductor.fusion.policies import Paper
-from lora_conductor.host.fusing.attach import add_loras, set_policy
-from lora_conductor.host.fusing.results import record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.fusing import fused, record_of_latent
 
 from .. import tiny
 
@@ -96,11 +93,6 @@ def kl(adapted, base):
     return (p * (p / q).log()).sum(-1).flatten(1).mean(1)
 
 
-def fused(model, paths, strength=1.0):
-    patches = [(model_patches(read_lora(path.name, str(path)), model), role, strength) for role, path in paths.items()]
-    return set_policy(add_loras(model, patches), Paper())
-
-
 def recorded(model, samples):
     record = record_of_latent(model, samples)
     names = [layer.removeprefix("diffusion_model.").replace(".", "_") for layer in record.layers]
@@ -108,7 +100,7 @@ def recorded(model, samples):
 
 
 def test_decisions_and_picture_equal_the_equations_in_float64(small, paths, record_property):
-    routed = fused(small.model, paths)
+    routed = fused(small.model, **paths, policy=Paper())
     ours = sample(small, routed)
     record, names = recorded(routed, ours)
     with DenseReference(small.model, *(dense_deltas(path) for path in paths.values())) as reference:
@@ -132,8 +124,8 @@ def test_decisions_and_picture_equal_the_equations_in_float64(small, paths, reco
 
 
 def test_swapping_the_roles_swaps_the_decisions(small, paths):
-    routed = fused(small.model, paths)
-    swapped = fused(small.model, {"subject": paths["style"], "style": paths["subject"]})
+    routed = fused(small.model, **paths, policy=Paper())
+    swapped = fused(small.model, paths["style"], paths["subject"], Paper())
     one, two = sample(small, routed), sample(small, swapped)
     assert torch.equal(one, two)
     a, b = recorded(routed, one)[0], recorded(swapped, two)[0]
@@ -142,7 +134,7 @@ def test_swapping_the_roles_swaps_the_decisions(small, paths):
 
 
 def test_a_tie_goes_to_the_subject(small, paths):
-    twice = fused(small.model, {"subject": paths["style"], "style": paths["style"]})
+    twice = fused(small.model, paths["style"], paths["style"], Paper())
     record, _ = recorded(twice, sample(small, twice, steps=1))
     assert (record.weights[0] == 1).all() and (record.weights[1] == 0).all()
 
@@ -151,7 +143,7 @@ def test_scores_grow_with_the_square_of_a_small_strength(small, paths, record_pr
     """Twice the strength, four times the score, in every layer."""
     scores = {}
     for strength in (0.005, 0.01):
-        model = fused(small.model, paths, strength)
+        model = fused(small.model, (paths["subject"], strength), (paths["style"], strength), Paper())
         scores[strength] = recorded(model, sample(small, model, steps=1))[0].scores
     ratio = scores[0.01] / scores[0.005]
     record_property("deviation from 4", float((ratio - 4).abs().max()))

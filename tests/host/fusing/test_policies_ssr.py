@@ -6,11 +6,9 @@ from safetensors.torch import load_file
 
 from benchmarks.emoji.world.small_world import SmallWorld
 from lora_conductor.fusion.policies import Paper, SSRMerge
-from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host.core import ConductorError
+from lora_conductor.host.fusing import attachment_of, fused, set_policy
 from lora_conductor.host.fusing.calibration import calibrated
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
 
 from ...fusion.dense_policies import ssr_merge
 from .. import tiny
@@ -35,18 +33,14 @@ def prompts(small):
     return {"subject": small.prompt("fox", None), "style": small.style_prompt("openmoji")}
 
 
-def loaded(model, path, role):
-    return model_patches(read_lora(path.name, str(path)), model), role, STRENGTHS[role]
+@pytest.fixture(scope="module")
+def loaded(small, paths):
+    return fused(small.model, **{role: (path, STRENGTHS[role]) for role, path in paths.items()})
 
 
 @pytest.fixture(scope="module")
-def fused(small, paths):
-    return add_loras(small.model, [loaded(small.model, path, role) for role, path in paths.items()])
-
-
-@pytest.fixture(scope="module")
-def policy(fused, prompts):
-    return calibrated(fused, prompts, tiny.latent(fused), seed=5)
+def policy(loaded, prompts):
+    return calibrated(loaded, prompts, tiny.latent(loaded), seed=5)
 
 
 def one_step(model, prompt, seed=5):
@@ -65,7 +59,7 @@ def inputs_of(model, prompt, names):
     return {name: x.reshape(-1, x.shape[-1]).double().numpy().T for name, x in seen.items()}
 
 
-def test_merged_model_is_the_dense_reference(small, paths, prompts, fused, policy, record_property):
+def test_merged_model_is_the_dense_reference(small, paths, prompts, loaded, policy, record_property):
     """Activations of core's own loader with one LoRA each, ridge regression by least squares, one `diff` a weight."""
     names = {
         name.replace(".", "_"): name
@@ -91,7 +85,7 @@ def test_merged_model_is_the_dense_reference(small, paths, prompts, fused, polic
     prompt = small.prompt("fox", "openmoji")
     expected = one_step(reference, prompt)
     summed = one_step(tiny.core_stacked(small.model, *((paths[r], STRENGTHS[r]) for r in ROLES)), prompt)
-    merged = set_policy(fused, policy)
+    merged = set_policy(loaded, policy)
     error = tiny.relative(one_step(merged, prompt), expected)
     record_property("ssr_merge", error)
     print(f"{error:.1e} of the range; it moves the sum's picture by {tiny.relative(summed, expected):.1e}")
@@ -103,9 +97,9 @@ def test_merged_model_is_the_dense_reference(small, paths, prompts, fused, polic
 PARTS = ("lora_up.weight", "lora_down.weight", "alpha")
 
 
-def test_on_its_own_prompt_each_lora_is_nearer_to_being_alone(small, paths, prompts, fused, policy):
+def test_on_its_own_prompt_each_lora_is_nearer_to_being_alone(small, paths, prompts, loaded, policy):
     """What the merge is for: against the plain sum, the other LoRA disturbs less."""
-    merged = set_policy(fused, policy)
+    merged = set_policy(loaded, policy)
     summed = tiny.core_stacked(small.model, *((paths[r], STRENGTHS[r]) for r in ROLES))
     for role in ROLES:
         alone = one_step(tiny.core_stacked(small.model, (paths[role], STRENGTHS[role])), prompts[role])
@@ -114,20 +108,20 @@ def test_on_its_own_prompt_each_lora_is_nearer_to_being_alone(small, paths, prom
         assert ours < 0.7 * theirs
 
 
-def test_calibration_is_repeatable_and_leaves_no_trace(small, prompts, fused, policy):
-    plain, live = tiny.sample(small.model), tiny.sample(set_policy(fused, Paper()))
-    again = calibrated(fused, prompts, tiny.latent(fused), seed=5)
+def test_calibration_is_repeatable_and_leaves_no_trace(small, prompts, loaded, policy):
+    plain, live = tiny.sample(small.model), tiny.sample(set_policy(loaded, Paper()))
+    again = calibrated(loaded, prompts, tiny.latent(loaded), seed=5)
     assert again.settings() == policy.settings()
-    assert calibrated(fused, prompts, tiny.latent(fused), seed=6).settings() != policy.settings()
+    assert calibrated(loaded, prompts, tiny.latent(loaded), seed=6).settings() != policy.settings()
     assert torch.equal(tiny.sample(small.model), plain)
-    assert torch.equal(tiny.sample(set_policy(fused, Paper())), live)
+    assert torch.equal(tiny.sample(set_policy(loaded, Paper())), live)
     assert not any(module._forward_pre_hooks for module in small.model.model.modules())
 
 
-def test_what_is_missing_is_said(small, paths, prompts, fused, policy):
+def test_what_is_missing_is_said(small, paths, prompts, loaded, policy):
     with pytest.raises(ConductorError, match="calibrated.*subject_prompt"):
-        set_policy(fused, SSRMerge())
+        set_policy(loaded, SSRMerge())
     with pytest.raises(ConductorError, match="after the LoRA loaders"):
-        calibrated(small.model, prompts, tiny.latent(fused))
+        calibrated(small.model, prompts, tiny.latent(loaded))
     with pytest.raises(ConductorError, match="other LoRAs"):
-        add_loras(set_policy(fused, policy), [loaded(small.model, paths["style"], "style")])
+        fused(set_policy(loaded, policy), style=(paths["style"], STRENGTHS["style"]))

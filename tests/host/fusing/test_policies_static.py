@@ -19,9 +19,7 @@ from lora_conductor.fusion.policies import (
     Sum,
 )
 from lora_conductor.fusion.policies.static.entries import uniform
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.host.fusing import attachment_of, fused, set_policy
 
 from ...fusion.dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated
 from .. import tiny
@@ -88,16 +86,16 @@ def setting(request, tmp_path_factory):
         shapes = list(tiny.layer_shapes(model).items())
         tiny.make_lora(subject, dict(s for i, s in enumerate(shapes) if i % 3 != 0), rank=RANKS["subject"], seed=1)
         tiny.make_lora(style, dict(s for i, s in enumerate(shapes) if i % 3 != 1), rank=RANKS["style"], seed=2)
-    loras, deltas = [], {}
-    for role, path in (("subject", subject), ("style", style)):
-        patches = model_patches(read_lora(path.name, str(path)), model)
-        assert not patches.merged and not patches.refused and not patches.unmatched
-        loras.append((patches, role, STRENGTHS[role]))
-        deltas[role] = {}
-        for target, delta in patches.routed.items():
-            dense = STRENGTHS[role] * delta.dense().flatten(1).numpy()
-            deltas[role].setdefault(target.key, []).append((delta.out_start, delta.out_stop, dense))
-    return model, add_loras(model, loras), deltas
+    loaded = fused(model, (subject, STRENGTHS["subject"]), (style, STRENGTHS["style"]))
+    deltas = {}
+    for lora in attachment_of(loaded).spec.loras:
+        assert not lora.merged and not lora.left_out
+        own = deltas[lora.role] = {}
+        for target, delta in lora.deltas.items():
+            dense = STRENGTHS[lora.role] * delta.dense().flatten(1).numpy()
+            own.setdefault(target.key, []).append((delta.out_start, delta.out_stop, dense))
+    assert set(deltas) == set(ROLES)
+    return model, loaded, deltas
 
 
 def with_dense(model, deltas, merge):
@@ -122,9 +120,9 @@ def with_dense(model, deltas, merge):
 
 @pytest.mark.parametrize("name", STATIC)
 def test_merged_model_is_the_dense_reference(setting, record_property, name):
-    model, fused, deltas = setting
+    model, loaded, deltas = setting
     policy, merge = STATIC[name]
-    merged = set_policy(fused, policy)
+    merged = set_policy(loaded, policy)
     reference = tiny.sample(with_dense(model, deltas, merge))
     summed = tiny.sample(with_dense(model, deltas, lambda name, c, s: c + s))
     error = tiny.relative(tiny.sample(merged), reference)
@@ -137,10 +135,10 @@ def test_merged_model_is_the_dense_reference(setting, record_property, name):
 @pytest.mark.parametrize("policy", [Sum(), *(policy for policy, _ in STATIC.values())], ids=["sum", *STATIC])
 def test_static_policies_run_no_code_of_ours_and_leave_no_trace(setting, policy):
     """No wrapper, no swapped forward, no second model; after unpatching every weight is as it was."""
-    model, fused, _ = setting
+    model, loaded, _ = setting
     comfy.model_management.unload_all_models()
     before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
-    merged = set_policy(fused, policy)
+    merged = set_policy(loaded, policy)
     assert not any(kind for wrappers in merged.wrappers.values() for kind in wrappers.values())
     assert not merged.additional_models and attachment_of(merged).live is None
     tiny.sample(merged)
@@ -152,10 +150,10 @@ def test_static_policies_run_no_code_of_ours_and_leave_no_trace(setting, policy)
 
 def test_switching_back_and_forth_leaves_no_trace(setting):
     """Whatever policies were set in between, a model is what its last policy makes of it; the clones stay apart."""
-    model, fused, _ = setting
-    plain, live = tiny.sample(model), tiny.sample(set_policy(fused, Paper()))
+    model, loaded, _ = setting
+    plain, live = tiny.sample(model), tiny.sample(set_policy(loaded, Paper()))
     ways = [TIES(), Paper(), Sum(), NPLoRA(), RECOMMENDED, DARE(), Sum(), Paper()]
-    walked = fused
+    walked = loaded
     seen = []
     for policy in ways:
         walked = set_policy(walked, policy)
@@ -164,7 +162,7 @@ def test_switching_back_and_forth_leaves_no_trace(setting):
     assert torch.equal(seen[2][2], seen[6][2])
     assert not walked.patches and len(walked.additional_models) == 1
     for policy, made, picture in seen:
-        assert torch.equal(tiny.sample(set_policy(fused, policy)), picture)
+        assert torch.equal(tiny.sample(set_policy(loaded, policy)), picture)
         assert torch.equal(tiny.sample(made), picture), "a clone is not changed by what is made of it"
     assert torch.equal(tiny.sample(model), plain)
 
@@ -184,15 +182,12 @@ def test_a_layer_that_cannot_be_merged_keeps_cores_sum_and_is_named(tmp_path, ca
             f"{prefix}.dora_scale": torch.rand(out, 1) + 0.5,
         }
         save_file(tensors, paths[-1])
-    loras = [
-        (model_patches(read_lora(path.name, str(path)), model), role, 0.7)
-        for role, path in zip(ROLES, paths, strict=True)
-    ]
-    fused = add_loras(model, loras)
+    loaded = fused(model, *((path, 0.7) for path in paths))
     stacked = tiny.sample(tiny.core_stacked(model, *((path, 0.7) for path in paths)))
-    assert tiny.relative(tiny.sample(set_policy(fused, TIES())), stacked) > 1e-4
-    (layer,) = attachment_of(fused).spec.layers
+    assert tiny.relative(tiny.sample(set_policy(loaded, TIES())), stacked) > 1e-4
+    (layer,) = attachment_of(loaded).spec.layers
     layer.read_weight = None
-    unread = set_policy(fused, TIES())
+    unread = set_policy(loaded, TIES())
     assert "ties leaves a layer as the plain sum" in caplog.text and prefix in caplog.text
+    assert {record.name for record in caplog.records if "plain sum" in record.message} == {"lora_conductor"}
     assert torch.equal(tiny.sample(unread), stacked)

@@ -12,9 +12,9 @@ import torch
 
 from comfy_server import ComfyServer, WorkflowError
 from lora_conductor.host.baking import BakeSettings, bake
+from lora_conductor.host.fusing import load_loras
 from lora_conductor.host.fusing.calibration import calibrated
-from lora_conductor.host.fusing.loading import load_loras
-from lora_conductor.host.loras.choices import LoraChoice
+from lora_conductor.host.loras import LoraChoice
 from lora_conductor.host.loras.file import _read_cached
 
 from .. import tiny

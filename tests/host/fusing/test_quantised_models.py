@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, Sum
-from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.host.fusing.attach import add_loras, set_policy
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
+from lora_conductor.fusion.routing import Refinement
+from lora_conductor.host.fusing import attachment_of, fused, set_policy
 
 from .. import adapter_files, tiny
 
@@ -104,17 +102,16 @@ def test_live_sum_is_the_merge_into_what_the_weights_stand_for(models, kinds, tm
         adapter_files.make_file(tmp_path / f"{i}.safetensors", kind, shapes, i, 0.1)
         for i, kind in enumerate(KINDS[kinds])
     ]
-    loras = list(zip(paths, ("subject", "style"), STRENGTHS, strict=False))
-    patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for path, role, s in loras]
-    assert all(len(p.routed) == len(shapes) for p, _, _ in patches)
-    fused = add_loras(model, patches)
-    truth = tiny.sample(tiny.core_stacked(exact, *((path, s) for path, _, s in loras)), steps=2)
+    loras = list(zip(paths, STRENGTHS, strict=False))
+    loaded = fused(model, *loras)
+    assert [len(lora.deltas) for lora in attachment_of(loaded).spec.loras] == [len(shapes)] * len(loras)
+    truth = tiny.sample(tiny.core_stacked(exact, *loras), steps=2)
     plain = tiny.sample(model, steps=2)
     # Core's int8 layers round their inputs too: without any LoRA that much is lost.
     rounding = tiny.relative(plain, tiny.sample(exact, steps=2))
-    error = tiny.relative(tiny.sample(set_policy(fused, Sum(), always_live=True), steps=2), truth)
+    error = tiny.relative(tiny.sample(set_policy(loaded, Sum(), always_live=True), steps=2), truth)
     record_property(f"{kinds}, without LoRAs {rounding:.1e}", error)
     assert tiny.relative(plain, truth) > 0.03 and error < max(1e-5, 1.5 * rounding) and rounding < 0.03
     for policy, settings in ((RECOMMENDED, None), (RECOMMENDED, Refinement(granularity="head", cap=1.0))):
-        assert tiny.sample(set_policy(fused, policy, settings), steps=2).isfinite().all()
+        assert tiny.sample(set_policy(loaded, policy, settings), steps=2).isfinite().all()
     assert torch.equal(tiny.sample(model, steps=2), plain)

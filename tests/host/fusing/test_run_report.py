@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from comfy_server import ComfyServer
-from lora_conductor.fusion.records.record import RoutingRecord, empty_record
-from lora_conductor.host.core.version import pack_version
+from lora_conductor.fusion.records import RoutingRecord, empty_record
+from lora_conductor.host.core import pack_version
 from lora_conductor.host.fusing.report import seeds_of
 from lora_conductor.host.maps.picture import BOTTOM, HEIGHT, LEFT, STYLE, SUBJECT, TOP, UNKNOWN, WIDTH, routing_picture
 

@@ -5,7 +5,7 @@ import json
 import nodes
 import torch
 
-from lora_conductor.host.core.sampling import SamplerCall
+from lora_conductor.host.core import SamplerCall
 from lora_conductor.host.guiding import GuidanceOptions, GuidancePlan, sample
 
 from ..tiny import conditioning

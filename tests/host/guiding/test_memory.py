@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy.taesd.taesd import TAESD
 
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.guiding import GuidanceOptions
 from lora_conductor.host.vision import DecoderLadder, gradients_enabled
 from lora_conductor.host.vision import decoders as guidance_decoders

@@ -16,7 +16,7 @@ from comfy.cldm.cldm import ControlNet
 from lora_conductor.guidance.encoders import TowerEncoder
 from lora_conductor.guidance.preprocess import Preprocess
 from lora_conductor.guidance.schedules import GuidanceWindow
-from lora_conductor.host.core.sampling import SAMPLER_NAMES
+from lora_conductor.host.core import SAMPLER_NAMES
 from lora_conductor.host.guiding import GuidanceOptions, guide
 from lora_conductor.host.guiding.denoiser import renoised
 from lora_conductor.host.vision import MetricEncoder

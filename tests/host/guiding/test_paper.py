@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from lora_conductor.fusion.policies import Paper
 from lora_conductor.guidance.losses import SimilarityObjective, SimilarityTerm
 from lora_conductor.guidance.paper import noisy_gradient
-from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing import fused
 from lora_conductor.host.guiding import MODES, GuidanceOptions, GuidancePlan, guide
 from lora_conductor.host.guiding import run as guided_run
 from lora_conductor.host.guiding.denoiser import Denoiser
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
 from lora_conductor.host.vision import gradients_enabled, load_metric_encoder
 
 from ...guidance.objectives import loss
@@ -220,10 +218,9 @@ def test_routed_loras_are_in_the_gradient(encoders, tmp_path, monkeypatch):
         model, vae = tiny_flux(), world_vae()
     shapes = {key: shape for key, shape in layer_shapes(model).items() if "blocks" in key}
     paths = [make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i) for i in (1, 2)]
-    patches = [model_patches(read_lora(path.name, str(path)), model) for path in paths]
-    fused = set_policy(add_loras(model, [(patches[0], "subject", 1.0), (patches[1], "style", 1.0)]), Paper())
-    got, report = sampled(fused, plan(vae, encoders))
-    unguided, _ = sampled(fused)
+    routed = fused(model, paths[0], paths[1], Paper())
+    got, report = sampled(routed, plan(vae, encoders))
+    unguided, _ = sampled(routed)
     sampled(model, plan(vae, encoders))
     assert recomputed == [False] * STEPS + [True] * STEPS
     assert report["skipped"] == 0

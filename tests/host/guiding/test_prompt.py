@@ -6,7 +6,7 @@ import torch
 
 from lora_conductor.guidance.losses import CLIP_TEXT, HELD_OUT
 from lora_conductor.host.comparing import fusion_score
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.guiding import GuidanceOptions
 from lora_conductor.host.guiding import plan as guidance_plan
 from lora_conductor.host.vision import load_metric_encoder

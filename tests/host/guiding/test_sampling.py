@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from lora_conductor.guidance.schedules import GuidanceWindow
-from lora_conductor.host.core.errors import ConductorError
-from lora_conductor.host.core.sampling import SAMPLER_NAMES
+from lora_conductor.host.core import SAMPLER_NAMES, ConductorError
 from lora_conductor.host.guiding import GuidancePlan, guide
 from lora_conductor.host.guiding.run import GuidedRun
 

@@ -17,12 +17,10 @@ import torch
 
 import lora_conductor.host.maps.live as live_map
 from comfy_server import ComfyServer
-from lora_conductor.fusion.layers.batch import Batch
-from lora_conductor.fusion.records.decisions import CallDecisions, Decision
-from lora_conductor.fusion.records.record import record_of
-from lora_conductor.host.fusing.attach import attachment_of
-from lora_conductor.host.fusing.loading import load_loras
-from lora_conductor.host.loras.choices import LoraChoice
+from lora_conductor.fusion.layers import Batch
+from lora_conductor.fusion.records import CallDecisions, Decision, record_of
+from lora_conductor.host.fusing import attachment_of, load_loras
+from lora_conductor.host.loras import LoraChoice
 from lora_conductor.host.maps.codes import encode
 from lora_conductor.host.maps.columns import Columns
 from lora_conductor.host.maps.live import EVENT, RATE

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.vision import gradients_enabled, load_metric_encoder, open_encoder
 from lora_conductor.host.vision.vae import LatentDecoder, check_latent_shape, check_vae
 

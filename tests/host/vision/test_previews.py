@@ -11,7 +11,7 @@ from comfy.taesd.taehv import TAEHV
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
-from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.core import ConductorError
 from lora_conductor.host.vision import DecoderLadder, gradients_enabled
 from lora_conductor.host.vision.previews import preview_decoder
 

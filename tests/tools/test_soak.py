@@ -1,0 +1,71 @@
+"""The soak on two real servers, a few prompts each; and that its verdict sees what it is for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import soak
+from bootstrap_host import find_host
+
+
+def figures(resident: list[float], threads: list[int]) -> soak.Figures:
+    return soak.Figures(resident, threads, [9] * len(resident))
+
+
+# Of each cause of trouble one: a file, the memory, the stop button, a plan.
+SHORT = ("any_picture", "interrupted", "lora_deleted", "lora_truncated", "out_of_memory", "plan_of_others")
+
+
+def test_two_servers_a_few_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    report = tmp_path / "soak.json"
+    only = [part for kind in SHORT for part in ("--only", kind)]
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--prompts", str(len(SHORT)), "--output", str(report), *only])
+    assert soak.main() == 0, capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert found["complaints"] == [] and len(found["servers"]) == 2
+    for server in found["servers"]:
+        assert len(server["resident"]) == len(server["threads"]) == len(server["handles"]) == len(SHORT)
+        assert min(server["resident"]) > 50 and min(server["threads"]) > 0 and min(server["handles"]) > 0
+        ends = {end for end in server["ends"] if not end.startswith("any_picture")}
+        assert ends == {
+            "interrupted: interrupted",
+            "lora_deleted: refused by name",
+            "lora_truncated: refused by name",
+            "out_of_memory: out of memory",
+            "plan_of_others: refused by name",
+        }
+
+
+def test_a_poisoned_reference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = iter(range(100))
+    plain = soak.workflows.sampled
+    monkeypatch.setattr(soak.workflows, "sampled", lambda *a, **k: plain(*a, **k | {"seed": next(seeds)}))
+    (found,) = soak.soak(find_host(), 1, 1, 0, ("all_unloaded",))
+    assert found.poisoned == ["prompt 1 (all_unloaded)"] and found.complaints()
+
+
+def test_growth_is_seen() -> None:
+    steady = figures([800.0 + n % 3 for n in range(80)], [5] * 80)
+    assert steady.complaints() == []
+    leaking = figures([800.0 + 0.2 * n for n in range(80)], [5] * 80)
+    assert leaking.complaints() == ["memory grows by 0.20 MB a prompt"]
+    forking = figures([800.0] * 80, [5 + n // 10 for n in range(80)])
+    assert forking.complaints() == ["2 more threads in the last quarter than in the one before"]
+    assert leaking.slope == pytest.approx(0.2)
+
+
+def test_warming_up_is_no_growth() -> None:
+    assert figures([500.0 + 9 * n for n in range(20)], [5] * 20).complaints() == []
+    warming = [min(800.0, 500.0 + 10 * n) for n in range(80)]
+    assert figures(warming, [5] * 80).complaints() == []
+
+
+def test_a_misspelt_kind_is_named(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--only", "fulldisk"])
+    with pytest.raises(SystemExit):
+        soak.main()
+    assert "full_disk" in capsys.readouterr().err
