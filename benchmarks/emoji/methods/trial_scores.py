@@ -48,10 +48,10 @@ def register() -> None:
 def trial(settings: dict[str, Any]) -> Any:
     """The router's settings with a score of these, which it does not offer to users."""
     from lora_conductor.fusion.policies import setting
-    from lora_conductor.fusion.routing.refinement import OWN, Refinement
+    from lora_conductor.fusion.routing import Refinement
 
     @dataclass(frozen=True)
     class Trial(Refinement):
-        score: str = setting(OWN, "One that is tried.", options=tuple(TRIALS))
+        score: str = setting(Refinement.score, "One that is tried.", options=tuple(TRIALS))
 
     return Trial(**settings)
