@@ -21,10 +21,11 @@ from torch import Tensor
 from repo_paths import OUTPUT
 
 from ..host import enter_host
-from .judging.evaluate_policies import HEADER, Result, table_row
+from .judging.evaluation import Result
 from .judging.judge import Judge
 from .methods.policies import core_stacked, parse_policy, routed
 from .tables.contact_sheet import contact_sheet
+from .tables.policies import HEADER, row
 from .world.small_world import STEPS, SmallWorld
 
 PAIRS = (
@@ -90,13 +91,10 @@ def main() -> None:
             add(label, small.sample(model, subject, style, seeds), subject, style)
     print(HEADER)
     for label, made in pictures.items():
-        values = {name: torch.cat([score[name] for score in scores[label]]) for name in scores[label][0]}
-        print(
-            table_row(label, Result(torch.cat(made), values, 0.0), 1),
-            f"{sizes[label]:.1f} MB" if label in sizes else "",
-        )
+        size = f"{sizes[label]:.1f} MB" if label in sizes else ""
+        print(row(label, Result.joined(made, scores[label]), 1), size)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet({label: torch.stack([row[0] for row in made]) for label, made in pictures.items()}, options.out)
+    contact_sheet({label: torch.stack([batch[0] for batch in made]) for label, made in pictures.items()}, options.out)
     print(options.out)
 
 

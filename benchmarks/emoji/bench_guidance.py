@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..host import enter_host
-from .judging.evaluate_guidance import HEADER, evaluate, row, similarity_to_references
+from .judging.evaluation import evaluate
 from .judging.guidance_costs import costs
 from .judging.judge import Judge
-from .methods.guidance import Encoders, parse_guidance
+from .judging.similarity import similarity_to_references
+from .methods.guidance import Encoders, PlanMaker, guided, parse_guidance
 from .methods.policies import parse_method
 from .tables.contact_sheet import contact_sheet
+from .tables.guidance import HEADER, row
 from .world.pictures import load_pictures
 from .world.small_world import SmallWorld
 from .world.splits import chosen
@@ -51,7 +55,10 @@ def main() -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     methods = dict.fromkeys(["none", *arguments.methods]) if arguments.rounds else dict.fromkeys(arguments.methods)
     plans = {text: parse_guidance(text, small, pictures, encoders) for text in methods}
-    score = similarity_to_references(pictures, encoders)
+    similarity = similarity_to_references(pictures, encoders)
+
+    def measure(images: Tensor, subject: str, style: str) -> dict[str, Tensor]:
+        return {**judge.score(images, subject, style), **similarity(images, subject, style)}
 
     cost: dict[str, tuple[float, float, float]] = {}
     if arguments.rounds:
@@ -59,7 +66,12 @@ def main() -> None:
     lines, sheet, first = [HEADER], {}, None
     print(f"{len(subjects)} subjects x {len(styles)} styles x {len(seeds)} seeds\n{HEADER}", flush=True)
     for text, plan in plans.items():
-        result = evaluate(small, judge, score, make_model, plan, subjects, styles, seeds)
+
+        def model(subject: str, style: str, plan: PlanMaker = plan) -> Any:
+            fused = make_model(small.model, small.lora("subject", subject), small.lora("style", style))
+            return guided(fused, plan(subject, style), [])
+
+        result = evaluate(small, model, measure, subjects, styles, seeds)
         first = first or result
         gain = result.gain(first, len(subjects) * len(styles))
         lines.append(row(text, result.means(), gain, cost.get(text)))

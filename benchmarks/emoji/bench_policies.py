@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ..host import enter_host
-from .judging.evaluate_policies import HEADER, compared, evaluate, table_row, truth
+from .judging.evaluation import ceiling, evaluate
 from .judging.judge import Judge
-from .methods.policies import parse_method
+from .methods.policies import Maker, parse_method
 from .tables.contact_sheet import contact_sheet
+from .tables.policies import HEADER, compared, row
+from .world.files import ARCHIVE
 from .world.pictures import load_pictures
 from .world.small_world import SmallWorld
 from .world.splits import chosen
@@ -45,21 +48,20 @@ def main() -> None:
     methods = {text: parse_method(text) for text in arguments.methods}
 
     print(f"{len(subjects)} subjects x {len(styles)} styles x {len(seeds)} seeds\n{HEADER}", flush=True)
-    results = evaluate(
-        small,
-        judge,
-        methods,
-        subjects,
-        styles,
-        seeds,
-        lambda label, result: print(table_row(label, result, len(styles)), flush=True),
-    )
+    results = {}
+    for text, make in methods.items():
+
+        def fused(subject: str, style: str, make: Maker = make) -> Any:
+            return make(small.model, small.lora("subject", subject), small.lora("style", style))
+
+        results[text] = evaluate(small, fused, judge.score, subjects, styles, seeds)
+        print(row(text, results[text], len(styles)), flush=True)
     print("\n".join(compared(results, len(seeds))))
     columns = {label: result.pictures[:: len(seeds)] for label, result in results.items()}
-    if arguments.world is not None and (arguments.world / "emoji64.npz").is_file():
-        ceiling = truth(small, judge, load_pictures(arguments.world), subjects, styles)
-        print(table_row("truth through the autoencoder", ceiling, len(styles)))
-        columns["truth"] = ceiling.pictures
+    if arguments.world is not None and (arguments.world / ARCHIVE).is_file():
+        true = ceiling(small, judge.score, load_pictures(arguments.world), subjects, styles)
+        print(row("truth through the autoencoder", true, len(styles)))
+        columns["truth"] = true.pictures
     if arguments.out is not None:
         contact_sheet(columns, arguments.out / "sheet.png")
         figures = {label: result.means() for label, result in results.items()}

@@ -30,6 +30,7 @@ from .methods.runs import Entry, Pair, Runs, Store
 from .tables import ablations, quality_rows
 from .tables.quality_doc import Quality, table, write, write_all
 from .world import splits
+from .world.files import ARCHIVE
 from .world.pictures import Pictures, load_pictures
 from .world.small_world import STEPS, SmallWorld
 
@@ -59,10 +60,9 @@ def measure(
     return {entry.label: bench.of(runs, entry, pairs, seeds) for entry in entries}
 
 
-def ceiling(small: SmallWorld, bench: Bench, pictures: Pictures, pairs: Sequence[Pair]) -> tuple[Any, Verdicts]:
-    """The true pictures through the autoencoder, ``[pairs, 3, 64, 64]``, and what the judge says of them."""
-    true = [small.decode(small.encode(pictures.picture(*pair)[None])) for pair in pairs]
-    return torch.cat(true), bench.verdicts(true, pairs)
+def ceiling(small: SmallWorld, bench: Bench, pictures: Pictures, pairs: Sequence[Pair]) -> Verdicts:
+    """Of the true pictures through the autoencoder."""
+    return bench.verdicts([small.reconstruct(pictures.picture(*pair)[None]) for pair in pairs], pairs)
 
 
 def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argparse.Namespace) -> Quality:
@@ -80,7 +80,7 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
         doubled = quality_rows.doubled(tuned)
     every = {entry.label: entry for entry in [*rows, *(entry for _, group in doubled for entry in group)]}
     verdicts = measure(runs, bench, list(every.values()), pairs, seeds, arguments.split)
-    top = None if pictures is None else ceiling(runs.small, bench, pictures, pairs)[1]
+    top = None if pictures is None else ceiling(runs.small, bench, pictures, pairs)
     return Quality(
         command_of(arguments), arguments.split, pairs, seeds, rows, doubled, verdicts, top, tuned, grid, tune_seeds
     )
@@ -149,7 +149,7 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(given)
     enter_host()
     small, pictures = SmallWorld(arguments.world), None
-    if arguments.world is not None and (arguments.world / "emoji64.npz").is_file():
+    if arguments.world is not None and (arguments.world / ARCHIVE).is_file():
         pictures = load_pictures(arguments.world)
     else:
         print("No emoji64.npz: no metric guidance, no ceiling, no intruders.", file=sys.stderr)

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from repo_paths import REPO
 
-from .world import autoencoder, base
+from .world import files
 from .world.rendered_styles import RENDERED
 from .world.splits import FRESH, STYLES, TEST, TUNE
-from .world.vocabulary import ARCHIVE, STYLE_SUBJECTS, TOKENS
 
 SUBJECT_RANKS = (8, (*TUNE, *TEST)), (4, FRESH)
 STYLE_RANKS = (8, STYLES), (4, tuple(RENDERED))
@@ -71,19 +70,19 @@ def stages(out: Path, quick: bool) -> list[Stage]:
     found = [
         Stage(
             "pictures",
-            (ARCHIVE, TOKENS, STYLE_SUBJECTS),
+            (files.ARCHIVE, files.WORDS, files.STYLE_SUBJECTS),
             ("world.archive", "--out", here, *brief("--others", "24")),
             2,
         ),
         Stage(
             "autoencoder",
-            (autoencoder.FILE,),
+            (files.AUTOENCODER,),
             ("world.autoencoder", *there, *brief("--steps", "4")),
             35,
         ),
         Stage(
             "base",
-            (base.MODEL, base.TOKENS),
+            (files.MODEL, files.TOKENS),
             ("world.base", *there, *brief("--steps", "4")),
             60,
         ),
@@ -91,8 +90,8 @@ def stages(out: Path, quick: bool) -> list[Stage]:
     for kind in ("clip", "dino"):
         into = str(out / "clip_vision")
         command = ("world.encoders", kind, *there, "--out", into, *brief("--minutes", "0.1"))
-        found.append(Stage(f"{kind} encoder", (f"clip_vision/emoji_{kind}.safetensors",), command, 8))
-    judge = "judge/emoji_judge.safetensors"
+        found.append(Stage(f"{kind} encoder", (f"clip_vision/{files.encoder(kind)}",), command, 8))
+    judge = f"judge/{files.JUDGE}"
     command = ("judging.train_judge", *there, "--out", str(out / judge), *brief("--minutes", "0.1"))
     found.append(Stage("judge", (judge,), command, 30))
     for role, rank, names in (
@@ -100,9 +99,9 @@ def stages(out: Path, quick: bool) -> list[Stage]:
         *(("style", rank, names) for rank, names in STYLE_RANKS),
     ):
         command = ("world.loras", role, *there, "--out", str(out / "loras"), "--rank", str(rank))
-        files = [f"loras/lora_{role}_{name}.safetensors" for name in names]
+        makes = [f"loras/{files.lora(role, name)}" for name in names]
         title, each = f"{role} LoRAs of rank {rank}", {"subject": 1.0, "style": 2.5}[role]
-        found.append(Stage(title, files, (*command, *brief("--steps", "2")), each, names))
+        found.append(Stage(title, makes, (*command, *brief("--steps", "2")), each, names))
     return found
 
 

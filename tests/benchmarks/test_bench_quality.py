@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from benchmarks.emoji import bench_quality
-from benchmarks.emoji.judging import evaluate_policies, verdicts
+from benchmarks.emoji.judging import verdicts
+from benchmarks.emoji.judging.evaluation import Result
 from benchmarks.emoji.methods import runs as sampled_runs
 from benchmarks.emoji.methods.runs import Entry, Runs, Store
 from benchmarks.emoji.tables import quality_doc, quality_rows
+from benchmarks.emoji.tables.policies import compared
 from benchmarks.emoji.world import splits
 from benchmarks.emoji.world.small_world import SmallWorld
 from benchmarks.guidance_defaults import guidance_defaults
@@ -120,13 +122,13 @@ def test_figures_of_two_pairs_by_hand() -> None:
 
 
 def test_leads_are_of_the_same_pairs_drawn() -> None:
-    def result(subject: list[int], style: list[int]) -> evaluate_policies.Result:
+    def result(subject: list[int], style: list[int]) -> Result:
         values = {"subject_ok": torch.tensor(subject, dtype=torch.bool), "style_ok": torch.tensor(style)}
-        return evaluate_policies.Result(torch.zeros(6, 3, 64, 64), values, 1.0)
+        return Result(torch.zeros(6, 3, 64, 64), values, 1.0)
 
     # Three pairs, two seeds. The second method fails where the first does, and once in each other pair.
     results = {"a": result([1, 1, 1, 1, 0, 0], [1] * 6), "b": result([1, 0, 1, 0, 0, 0], [1] * 6)}
-    _, first, second = evaluate_policies.compared(results, seeds=2)
+    _, first, second = compared(results, seeds=2)
     assert first.split() == ["a", "0.80", "0.00", "to", "1.00", "|", "+0.00,", "0.00", "to", "0.00"]
     # The lead is 4/5 - 1/2; its ends are the draws of the third pair alone (0 - 0)
     # and of the other two alone (1 - 2/3).

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from benchmarks.emoji import bench_world
-from benchmarks.emoji.world import archive, autoencoder, base, emoji_sets, vocabulary
+from benchmarks.emoji.world import archive, autoencoder, base, emoji_sets, files, vocabulary
 from benchmarks.emoji.world.small_world import SmallWorld
 from benchmarks.emoji.world.splits import FRESH, STYLES, TEST, TUNE
 from repo_paths import ASSETS
@@ -73,7 +73,7 @@ def test_splits_are_those_of_the_tools_and_of_the_shipped_world() -> None:
     splits = vocabulary.read_splits()
     assert sorted(splits["holdout_subjects"]) == sorted((*TUNE, *TEST, *FRESH))
     assert tuple(splits["holdout_styles"]) == STYLES
-    shipped = json.loads((ASSETS / "tokens" / vocabulary.TOKENS).read_text(encoding="utf-8"))
+    shipped = json.loads((ASSETS / "tokens" / files.WORDS).read_text(encoding="utf-8"))
     for held in ("holdout_subjects", "holdout_styles"):
         assert splits[held] == shipped[held]
     assert all(f"subject:{name}" in shipped["tokens"] for name in splits["style_lora_subjects"])
@@ -90,7 +90,7 @@ def make_archive(folder: Path) -> None:
         images[:, style, 20:40, 20 : 22 + 2 * style] = 255
     subject, style = np.indices(images.shape[:2]).reshape(2, -1)
     np.savez_compressed(
-        folder / vocabulary.ARCHIVE,
+        folder / files.ARCHIVE,
         images=images.reshape(-1, 64, 64, 3),
         subject=subject,
         style=style,
@@ -119,7 +119,7 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     folder: Path, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
     monkeypatch.setattr(autoencoder, "BATCH", 8)
-    with np.load(folder / vocabulary.ARCHIVE) as pictures:
+    with np.load(folder / files.ARCHIVE) as pictures:
         images = torch.from_numpy(pictures["images"]).permute(0, 3, 1, 2).contiguous()
     some = images[::31].float() / 255
     torch.manual_seed(0)
@@ -128,17 +128,17 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     after = float(autoencoder.loss_of(trained, some).detach())
     record_property("autoencoder loss after / before", after / before)
     assert after < 0.7 * before
-    file = folder / autoencoder.FILE
+    file = folder / files.AUTOENCODER
     autoencoder.save(trained, file)
     assert keys(file) == keys(ASSETS / "vae" / file.name)
 
     lessons = base.Lessons.read(folder, autoencoder.load(file))
     assert len(lessons.ids) == 4 * 8, "four subjects in eight styles: nothing held out, no people"
     base.save(base.train(lessons, 30, batch=16), lessons.names, folder)
-    assert keys(folder / base.MODEL) == keys(ASSETS / "diffusion_models" / base.MODEL)
+    assert keys(folder / files.MODEL) == keys(ASSETS / "diffusion_models" / files.MODEL)
 
     small = SmallWorld(folder)
-    assert all(small.file(name).parent == folder for name in (base.MODEL, base.TOKENS, vocabulary.TOKENS))
+    assert all(small.file(name).parent == folder for name in (files.MODEL, files.TOKENS, files.WORDS))
     noise = torch.randn(len(lessons.ids), 16, 8, 8, generator=torch.Generator().manual_seed(1))
     at = torch.full((len(noise),), 0.7)
     mixed = 0.3 * lessons.latents + 0.7 * noise

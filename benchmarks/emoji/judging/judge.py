@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from repo_paths import ASSETS
 
+from ..world.files import JUDGE
 from ..world.splits import SUBJECT_STYLES
 
-JUDGE_FILE = ASSETS / "judge" / "emoji_judge.safetensors"
+JUDGE_FILE = ASSETS / "judge" / JUDGE
 METADATA_KEY = "emoji_judge"
 
 

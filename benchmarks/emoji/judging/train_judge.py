@@ -35,7 +35,7 @@ def split(pictures: Pictures, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def through_autoencoder(pictures: Pictures, small: SmallWorld, batch: int = 128) -> Tensor:
     """All pictures encoded and decoded, [N, 3, 64, 64] uint8."""
-    made = [small.decode(small.encode(part.float() / 255)) for part in pictures.images.split(batch)]
+    made = [small.reconstruct(part.float() / 255) for part in pictures.images.split(batch)]
     return (torch.cat(made) * 255).round().byte()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..methods.runs import Entry, Pair, Runs
+from ..world.files import STYLE_SUBJECTS
 from ..world.pictures import Pictures
 from .judge import Judge
 
@@ -111,8 +112,8 @@ class Bench:
     def load(cls, world: Path | None, pictures: Pictures | None) -> Bench:
         """With the style LoRAs' training pictures, where the world's folder lists them."""
         judge, training = Judge.load(), {}
-        if pictures is not None and world is not None and (world / "style_lora_subjects.json").is_file():
-            names = json.loads((world / "style_lora_subjects.json").read_text(encoding="utf-8"))
+        if pictures is not None and world is not None and (world / STYLE_SUBJECTS).is_file():
+            names = json.loads((world / STYLE_SUBJECTS).read_text(encoding="utf-8"))
             for style in pictures.holdout_styles:
                 images = pictures.images[pictures.where(names, [style])].float() / 255
                 training[style] = judge.features(images)

@@ -19,11 +19,12 @@ import torch
 from repo_paths import ASSETS
 
 from ...guidance_defaults import guidance_defaults
+from ..world import files
 from ..world.pictures import Pictures
 from ..world.small_world import SmallWorld
 from ..world.splits import SUBJECT_STYLES
 
-ENCODER_FILES = {name: ASSETS / "clip_vision" / f"emoji_{name}.safetensors" for name in ("clip", "dino")}
+ENCODER_FILES = {name: ASSETS / "clip_vision" / files.encoder(name) for name in ("clip", "dino")}
 STYLE_SUBJECTS = ("koala", "cactus", "bell-with-slash")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..world.small_world import SmallWorld
 from .lora_ranks import cut
+from .trial_scores import TRIALS, trial
 
 Maker = Callable[[Any, Path, Path], Any]
 """(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
@@ -74,7 +75,8 @@ def parse_policy(text: str) -> tuple[Any, Any]:
         except (ValueError, SyntaxError):  # a bare word
             settings[key.strip()] = value.strip()
     refined = {name: settings.pop(name) for name in list(settings) if name in Refinement.__dataclass_fields__}
-    return known[found[1]](**settings), Refinement(**refined)
+    policy = known[found[1]](**settings)
+    return policy, trial(refined) if refined.get("score") in TRIALS else Refinement(**refined)
 
 
 def parse_method(text: str) -> Maker:

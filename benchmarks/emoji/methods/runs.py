@@ -25,15 +25,13 @@ from torch import Tensor
 from repo_paths import REPO
 
 from ...guidance_defaults import guidance_defaults
+from ..world.files import AUTOENCODER, MODEL, TOKENS, WORDS
 from ..world.small_world import CFG, STEPS, SmallWorld
 from . import policies
 from .guidance import ENCODER_FILES, guided
 
 PACK = ("fusion", "guidance", "host")
-MODEL_FILES = (
-    "emoji_tinyflux_fp8_e4m3fn.safetensors", "emoji_taef1_vae_fp16.safetensors",
-    "emoji_tokens_fp16.safetensors", "emoji_tokens.json",
-)  # fmt: skip
+MODEL_FILES = (MODEL, AUTOENCODER, TOKENS, WORDS)
 Pair = tuple[str, str]
 """(subject, style)"""
 

@@ -1,10 +1,13 @@
 """Other readings of the paper's KL score, for the ablations only: which way round, over what, decided for whom.
 
-Each is called as a score of ``lora_conductor.fusion.scores`` is: base ``[batch, tokens, channels]``, delta with one
-more dimension in front, for the LoRAs.
+Each is called as a score of ``lora_conductor.fusion.policies.scores`` is: base ``[batch, tokens, channels]``, delta
+with one more dimension in front, for the LoRAs.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,3 +43,15 @@ def register() -> None:
     from lora_conductor.fusion.policies import SCORES
 
     SCORES.update(TRIALS)
+
+
+def trial(settings: dict[str, Any]) -> Any:
+    """The router's settings with a score of these, which it does not offer to users."""
+    from lora_conductor.fusion.policies import setting
+    from lora_conductor.fusion.routing import Refinement
+
+    @dataclass(frozen=True)
+    class Trial(Refinement):
+        score: str = setting(Refinement.score, "One that is tried.", options=tuple(TRIALS))
+
+    return Trial(**settings)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from . import vocabulary
 from .emoji_sets import SETS, SetError, fetch, match, read_set
-from .vocabulary import ARCHIVE
+from .files import ARCHIVE
 
 DRAWN, INNER, SIDE = 160, 60, 64
 FAINT = 8  # of 255: shadows that fade out do not belong to what is painted

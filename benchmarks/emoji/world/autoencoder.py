@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...host import enter_host
-from .vocabulary import ARCHIVE
+from .files import ARCHIVE, AUTOENCODER
 
-FILE = "emoji_taef1_vae_fp16.safetensors"
 # Many small batches: large ones learn far less from the same number of pictures.
 STEPS, BATCH, RATE = 6000, 4, 9e-4
 # FLUX's latent scale and shift: with them in the file, what the model sees are the encoder's own outputs.
@@ -142,7 +141,7 @@ def main() -> None:
     enter_host()
     with np.load(options.world / ARCHIVE, allow_pickle=False) as archive:
         images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
-    file = (options.out or options.world) / FILE
+    file = (options.out or options.world) / AUTOENCODER
     save(train(images, options.steps), file)
     print(f"  {file.name}: {psnr(load(file), images[::10]):.1f} dB over every tenth picture", flush=True)
 

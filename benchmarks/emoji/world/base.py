@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...host import enter_host
-from . import autoencoder, vocabulary
+from . import autoencoder
+from .files import AUTOENCODER, MODEL, TOKENS, WORDS
 from .loras import noise_levels
 from .pictures import load_pictures
 
 STATE, KEEP_EVERY = "base_training.pt", 100
-MODEL, TOKENS = "emoji_tinyflux_fp8_e4m3fn.safetensors", "emoji_tokens_fp16.safetensors"
 STEPS, BATCH, AVERAGING = 3100, 128, 0.995
 RATE, MUON_RATE, TOKEN_FACTOR = 1e-3, 2e-3, 3.0
 WIDTH = 256
@@ -95,7 +95,7 @@ class Lessons:
     @classmethod
     def read(cls, folder: Path, vae: Any) -> Lessons:
         """Every training subject in every training style."""
-        words = json.loads((folder / vocabulary.TOKENS).read_text(encoding="utf-8"))
+        words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
         index = {name: i for i, name in enumerate(words["tokens"])}
         styles = [name.partition(":")[2] for name in words["tokens"] if name.startswith("style:")]
         pictures = load_pictures(folder)
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     enter_host()
-    lessons = Lessons.read(options.world, autoencoder.load(options.world / autoencoder.FILE))
+    lessons = Lessons.read(options.world, autoencoder.load(options.world / AUTOENCODER))
     print(f"  {len(lessons.ids)} pictures, latents' standard deviation {lessons.latents.std():.2f}", flush=True)
     out = options.out or options.world
     out.mkdir(parents=True, exist_ok=True)

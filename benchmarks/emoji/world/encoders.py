@@ -27,6 +27,7 @@ from torch.nn import functional
 import torchvision_shim
 from repo_paths import ASSETS
 
+from . import files
 from .augment import crop, soften
 from .pictures import Pictures, load_pictures
 
@@ -275,7 +276,7 @@ def main() -> None:
         "std": STD,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / f"emoji_{arguments.kind}.safetensors"
+    file = arguments.out / files.encoder(arguments.kind)
     save_file(weights, file, {"lora_conductor.encoder": json.dumps(described)})
     print(f"{file.name}: {file.stat().st_size / 2**20:.2f} MB")
 

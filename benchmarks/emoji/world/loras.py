@@ -27,6 +27,7 @@ from torch.nn import functional
 from repo_paths import ASSETS
 
 from ...host import enter_host
+from . import files
 from .augment import crop
 from .pictures import Pictures, load_pictures
 from .small_world import SmallWorld
@@ -175,10 +176,10 @@ def main() -> None:
         if options.role == "subject":
             samples = subject_samples(pictures, small, name)
         else:
-            subjects = json.loads((options.world / "style_lora_subjects.json").read_text(encoding="utf-8"))
+            subjects = json.loads((options.world / files.STYLE_SUBJECTS).read_text(encoding="utf-8"))
             samples = style_samples(pictures, small, name, subjects)
         lora = train(small, samples, options.role, options.rank, options.seed)
-        save(lora, options.rank, options.out / f"lora_{options.role}_{name}.safetensors")
+        save(lora, options.rank, options.out / files.lora(options.role, name))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import ARCHIVE, WORDS
 from .rendered_styles import RENDERED, SOURCE
 
 
@@ -51,12 +52,12 @@ def load_pictures(world: Path) -> Pictures:
 
     The rendered styles come after the archive's own, and are held out too.
     """
-    with np.load(world / "emoji64.npz", allow_pickle=False) as archive:
+    with np.load(world / ARCHIVE, allow_pickle=False) as archive:
         images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
         subject = torch.from_numpy(archive["subject"]).long()
         style = torch.from_numpy(archive["style"]).long()
         subjects, styles = archive["subject_names"].tolist(), archive["style_names"].tolist()
-    names = json.loads((world / "emoji_tokens.json").read_text(encoding="utf-8"))
+    names = json.loads((world / WORDS).read_text(encoding="utf-8"))
     source = style == styles.index(SOURCE)
     drawings, drawn = images[source].float() / 255, subject[source]
     for i, render in enumerate(RENDERED.values()):

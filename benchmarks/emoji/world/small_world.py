@@ -18,6 +18,7 @@ from torch import Tensor
 
 from repo_paths import ASSETS
 
+from . import files
 from .rendered_styles import RENDERED
 
 STEPS, CFG = 16, 2.5
@@ -36,14 +37,14 @@ class SmallWorld:
         import comfy.utils
 
         self.folders = [ASSETS] if folder is None else [folder, ASSETS]
-        model_file = str(self.file("emoji_tinyflux_fp8_e4m3fn.safetensors"))
+        model_file = str(self.file(files.MODEL))
         self.model = comfy.sd.load_diffusion_model(model_file, model_options={"dtype": dtype})
         # Under inference mode the autoencoder could not be differentiated later.
         with torch.inference_mode(False):
-            self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(self.file("emoji_taef1_vae_fp16.safetensors"))))
-        tokens = comfy.utils.load_torch_file(str(self.file("emoji_tokens_fp16.safetensors")))
+            self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(self.file(files.AUTOENCODER))))
+        tokens = comfy.utils.load_torch_file(str(self.file(files.TOKENS)))
         self._tok, self._pool = tokens["tok"].float(), tokens["pool"].float()
-        names = json.loads(self.file("emoji_tokens.json").read_text(encoding="utf-8"))
+        names = json.loads(self.file(files.WORDS).read_text(encoding="utf-8"))
         self._ids = {name: i for i, name in enumerate(names["tokens"])}
         self._names = names
         # The base was trained with eight style triggers; those that no set took are the rendered styles'.
@@ -59,7 +60,7 @@ class SmallWorld:
 
     def lora(self, role: str, name: str) -> Path:
         """The LoRA file of a subject (role "subject") or a style (role "style")."""
-        return self.file(f"lora_{role}_{name}.safetensors")
+        return self.file(files.lora(role, name))
 
     def conditioning(self, tokens: Sequence[str]) -> list[list[Any]]:
         """CONDITIONING of the given token names: context [1, n, 256] and pooled_output [1, 256]."""
@@ -121,3 +122,7 @@ class SmallWorld:
         """Pictures [N, 3, 64, 64] in [0, 1] -> latents [N, 16, 8, 8]."""
         with torch.inference_mode():
             return self.vae.encode(pictures.movedim(1, -1))
+
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """Pictures [N, 3, 64, 64] in [0, 1] after the autoencoder, which all that is sampled has been through."""
+        return self.decode(self.encode(pictures))

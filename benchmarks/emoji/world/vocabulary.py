@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .files import ARCHIVE, STYLE_SUBJECTS, WORDS
+
 SPLITS = Path(__file__).resolve().parent / "splits.json"
-ARCHIVE = "emoji64.npz"
-TOKENS, STYLE_SUBJECTS = "emoji_tokens.json", "style_lora_subjects.json"
 SUBJECT_TRIGGERS, STYLE_TRIGGERS = 32, 8
 PEOPLE = "People & Body"
 PROMPT = "; ".join(
@@ -77,5 +77,5 @@ def write(folder: Path) -> None:
     splits = read_splits()
     names = vocabulary(folder / ARCHIVE, splits)
     learned = [name for name in splits["style_lora_subjects"] if name in names["train_subjects"]]
-    for file, content in ((STYLE_SUBJECTS, learned), (TOKENS, names)):
+    for file, content in ((STYLE_SUBJECTS, learned), (WORDS, names)):
         (folder / file).write_text(json.dumps(content), encoding="utf-8")
