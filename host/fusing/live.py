@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...fusion.adapters import BaseLayer
 from ...fusion.layers import FusedLayer
-from ...fusion.policies import PassPolicy, StaticPolicy
+from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
 from ..core import ConductorError, find_module
@@ -210,12 +210,6 @@ class LiveFusion:
         spec = self.spec
         if isinstance(spec.policy, Replay):
             check_plan(spec, spec.policy.plan)
-        if spec.has_both_roles and spec.shared_layers == 0 and not isinstance(spec.policy, (StaticPolicy, PassPolicy)):
-            names = " and ".join(f"'{lora.name}'" for lora in spec.loras)
-            raise ConductorError(
-                f"{names} have no layer in common, so the policy '{spec.policy.name}' has nothing to decide. "
-                "Set KLLayerRouter's policy to 'sum' to apply both as they are."
-            )
 
 
 def _in_passes(

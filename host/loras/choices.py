@@ -32,6 +32,10 @@ class LoraChoice:
     def used(self) -> bool:
         return self.name != NO_LORA and (self.strength != 0 or self.clip_strength != 0)
 
+    def acts(self, clip_given: bool) -> bool:
+        """Whether it does anything where it is loaded: with no text encoder its strength there counts as nothing."""
+        return self.used and (clip_given or self.strength != 0)
+
 
 StackEntry = tuple[str, float, float]
 
@@ -59,6 +63,14 @@ def choices_of_stack(stack: Any, role: str, where: str) -> list[LoraChoice]:
 
 
 def _choice(entry: Any, role: str, where: str) -> LoraChoice:
+    if isinstance(entry, (list, tuple)) and len(entry) == 4 and not isinstance(entry[3], Real):
+        # Some packs have a fourth field, for strengths by block.
+        if entry[3]:
+            raise ConductorError(
+                f"{where}: {entry[0]!r:.100} has strengths by block ({entry[3]!r:.100}), which no LoRA has here. Clear "
+                "them in the node that made the stack, or let a loader of its pack apply that LoRA."
+            )
+        entry = entry[:3]
     fits = isinstance(entry, (list, tuple)) and len(entry) == 3 and isinstance(entry[0], str)
     if not fits or not all(_is_strength(value) for value in entry[1:]):
         raise ConductorError(
