@@ -23,6 +23,10 @@ class DeltaError(ValueError):
     """A delta's factors do not fit each other or the weight they are for."""
 
 
+class NotFiniteError(DeltaError):
+    """A factor or an alpha that a delta is made of is no finite number."""
+
+
 class Delta(Protocol):
     """What one file does to one weight or a slice of it."""
 
@@ -134,24 +138,25 @@ def finite(**tensors: Tensor | None) -> None:
     """Refuse NaN and infinity by name.
 
     Raises:
-        DeltaError: a tensor holds one.
+        NotFiniteError: a tensor holds one.
     """
     for name, tensor in tensors.items():
         if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
-            raise DeltaError(f"{name} holds NaN or infinite values")
+            raise NotFiniteError(f"{name} holds NaN or infinite values")
 
 
 def scale_of(alpha: float | None, rank: int) -> float:
     """``alpha / rank``, or 1 without an alpha.
 
     Raises:
-        DeltaError: alpha is no finite number, or the rank is 0.
+        NotFiniteError: alpha is no finite number.
+        DeltaError: the rank is 0.
     """
     if rank == 0:
         raise DeltaError("its rank is 0")
     scale = 1.0 if alpha is None else alpha / rank
     if not math.isfinite(scale):
-        raise DeltaError(f"alpha {alpha} is not a finite number")
+        raise NotFiniteError(f"alpha {alpha} is not a finite number")
     return scale
 
 

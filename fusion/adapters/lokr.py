@@ -54,6 +54,7 @@ def lokr(
     if isinstance(w1, tuple):
         finite(lokr_w1_a=w1[0], lokr_w1_b=w1[1])
         fits(w1[0].ndim == w1[1].ndim == 2 and w1[0].shape[1] == w1[1].shape[0], "LoKr w1", place.shape, *w1)
+        fits(w1[0].shape[0] * w1[1].shape[1] <= math.prod(place.shape), "LoKr w1", place.shape, *w1)
         rank, w1 = w1[1].shape[0], w1[0].float() @ w1[1].float()
     up: Tensor | None = None
     if isinstance(w2, tuple):
@@ -63,11 +64,15 @@ def lokr(
     finite(lokr_w1=w1, lokr_w2=w2)
     # Whatever the rank, alpha of whole matrices is not used.
     scale = 1.0 if rank is None else scale_of(alpha, rank)
+    rows = 1 if up is None else up.shape[0]
+    fits(w1.numel() > 0 and w2.numel() * rows > 0, "LoKr", place.shape, w1, w2)
+    # Before they are multiplied out: a small file can hold the factors of a huge matrix.
+    entries = w2.numel() if up is None else rows * w2.shape[1:].numel()
+    fits(entries <= math.prod(place.shape), "LoKr w2", place.shape, w1, w2)
     width = up.shape[0] if up is not None else w2.shape[0]
     runs_fit = (
         w1.ndim == 2
         and w2.ndim >= 2
-        and w1.numel() > 0
         and w1.shape[0] * width == place.shape[0]
         and place.shape[1] % w1.shape[1] == 0
         and w2[0].numel() * w1.shape[1] == math.prod(place.shape[1:])

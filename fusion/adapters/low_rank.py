@@ -71,12 +71,14 @@ def lora(place: Place, up: Tensor, down: Tensor, mid: Tensor | None, alpha: floa
     # A rank of 0 has no scale, and without an alpha needs none.
     scale = 1.0 if alpha is None else scale_of(alpha, down.shape[0])
     if mid is not None:
-        down = fold_core(down, mid)
+        down = fold_core(place.shape, down, mid)
     up, flat = up.flatten(1), down.flatten(1)
     if up.shape != (place.shape[0], flat.shape[0]) or flat.shape[1] != math.prod(place.shape[1:]):
         raise DeltaError(
             f"up {tuple(up.shape)} x down {tuple(flat.shape)} does not make a weight of shape {place.shape}"
         )
+    if flat.shape[0] == 0:  # nothing, as a delta like all others
+        up, flat = up.new_zeros(place.shape[0], 1), flat.new_zeros(1, flat.shape[1])
     return LowRankDelta(flat.reshape(-1, *place.shape[1:]), up, scale, place.out_start, place.in_start)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Bypass, DeltaError, Place, PlacedDelta, Slices, finite, fits, frozen, like
+from .base import Bypass, DeltaError, NotFiniteError, Place, PlacedDelta, Slices, finite, fits, frozen, like
 from .geometry import Geometry
 
 
@@ -53,13 +53,19 @@ def cayley(blocks: Tensor, alpha: float) -> Tensor:
     Args:
         blocks: ``[..., b, b]``.
         alpha: bound of the Frobenius norm of all blocks together (COFT).
+
+    Raises:
+        DeltaError: there is no such rotation in float32.
     """
     q = blocks.float() - blocks.float().transpose(-1, -2)
     norm = torch.linalg.vector_norm(q) + 1e-8
     if alpha > 0 and norm > alpha:
         q = q * alpha / norm
     eye = torch.eye(q.shape[-1])
-    return (eye + q) @ torch.linalg.inv(eye - q)
+    rotations = (eye + q) @ torch.linalg.inv_ex(eye - q).inverse
+    if not bool(torch.isfinite(rotations).all()):
+        raise DeltaError("its blocks are too large to be rotations")
+    return rotations
 
 
 def oft(place: Place, blocks: Tensor, alpha: float | None) -> RotationDelta:
@@ -106,7 +112,7 @@ def _check_rotation(place: Place, what: str, blocks: Tensor, alpha: float | None
     finite(oft_blocks=blocks)
     fits(blocks.numel() > 0 and blocks.shape[-1] == blocks.shape[-2], what, place.shape, blocks)
     if alpha is not None and not math.isfinite(alpha):
-        raise DeltaError(f"alpha {alpha} is not a finite number")
+        raise NotFiniteError(f"alpha {alpha} is not a finite number")
 
 
 class RotationBypass(Bypass):

@@ -13,10 +13,12 @@ from ...fusion.policies import Policy
 from ...fusion.routing import Refinement
 from ..core import ConductorError, model_path
 from ..loras import (
+    NO_LORA,
     LoraChoice,
     LoraFile,
     LoraOnModel,
     LoraPatches,
+    is_for_text,
     model_patches,
     read_lora,
     refuse_unfit,
@@ -55,9 +57,14 @@ def fused(
     loras = []
     for role, files in (("subject", subject), ("style", style)):
         for path, strength in _with_strengths(files):
+            if strength == 0:
+                continue
             patches = model_patches(read_lora(Path(path).name, str(path)), model)
-            if strength and not (patches.routed or patches.merged):
+            patches.check_finite()
+            if not patches.fits:
                 raise ConductorError(_fits_nothing(patches, model, False))
+            if strength:
+                patches.check_finite()
             loras.append((patches, role, strength))
     model = add_loras(model, loras)
     return model if policy is None else set_policy(model, policy, refinement, always_live=always_live)
@@ -83,19 +90,23 @@ def load_loras(
         ConductorError: a file is missing, damaged or made for another model.
     """
     loaded: list[LoadedLora] = []
+    idle: list[LoraChoice] = []
     for choice in choices:
-        if not choice.is_used(clip is not None):
+        if not choice.acts(clip is not None):
+            idle += [choice] if choice.name != NO_LORA else []
             continue
         file = read_lora(choice.name, _path_of(choice))
         patches = model_patches(file, model)
-        clip_weights = 0
+        if choice.strength != 0:
+            patches.check_finite()
+        of_text = clip_weights = 0
         if clip is not None:
-            clip, clip_weights = _patch_clip(clip, file, patches, choice)
-        if choice.strength and not (patches.routed or patches.merged or clip_weights):
+            clip, of_text, clip_weights = _patch_clip(clip, file, patches, choice)
+        if choice.strength != 0 and not (patches.fits or of_text):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
-        loaded.append(LoadedLora(choice, patches, clip_weights))
+        loaded.append(LoadedLora(choice, patches, clip_weights, of_text - clip_weights))
     model = add_loras(model, [(lora.patches, lora.choice.role, lora.choice.strength) for lora in loaded])
-    return model, clip, loader_report(model, clip is not None, loaded)
+    return model, clip, loader_report(model, clip is not None, loaded, idle)
 
 
 def _path_of(choice: LoraChoice) -> str:
@@ -103,43 +114,49 @@ def _path_of(choice: LoraChoice) -> str:
     return model_path("loras", choice.name, f"{place}{choice.role} LoRA")
 
 
-def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraChoice) -> tuple[CLIP, int]:
-    """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list."""
+def _patch_clip(clip: CLIP, file: LoraFile, patches: LoraPatches, choice: LoraChoice) -> tuple[CLIP, int, int]:
+    """The file's text-encoder patches through core, on a clone; takes their keys off the unmatched list.
+
+    Returns:
+        The clone, how many of its weights the file fits, and how many were patched.
+
+    Raises:
+        ConductorError: they hold NaN or infinite values.
+    """
     resolution = resolve(file, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
-    refuse_unfit(resolution, clip.cond_stage_model.state_dict())
-    if choice.clip_strength:
-        applied = {key for entry in resolution.entries.values() for key in entry.keys}
-        file.refuse_broken(applied, resolution.refused_keys)
+    refuse_unfit(file, resolution, clip.cond_stage_model.state_dict())
     left = set(resolution.unmatched)
     patches.unmatched = [key for key in patches.unmatched if key in left]
     patches.refused.update(resolution.refused)
     strength = choice.clip_strength
+    if strength != 0:
+        patches.broken = resolution.broken
+        patches.check_finite()
     if strength == 0 or not resolution.entries:
-        return clip, 0
+        return clip, len(resolution.entries), 0
+    patches.applied |= {key for entry in resolution.entries.values() for key in entry.keys}
     clip = clip.clone()
     core_patches = {target.core_key: entry.patch for target, entry in resolution.entries.items()}
     applied = clip.add_patches(core_patches, strength)
     lora = LoraOnModel(file.name, file.path, file.digest, choice.role, strength, merged=resolution.entries)
     remember(clip.patcher, [lora])
-    return clip, len(applied)
-
-
-# How files in the dialects that core reads begin keys of text encoders.
-TEXT_KEYS = ("lora_te", "text_encoder", "text_encoders.", "te1", "te2", "clip_l.", "clip_g.", "t5xxl.")
+    return clip, len(resolution.entries), len(applied)
 
 
 def _fits_nothing(patches: LoraPatches, model: ModelPatcher, clip_given: bool) -> str:
     file = patches.file
-    if not clip_given and all(key.removeprefix("base_model.model.").startswith(TEXT_KEYS) for key in file.tensors):
+    texts = sum(is_for_text(key) for key in file.tensors)
+    if texts and not clip_given and not patches.refused:
         return (
-            f"LoRA '{file.name}' is for the text encoder alone: it does nothing without one. Connect the model's CLIP."
+            f"LoRA '{file.name}' has nothing for the diffusion model: {texts} of its {len(file.tensors)} keys are for "
+            "the text encoder. Connect CLIP to the loader, or use another file."
         )
     parts = "this model or its text encoder" if clip_given else "this model"
     if patches.refused:
         name, why = next(iter(patches.refused.items()))
         detail = f"{len(patches.refused)} of its entries have the right name but cannot be applied ({name}: {why})"
     else:
-        detail = f"its {len(file.tensors)} keys look like '{next(iter(file.tensors))}'"
+        detail = f"its {len(file.tensors)} keys look like '{next(iter(file.tensors)):.100}'"
     return (
         f"LoRA '{file.name}' does not fit {parts}: {detail}, and the model is a {type(model.model).__name__}. "
         "Use a LoRA that was trained for this model's family."

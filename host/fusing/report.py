@@ -21,37 +21,43 @@ from .spec import FusionSpec
 
 @dataclass(frozen=True)
 class LoadedLora:
-    """A LoRA that was chosen, what it does to the model, and how many text-encoder weights it patched."""
+    """A LoRA that was chosen, what it does to the model, and how many text-encoder weights it patched or left alone."""
 
     choice: LoraChoice
     patches: LoraPatches
     clip_weights: int
+    clip_left: int = 0
 
 
-def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedLora]) -> str:
+def loader_report(
+    model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedLora], idle: Iterable[LoraChoice] = ()
+) -> str:
     """A text for the node: per LoRA what was applied, merged, refused and left, and where the two meet.
 
     Args:
         model: the resulting model.
         clip_given: whether a CLIP was connected.
         loras: in the order they were loaded.
+        idle: what was chosen, but does nothing at its strengths.
     """
     lines = [f"model: {type(model.model).__name__}"]
     for lora in loras:
         choice, patches = lora.choice, lora.patches
         lines.append(f"\n{choice.role}: {patches.file.name}  (strength {choice.strength:g})")
-        lines.append(f"  {len(patches.routed)} weights routed at run time")
+        if choice.strength == 0:
+            lines.append("  the model is left alone")
+        else:
+            lines.append(f"  {len(patches.routed)} weights routed at run time")
         if lora.clip_weights:
             lines.append(f"  {lora.clip_weights} text-encoder weights at strength {choice.clip_strength:g}")
+        if lora.clip_left:
+            lines.append(f"  {lora.clip_left} text-encoder weights left alone (strength {choice.clip_strength:g})")
         reasons: dict[str, list[str]] = {}
-        for target, (_, reason) in patches.merged.items():
+        for target, (_, reason) in patches.merged.items() if choice.strength != 0 else ():
             reasons.setdefault(reason, []).append(str(target))
         for reason, targets in reasons.items():
             lines.append(f"  {len(targets)} weights merged as ComfyUI does, not routed: {reason}")
             lines += listed(targets)
-        if patches.file.broken:
-            lines.append(f"  {len(patches.file.broken)} keys hold NaN or infinite values that nobody uses:")
-            lines += listed(sorted(patches.file.broken))
         if patches.refused:
             lines.append(f"  {len(patches.refused)} entries could not be applied:")
             lines += listed(f"{name}: {why}" for name, why in patches.refused.items())
@@ -59,6 +65,11 @@ def loader_report(model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedL
             hint = "" if clip_given else " (text-encoder keys need a CLIP connected)"
             lines.append(f"  {len(patches.unmatched)} keys match nothing in this model{hint}:")
             lines += listed(patches.unmatched)
+        odd = patches.file.not_finite(sorted(patches.file.tensors.keys() - patches.applied))
+        if odd:
+            lines.append(f"  {len(odd)} keys that are not applied hold NaN or infinite values:")
+            lines += listed(odd)
+    lines += [f"\n{choice.role}: {choice.name}  (strength 0: not loaded)" for choice in idle]
     spec = attachment_of(model).spec
     if spec is not None and len({lora.role for lora in spec.loras}) > 1:
         total = len(spec.layers)

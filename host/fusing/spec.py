@@ -83,11 +83,11 @@ class FusionSpec:
     def emphasis(self) -> float:
         """How often the LoRAs' effect is to count in the picture.
 
-        A policy's own is for fusing: one LoRA alone stays what core's loader makes of it.
+        A policy's own is for fusing: where no layer is shared, LoRAs stay what core's loaders make of them.
         """
-        return self.refinement.emphasis or (self.policy.own_emphasis if self.has_both_roles else 1.0)
+        return self.refinement.emphasis or (self.policy.own_emphasis if self.shared_layers else 1.0)
 
-    @property
+    @cached_property
     def shared_layers(self) -> int:
         return sum(any(segment.shared for segment in layer.segments) for layer in self.layers)
 

@@ -6,7 +6,7 @@ from .file import LoraFile, read_lora
 from .kinds import Unroutable
 from .on_model import LoraOnModel, loras_on, remember
 from .patches import LoraPatches, model_patches
-from .targets import Entry, Target, refuse_unfit, resolve
+from .targets import Entry, Target, is_for_text, refuse_unfit, resolve
 
 __all__ = [
     "Entry",
@@ -19,6 +19,7 @@ __all__ = [
     "Unroutable",
     "choices_of_stack",
     "delta_of",
+    "is_for_text",
     "loras_on",
     "model_patches",
     "read_lora",

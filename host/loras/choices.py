@@ -28,8 +28,8 @@ class LoraChoice:
     clip_strength: float
     where: str | None = None
 
-    def is_used(self, clip_given: bool) -> bool:
-        """Whether the file does anything; its text-encoder part does only where a CLIP is connected."""
+    def acts(self, clip_given: bool) -> bool:
+        """Whether it does anything where it is loaded: with no text encoder its strength there counts as nothing."""
         return self.name != NO_LORA and (self.strength != 0 or (clip_given and self.clip_strength != 0))
 
 
@@ -59,9 +59,16 @@ def choices_of_stack(stack: Any, role: str, where: str) -> list[LoraChoice]:
 
 
 def _choice(entry: Any, role: str, where: str) -> LoraChoice:
-    # Some packs append a field of their own for block weights: empty, it says nothing.
-    whole = isinstance(entry, (list, tuple)) and len(entry) >= 3 and not any(entry[3:])
-    if not whole or not isinstance(entry[0], str) or not all(_is_strength(value) for value in entry[1:3]):
+    if isinstance(entry, (list, tuple)) and len(entry) == 4 and not isinstance(entry[3], Real):
+        # Some packs have a fourth field, for strengths by block.
+        if entry[3]:
+            raise ConductorError(
+                f"{where}: {entry[0]!r:.100} has strengths by block ({entry[3]!r:.100}), which no LoRA has here. Clear "
+                "them in the node that made the stack, or let a loader of its pack apply that LoRA."
+            )
+        entry = entry[:3]
+    fits = isinstance(entry, (list, tuple)) and len(entry) == 3 and isinstance(entry[0], str)
+    if not fits or not all(_is_strength(value) for value in entry[1:]):
         raise ConductorError(
             f"{where}: {entry!r:.100} is not (LoRA name, model strength, clip strength). Check the node that made the "
             "stack."
@@ -76,4 +83,4 @@ def _is_strength(value: Any) -> bool:
 
 def stack_of(choices: list[LoraChoice], clip_given: bool = True) -> list[StackEntry]:
     """The LoRAs that were applied, as other packs take them."""
-    return [(choice.name, choice.strength, choice.clip_strength) for choice in choices if choice.is_used(clip_given)]
+    return [(choice.name, choice.strength, choice.clip_strength) for choice in choices if choice.acts(clip_given)]

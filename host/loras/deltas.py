@@ -51,6 +51,7 @@ def check_mergeable(patch: Any, shape: tuple[int, ...]) -> None:
         weight_difference(place, patch[1][0])
     elif patch[0] == "set":
         fits(tuple(patch[1][0].shape) == shape, "a replacement", shape, patch[1][0])
+        finite(set_weight=patch[1][0])
 
 
 def applicable(patch: Any) -> Any:
@@ -107,6 +108,7 @@ def _check_adapter(adapter: Any, place: Place) -> None:
     if len(place.shape) < 2 and (kind is None or not kind.vectors or magnitude is not None):
         raise DeltaError(f"there is no {adapter.name} for a weight of shape {place.shape}")
     if kind is None:
+        finite(**{f"factor {number}": value for number, value in enumerate(adapter.weights) if _is_tensor(value)})
         return
     try:
         delta = kind.delta(place, adapter.weights)
@@ -138,6 +140,10 @@ def _check_tensors(adapter: Any) -> None:
             raise DeltaError(f"a factor has the dtype {value.dtype}, not a floating point one")
         if isinstance(value, Tensor) and value.ndim == 0:
             raise DeltaError("a factor is a single number")
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _as_in_dora(delta: Any, kind: Kind, adapter: Any) -> Delta:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,6 +18,9 @@ from torch import Tensor
 from ..core import ConductorError, Progress
 
 CHUNK = 1 << 22  # bytes hashed at a time
+MAX_DIMENSIONS = 8  # a convolution's weight has five
+# What a file may become in memory: so many times its size, and a little that is always allowed.
+MAX_GROWTH, ALWAYS_ALLOWED = 10, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -26,71 +31,125 @@ class LoraFile:
         name: as the user chose it.
         path: where it lies.
         digest: hash of the file's content.
-        tensors: by the file's own keys, on the CPU.
-        broken: keys of tensors that hold NaN or infinite values.
+        tensors: by the file's own keys, on the CPU. Zeros stand for those that are unusable.
+        unusable: entries that nobody can apply, with the reason.
     """
 
     name: str
     path: str
     digest: str
     tensors: dict[str, Tensor] = field(repr=False)
-    broken: frozenset[str] = frozenset()
+    unusable: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def refuse_broken(self, applied: set[str], refused: set[str]) -> None:
-        """Refuse the file if what is used of it is not finite.
-
-        Args:
-            applied: keys that are applied. Alphas are no reason among them: what uses them has checked them.
-            refused: keys that belong to the model but cannot be applied.
-
-        Raises:
-            ConductorError: it is not.
-        """
-        spoiled = {key for key in applied & self.broken if not key.endswith(".alpha")} | (refused & self.broken)
-        if spoiled:
-            raise ConductorError(
-                f"LoRA '{self.name}' holds NaN or infinite values in {len(spoiled)} of {len(self.tensors)} tensors "
-                f"(first: {min(spoiled)}). The file is damaged or its training diverged: use another checkpoint of it."
-            )
+    def not_finite(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys whose tensors hold NaN or infinite values."""
+        return [key for key in keys if key in self.tensors and not _finite(self.tensors[key])]
 
 
 def read_lora(name: str, path: str) -> LoraFile:
     """Read a LoRA file; the last few files are kept, by path, modification time and size.
+
+    Values are not looked at here: what nobody uses may hold anything.
 
     Raises:
         ConductorError: the file is missing, truncated, no LoRA file or unreadable.
     """
     try:
         stat = os.stat(path)
+        return _read_cached(name, path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise ConductorError(
-            f"LoRA '{name}' cannot be opened: {error}. Pick another file or restore this one."
+            f"LoRA '{name}' cannot be opened: {error.strerror or type(error).__name__}. Pick another file or restore "
+            "this one."
         ) from error
-    return _read_cached(name, path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)
 def _read_cached(name: str, path: str, mtime_ns: int, size: int) -> LoraFile:
     if size == 0:
         raise ConductorError(f"LoRA '{name}' is an empty file. Download it again.")
+    limit = MAX_GROWTH * size + ALWAYS_ALLOWED
+    if _unpacked_size(path) > limit:
+        raise ConductorError(_too_large(name))
     try:
-        tensors = comfy.utils.load_torch_file(path, safe_load=True)
+        found = comfy.utils.load_torch_file(path, safe_load=True)
+    except OSError:
+        raise
     except Exception as error:
         raise ConductorError(
-            f"LoRA '{name}' cannot be read ({error}). The file is damaged, cut off or not a LoRA: download it again."
+            f"LoRA '{name}' cannot be read ({_reason(error)}). The file is damaged, cut off or not a LoRA: download it "
+            "again."
         ) from error
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ConductorError(f"LoRA '{name}' holds no tensors. Is it a LoRA file?")
-    progress = Progress(len(tensors) + math.ceil(size / CHUNK))
-    broken = frozenset(key for key, value in tensors.items() if not _finite(value, progress))
+    entries = dict(found) if isinstance(found, dict) else {}
+    unusable = {_printable(key): why for key, value in entries.items() if (why := _fault(key, value)) is not None}
+    tensors = {
+        key: torch.zeros(()) if key in unusable else value for key, value in entries.items() if isinstance(key, str)
+    }
+    tensors = {key: value for key, value in tensors.items() if _printable(key) == key}
+    if len(unusable) == len(entries):
+        detail = f": {next(iter(unusable))} is unusable, because {next(iter(unusable.values()))}" if unusable else ""
+        raise ConductorError(f"LoRA '{name}' holds no tensors{detail}. Is it a LoRA file?")
+    if sum(value.numel() * value.element_size() for value in tensors.values()) > limit:
+        raise ConductorError(_too_large(name))
+    progress = Progress(math.ceil(size / CHUNK))
     with open(path, "rb") as file:
         digest = _digest(file, progress)
-    return LoraFile(name, path, digest, tensors, broken)
+    return LoraFile(name, path, digest, tensors, unusable)
 
 
-def _finite(value: Tensor, progress: Progress) -> bool:
-    progress.step()
+def _unpacked_size(path: str) -> int:
+    """Of what lies packed in PyTorch's own format, which is a zip archive; 0 for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return 0
+
+
+def _too_large(name: str) -> str:
+    return (
+        f"LoRA '{name}' would be more than {MAX_GROWTH} times larger in memory than on the disk, as no LoRA is: use "
+        "another file."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without advice that is not for our users: PyTorch's is to load the file unsafely."""
+    if type(error).__name__ == "UnpicklingError":
+        return "it holds more than tensors, which is not loaded for safety"
+    if isinstance(error, (AttributeError, TypeError, KeyError, IndexError)):
+        return "it is no table of named tensors"
+    line = next(iter(str(error).strip().splitlines()), "")
+    return _printable(line)[:200] or type(error).__name__
+
+
+def _printable(key: Any) -> str:
+    return str(key).encode("utf-8", "backslashreplace").decode()
+
+
+def _fault(key: Any, value: Any) -> str | None:
+    """Why nobody can apply an entry of a file."""
+    if not isinstance(key, str) or _printable(key) != key:
+        return "its name is no text"
+    if not isinstance(value, Tensor):
+        return f"it is a {type(value).__name__}, not a tensor"
+    if value.is_meta:
+        return "it has a shape, but no values"
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        return "it is not stored as plain numbers"
+    if value.ndim > MAX_DIMENSIONS:
+        return f"it has {value.ndim} dimensions"
+    if value.is_complex():
+        return "its numbers are complex"
+    if key.endswith(".alpha") and value.numel() != 1:
+        return f"an alpha is one number, not a tensor of shape {tuple(value.shape)}"
+    held, wanted = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+    if wanted > max(held, ALWAYS_ALLOWED):
+        return f"its {held} bytes are repeated to {wanted}"
+    return None
+
+
+def _finite(value: Tensor) -> bool:
     if not value.is_floating_point():
         return True
     # float8 has no isfinite of its own.

@@ -9,12 +9,12 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.adapters import Delta, DeltaError, Geometry
-from ..core import geometry_of
+from ...fusion.adapters import Delta, DeltaError, Geometry, NotFiniteError
+from ..core import ConductorError, geometry_of
 from .deltas import Unroutable, applicable, check_mergeable, delta_of
 from .file import LoraFile
 from .on_model import LoraOnModel
-from .targets import Entry, Target, resolve, slice_shape
+from .targets import Entry, Target, broken_keys, resolve, slice_shape
 
 
 @dataclass
@@ -31,6 +31,7 @@ class LoraPatches:
         applied: the file's keys that are routed or merged.
         refused_keys: the file's keys that ``refused`` is about.
         entries: what the file says about each target that is routed or merged.
+        broken: keys of entries that would be applied, but hold NaN or infinite values; they are refused too.
     """
 
     file: LoraFile
@@ -42,6 +43,25 @@ class LoraPatches:
     applied: set[str] = field(default_factory=set)
     refused_keys: set[str] = field(default_factory=set)
     entries: dict[Target, Entry] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is anything in the file that can be applied to the model."""
+        return bool(self.routed or self.merged)
+
+    def check_finite(self) -> None:
+        """Whether what would be applied is made of numbers.
+
+        Raises:
+            ConductorError: it is not: the keys that hold others are named.
+        """
+        if self.broken:
+            raise ConductorError(
+                f"LoRA '{self.file.name}' holds NaN or infinite values in {len(self.broken)} of "
+                f"{len(self.file.tensors)} tensors (first: {self.broken[0]}). The file is damaged or its training "
+                "diverged: use another checkpoint of it."
+            )
 
     def on_model(self, role: str, strength: float) -> LoraOnModel:
         """What has to be remembered of the file once it is on the model."""
@@ -60,11 +80,7 @@ class LoraPatches:
 
 
 def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
-    """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name.
-
-    Raises:
-        ConductorError: what is used of the file is not finite.
-    """
+    """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name."""
     resolution = resolve(file, comfy.lora.model_lora_keys_unet(model.model, {}))
     result = LoraPatches(
         file, refused=resolution.refused, unmatched=resolution.unmatched, refused_keys=resolution.refused_keys
@@ -77,18 +93,19 @@ def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
             continue
         try:
             delta = _delta(target, entry.patch, model.model, tuple(weights[target.key].shape))
+            patch = applicable(entry.patch)
         except DeltaError as error:
             result.refused[str(target)] = str(error)
             result.refused_keys |= entry.keys
+            if isinstance(error, NotFiniteError):
+                result.broken += broken_keys(file, entry)
             continue
         result.applied |= entry.keys
-        patch = applicable(entry.patch)
         result.entries[target] = replace(entry, patch=patch)
         if isinstance(delta, str):
             result.merged[target] = (patch, delta)
         else:
             result.routed[target], result.core_patches[target] = delta, patch
-    file.refuse_broken(result.applied, result.refused_keys)
     return result
 
 

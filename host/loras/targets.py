@@ -6,6 +6,7 @@ dialects of the same layer meet on the same target. What they take, and what the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,9 +16,12 @@ import comfy.lora_convert
 import comfy.weight_adapter
 from torch import Tensor
 
-from ...fusion.adapters import DeltaError
+from ...fusion.adapters import DeltaError, NotFiniteError
 from .deltas import check_mergeable, unused_tensors
 from .file import LoraFile
+
+# How trainers begin the keys of text encoders, whichever model they belong to.
+TEXT = re.compile(r"(lora_|lycoris_|lora_prior_)?(te\d*|text_encoders?(_\d)?|text_model|clip_[lgh]|t5\w*)[._]")
 
 
 class Target(NamedTuple):
@@ -78,12 +82,14 @@ class Resolution:
         refused: prefixes or keys that core cannot load or passes over, with the reason.
         unmatched: keys nothing answers to.
         refused_keys: the keys that ``refused`` is about.
+        broken: keys of entries that would be applied, but hold NaN or infinite values.
     """
 
     entries: dict[Target, Entry] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     refused_keys: set[str] = field(default_factory=set)
+    broken: list[str] = field(default_factory=list)
 
 
 def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
@@ -101,7 +107,7 @@ def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
         try:
             patches = comfy.lora.load_lora(tensors, {prefix: target_key}, log_missing=False)
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            result.refused[prefix] = f"it is incomplete or malformed ({type(error).__name__}: {error})"
+            result.refused[prefix] = _malformed(error)
             result.refused_keys |= tensors.taken
             claimed |= tensors.taken
             continue
@@ -116,6 +122,11 @@ def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
                 if id(dict.__getitem__(tensors, key)) in own or (is_adapter and _is_number(key))
             }
             left -= keys
+            faults = [f"{key}: {file.unusable[key]}" for key in sorted(keys & file.unusable.keys())]
+            if faults:
+                result.refused[prefix] = "; ".join(faults)
+                result.refused_keys |= keys
+                continue
             entry = Entry(prefix, _target(raw), patch, frozenset(keys))
             earlier = result.entries.get(entry.target)
             if earlier is not None and earlier.keys != entry.keys:
@@ -130,13 +141,22 @@ def resolve(file: LoraFile, key_map: dict[str, Any]) -> Resolution:
                 else "the file has nothing that it belongs to"
             )
     result.unmatched = sorted(set(tensors) - claimed)
+    # Those that core's loaders would never have asked for.
+    result.refused |= {key: why for key, why in file.unusable.items() if key not in tensors}
     return result
 
 
-def refuse_unfit(resolution: Resolution, weights: dict[str, Tensor]) -> None:
+def _malformed(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"the file lacks {error.args[0]}"
+    return "its tensors do not belong together"
+
+
+def refuse_unfit(file: LoraFile, resolution: Resolution, weights: dict[str, Tensor]) -> None:
     """Move entries that core could only fail to merge from ``entries`` to ``refused``.
 
     Args:
+        file: that was resolved.
         resolution: changed in place.
         weights: the model's, by key.
     """
@@ -148,7 +168,14 @@ def refuse_unfit(resolution: Resolution, weights: dict[str, Tensor]) -> None:
         except DeltaError as error:
             resolution.refused[str(target)] = str(error)
             resolution.refused_keys |= entry.keys
+            if isinstance(error, NotFiniteError):
+                resolution.broken += broken_keys(file, entry)
             del resolution.entries[target]
+
+
+def broken_keys(file: LoraFile, entry: Entry) -> list[str]:
+    """Which keys of an entry hold NaN or infinite values; those it has, where converting made them of others."""
+    return file.not_finite(sorted(entry.keys)) or [entry.prefix]
 
 
 def slice_shape(shape: tuple[int, ...], target: Target) -> tuple[int, ...]:
@@ -156,6 +183,11 @@ def slice_shape(shape: tuple[int, ...], target: Target) -> tuple[int, ...]:
         return shape
     dim, _, length = target.offset
     return (*shape[:dim], length, *shape[dim + 1 :])
+
+
+def is_for_text(key: str) -> bool:
+    """Whether a file's key says that it is for a text encoder."""
+    return TEXT.match(key) is not None
 
 
 def _is_number(key: str) -> bool:

@@ -64,4 +64,5 @@ def test_alpha_that_is_no_number_is_refused():
 def test_a_rank_of_nothing_has_no_scale():
     with pytest.raises(DeltaError, match="rank is 0"):
         lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, 1.0)
-    assert lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, None).rank == 0
+    nothing = lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, None)
+    assert nothing.rank == 1 and nothing.dense().shape == (4, 5) and not nothing.dense().any()
