@@ -16,8 +16,8 @@ from lora_conductor.fusion.policies import KLSoft
 from lora_conductor.fusion.records.plan import PlanError, loads
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
+from lora_conductor.host.fusing import plan_of_latent, replaying
 from lora_conductor.host.fusing.attach import add_loras, set_policy
-from lora_conductor.host.fusing.plans import plan_of_latent, replaying
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 

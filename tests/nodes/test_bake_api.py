@@ -75,7 +75,7 @@ def test_progress_is_shown(server):
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"sample": None}, "latent: the policy 'balanced' decides while sampling"),
+        ({"sample": None}, "latent: the policy 'recommended' decides while sampling"),
         ({"steps": "one step", "step": 9}, "step: the run has 3 steps, not 9"),
         ({"filename_prefix": "../../elsewhere"}, "filename_prefix: .* cannot be used"),
         ({"model": "model"}, "carries no LoRAs of DualLoRADynamicLoader"),

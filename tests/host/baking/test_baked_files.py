@@ -237,7 +237,7 @@ def test_bad_wishes_say_why_and_leave_no_file(model, folders, tmp_path):
     (tmp_path / "output" / "taken").write_text("a file, no folder")
     for arguments, said in (
         ((model, None, live, EXACT, "loras/x"), "model: it carries no LoRAs of DualLoRADynamicLoader"),
-        ((fused, None, None, EXACT, "loras/x"), "latent: the policy 'balanced' decides while sampling"),
+        ((fused, None, None, EXACT, "loras/x"), "latent: the policy 'recommended' decides while sampling"),
         ((fused, None, other, EXACT, "loras/x"), "did not make this latent"),
         ((fused, None, live, BakeSettings(3), "loras/x"), "step: the run has 3 steps, not 4.*'average'"),
         ((fused, None, live, EXACT, "../outside"), "filename_prefix: '../outside' cannot be used"),

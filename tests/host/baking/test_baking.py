@@ -242,7 +242,8 @@ def test_a_layer_that_never_ran_is_named(setting):
     _, routed = setting
     made, _ = steps_of(routed)
     live = attachment_of(routed).live
-    samples, record, plan = live._results[-1]
-    live._results[-1] = (samples, replace(record, layers=record.layers[1:], weights=record.weights[:, 1:]), plan)
+    results = next(iter(live.kept))
+    record = results.record
+    results.record = replace(record, layers=record.layers[1:], weights=record.weights[:, 1:])
     baked, _ = bake(routed, None, made, EXACT)
     assert baked.left_out == {record.layers[0]: "it did not run while the picture was sampled"}

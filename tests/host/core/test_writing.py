@@ -17,6 +17,8 @@ SAVES = """
 import sys
 from pathlib import Path
 sys.path[:0] = {path!r}
+import torchvision_shim
+torchvision_shim.install()
 from comfy.cli_args import args
 args.cpu = True
 import folder_paths
