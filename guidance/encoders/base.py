@@ -15,7 +15,13 @@ StateDict = Mapping[str, torch.Tensor]
 
 
 class EncoderFileError(ValueError):
-    """An encoder file that cannot be used. The message names the file, what is wrong and what to do."""
+    """An encoder file that cannot be used. The message names the file, what is wrong and what to do.
+
+    It is one line of printable text, whatever a file or a library put into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(sign if sign.isprintable() else " " for sign in message[:2000]))
 
 
 @dataclass

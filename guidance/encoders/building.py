@@ -14,6 +14,7 @@ from .base import EncoderFile, EncoderFileError
 
 # Twice the file's weights, and room for what is built beside them and thrown away: a classifier, an empty text half.
 SHARE, BESIDE = 2, 16 * 2**20  # elements
+TRIED = 2**29  # elements; about that of ViT-L/14 with 336 pixels, and a second on a processor
 CALLS_PER_WEIGHT, CALLS_BESIDE = 64, 20_000
 
 # Where the size of what an operator makes stands among its arguments; of other operators it is seen afterwards.
@@ -27,8 +28,14 @@ _SIZES: Mapping[str, Callable[[tuple[Any, ...]], float]] = {
         (abs(part) for part in arguments if isinstance(part, (int, float))), default=0
     ),
     "aten::linspace": lambda arguments: arguments[2],
+    "aten::_scaled_dot_product_flash_attention_for_cpu": lambda arguments: _attended(*arguments[:2]),
+    "aten::_scaled_dot_product_attention_math": lambda arguments: _attended(*arguments[:2]),
     "aten::eye": lambda arguments: math.prod((arguments * 2)[:2]),
 }
+
+
+def _attended(query: torch.Tensor, key: torch.Tensor) -> int:
+    return math.prod(query.shape[:-1]) * key.shape[-2]
 
 
 class _TooLarge(Exception):
@@ -82,6 +89,25 @@ def building(file: EncoderFile, what: str) -> Iterator[None]:
         raise EncoderFileError(
             f"{file.name}: {what} cannot be built as it is described ({type(error).__name__}: {str(error)[:300]}). "
             "Check model_name, or use another file."
+        ) from error
+
+
+def check_reads(module: torch.nn.Module, size: tuple[int, int], file_name: str) -> None:
+    """One picture of this size through a network that a file describes, as far as TRIED elements of work.
+
+    Raises EncoderFileError naming the file if the network fails, or gives no embedding.
+    """
+    try:
+        with torch.no_grad(), _Allowance(TRIED, TRIED):
+            output = module(torch.zeros(1, 3, *size))
+        if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != 1 or output.numel() == 0:
+            raise ValueError("no embedding comes out")
+    except _TooLarge:
+        return
+    except Exception as error:  # whatever the network raises
+        raise EncoderFileError(
+            f"{file_name}: its network, as it is described, does not read pictures of {size[0]} x {size[1]} pixels "
+            f"({type(error).__name__}: {str(error)[:300]}). Use another file, or correct the description."
         ) from error
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ..preprocess import Preprocess
 from .base import EncoderFile, EncoderFileError, Library, StateDict, TextTower, TokenizerFolders
-from .building import usable
+from .building import check_reads, usable
 from .csd import CSD
 from .description import MEAN_LEAST, STD_LEAST, allowed, pixels, read_json, statistics
 from .gram import GramFeatures
@@ -84,10 +84,10 @@ def build_from_file(
     tower = build(file)
     # Only input gradients are wanted; without this every forward would record the weights' graph as well.
     tower.module.float().eval().requires_grad_(False)
-    if described is not None and described.size != tower.preprocess.size:
-        _check_reads(tower.module, described.size, file_name)
     preprocess = described or tower.preprocess
-    module = GramFeatures(tower.module) if features == "gram" else tower.module
+    if file.config is not None:
+        check_reads(tower.module, preprocess.size, file_name)
+    module = GramFeatures(tower.module, file_name=file_name) if features == "gram" else tower.module
     reads_text = features == FEATURES[0] and chosen.has_text(file.weights)
     captioned = tower.captioned and features == FEATURES[0]
     return TowerEncoder(module, preprocess, reads_text, captioned)
@@ -166,18 +166,6 @@ def _described_preprocess(description: Mapping[str, Any], file_name: str) -> Pre
     size = allowed("image_size", pixels, description["image_size"], file_name)
     mean = statistics(description["mean"], "mean", file_name, MEAN_LEAST)
     return Preprocess((size, size), mean, statistics(description["std"], "std", file_name, STD_LEAST))
-
-
-def _check_reads(module: torch.nn.Module, size: tuple[int, int], file_name: str) -> None:
-    """Raises EncoderFileError unless the network reads pictures of another size than its own."""
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, 3, *size))
-    except Exception as error:  # whatever the network raises
-        raise EncoderFileError(
-            f"{file_name}: its description says image_size = {size[0]}, which its network does not read "
-            f"({str(error)[:300]}). Use another file, or correct the description."
-        ) from error
 
 
 def _guessed(state_dict: StateDict, config: Mapping[str, Any] | None, file_name: str) -> Library:

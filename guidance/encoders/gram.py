@@ -21,10 +21,10 @@ class GramFeatures(torch.nn.Module):
     module: a ViT or ResNet of open_clip or timm. block: which block, from 0; a ResNet's first stage stands for it.
     """
 
-    def __init__(self, module: torch.nn.Module, block: int = 2) -> None:
+    def __init__(self, module: torch.nn.Module, block: int = 2, file_name: str = "encoder file") -> None:
         super().__init__()
         self.module = module
-        self._block = [early_block(module, block)]  # in a list: it is part of `module` already
+        self._block = [early_block(module, block, file_name)]  # in a list: it is part of `module` already
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixel values [B, 3, h, w] -> [B, C * C]."""
@@ -45,7 +45,7 @@ class GramFeatures(torch.nn.Module):
         return (features.transpose(1, 2) @ features / features.shape[1]).flatten(1)
 
 
-def early_block(module: torch.nn.Module, block: int) -> torch.nn.Module:
+def early_block(module: torch.nn.Module, block: int, file_name: str) -> torch.nn.Module:
     """The block with that index, or the last one before. Raises EncoderFileError if the network has no blocks."""
     if isinstance(getattr(module, "layer1", None), torch.nn.Module):
         return module.layer1  # type: ignore[return-value]
@@ -54,7 +54,7 @@ def early_block(module: torch.nn.Module, block: int) -> torch.nn.Module:
             kinds = {type(member) for member in child}
             if len(kinds) == 1 and any(True for _ in child[0].children()):
                 return child[min(block, len(child) - 1)]
-    raise EncoderFileError("this encoder has no blocks to take features from. Set features to embedding.")
+    raise EncoderFileError(f"{file_name}: its network has no blocks to take features from. Set features to embedding.")
 
 
 def _tokens(features: torch.Tensor, batch: int) -> torch.Tensor:

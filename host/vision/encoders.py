@@ -75,7 +75,7 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
         return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     except Exception as error:  # whatever the format's reader raises for a broken file
         # torch's own words advise to read such a file without its safeguard.
-        unsafe = type(error).__name__ == "UnpicklingError"
+        unsafe = "weights_only" in str(error)
         reason = "it holds more than weights, which is never read" if unsafe else str(error)[:300]
         raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {reason}. Download it again.") from error
 

@@ -222,7 +222,7 @@ def test_descriptions_that_no_file_can_have_are_refused_at_once(case, message, r
         ({"image_size": 10**9}, "image_size = "),
         ({"image_size": "32"}, "image_size = "),
         ({"image_size": 33.5}, "image_size = "),
-        ({"image_size": 48}, "image_size = 48, which its network does not read"),
+        ({"image_size": 48}, "does not read pictures of 48 x 48"),
     ],
 )
 def test_preprocessing_that_no_network_has_is_named(changes, message):
@@ -253,6 +253,13 @@ def test_preprocessor_settings_that_no_network_has_are_named(settings, tmp_path)
     weights, config = transformers_folder(tmp_path)
     with pytest.raises(EncoderFileError, match="pretty.*preprocessor"):
         build_from_file(weights, None, config={**config, "preprocessor": settings}, file_name=FILE)
+
+
+def test_a_config_of_another_size_is_not_filled_with_random_weights(tmp_path):
+    weights, config = transformers_folder(tmp_path)
+    config["vision_config"]["intermediate_size"] = 64
+    with pytest.raises(EncoderFileError, match=r"pretty.*does not fit transformers clip"):
+        build_from_file(weights, None, config=config, file_name=FILE)
 
 
 @pytest.mark.parametrize(
