@@ -86,6 +86,7 @@ def write_csd(path):
 
 def test_loras_plans_and_bakes(folders, monkeypatch):
     monkeypatch.setattr(DualLoRADynamicLoader, "hidden", types.SimpleNamespace(unique_id="1"))
+    monkeypatch.setattr(SaveRoutingPlan, "hidden", types.SimpleNamespace(unique_id="2", prompt={}))
     model = tiny.tiny_unet()
     shapes = tiny.layer_shapes(model)
     for seed, role in enumerate(("subject", "style")):
