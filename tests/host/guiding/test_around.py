@@ -10,11 +10,14 @@ import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
 
+from lora_conductor.fusion.policies import KLSoft
+from lora_conductor.fusion.routing import Refinement
 from lora_conductor.guidance.schedules import GuidanceWindow
 from lora_conductor.host.core import ConductorError
+from lora_conductor.host.fusing import fused
 from lora_conductor.host.guiding import GuidanceOptions, guided_model, guided_sampler, report_of_latent
 
-from ..tiny import conditioning, latent, relative
+from ..tiny import conditioning, latent, layer_shapes, make_lora, relative
 from .guided import plan, run
 
 
@@ -101,3 +104,14 @@ def test_every_run_of_a_model_has_its_own_report(parts):
     unknown = json.loads(report_of_latent(model, first + 1))
     assert not unknown["guided"] and "no guided run" in unknown["note"]
     assert not json.loads(report_of_latent(parts["model"], first))["guided"]
+
+
+def test_freezing_under_the_papers_mode_keeps_the_loras(parts, tmp_path):
+    """Decisions become weight patches between two steps, not while a network that is differentiated has stand-ins."""
+    model, shapes = parts["model"], layer_shapes(parts["model"])
+    files = [make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i, size=0.3) for i in (1, 2)]
+    routed = fused(model, *files, KLSoft(), Refinement(freeze_after=2, emphasis=1.0))
+    frozen, _ = run(routed)
+    barely, _ = run(routed, plan(parts, options=GuidanceOptions(mode="paper", paper_step=1e-9)))
+    assert relative(barely, frozen) < 1e-6
+    assert relative(run(model)[0], frozen) > 0.1
