@@ -16,11 +16,10 @@ from comfy.patcher_extension import WrappersMP
 
 from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, Balanced, KLSoft, Paper
 from lora_conductor.fusion.routing.refinement import Refinement
-from lora_conductor.host.fusing.attach import add_loras, attachment_of, set_policy
+from lora_conductor.host import fusing
+from lora_conductor.host.fusing.attach import attachment_of, set_policy
 from lora_conductor.host.fusing.plans import replaying
 from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
-from lora_conductor.host.loras.file import read_lora
-from lora_conductor.host.loras.patches import model_patches
 
 from .. import tiny
 
@@ -44,11 +43,11 @@ def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A model with a LoRA in each role."""
     model = tiny.tiny_flux() if request.param == "flux" else unet()
     folder, shapes = tmp_path_factory.mktemp("two"), tiny.layer_shapes(model)
-    loras = []
-    for seed, role in enumerate(("subject", "style"), 1):
-        path = tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.3)
-        loras.append((model_patches(read_lora(role, str(path)), model), role, 1.0))
-    return add_loras(model, loras)
+    subject, style = (
+        tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.3)
+        for seed, role in enumerate(("subject", "style"), 1)
+    )
+    return fusing.fused(model, subject, style)
 
 
 def on_two(model: Any) -> Any:
