@@ -160,11 +160,11 @@ def test_outside_of_its_window_a_guider_does_not_guide(files: Any) -> None:
     assert record_of_latent(ours, found).steps == STEPS
 
 
-@pytest.mark.parametrize("scales", [[4.0, 3.0, 1.0, 2.0], [2.5] * STEPS])
+@pytest.mark.parametrize("scales", [[4.0, 1.0, 2.0, 3.0], [2.5] * STEPS])
 def test_freezing_keeps_the_passes_apart_when_the_scale_may_change(
     files: Any, scales: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it is 1, and both passes get the same, at the very step that freezes: it may rise again."""
+    """Also where it is 1, and both passes get the same, just before the decisions are frozen: it may rise again."""
 
     def merge(*_: Any) -> None:
         raise AssertionError("weight patches cannot tell the passes apart")
