@@ -63,6 +63,7 @@ def _plans() -> list[bytes]:
 def _read_plan(data: bytes) -> None:
     import torch
 
+    from lora_conductor.fusion.layers import Batch
     from lora_conductor.fusion.policies import StepContext
     from lora_conductor.fusion.records.plan import PlanError, loads
     from lora_conductor.fusion.records.replay import Replay, ReplayedCall
@@ -76,11 +77,12 @@ def _read_plan(data: bytes) -> None:
         return
     if any(len(heads - {1}) > 1 for heads in plan.heads.values()):
         raise PlanError("refused where it meets a model")
+    batch = Batch(("negative.0", "positive.0"), rows=4)
     for step, steps in ((0, 2), (1, 2), (5, 9)):
         at = StepContext(step, steps)
         call = ReplayedCall(plan, [plan.planned(at, key, 1) for key in ("negative.0", "positive.0")])
         for layer in (*plan.layers[:20], "unknown"):
-            for weight in call.weights(layer, torch.zeros(4, 3, 8)):
+            for weight in call.weights(layer, torch.zeros(4, 3, 8), batch):
                 assert bool(torch.as_tensor(weight).isfinite().all())
 
 

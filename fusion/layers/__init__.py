@@ -1,9 +1,9 @@
 """Layers with their LoRA branches: what is added to a layer's output, segment by segment."""
 
-from .batch import Batch, together
+from .batch import Batch
 from .layer import FusedLayer
 from .probe import Probe
 from .segment import Segment, SegmentDeltas, Weight
 from .tokens import take
 
-__all__ = ["Batch", "FusedLayer", "Probe", "Segment", "SegmentDeltas", "Weight", "take", "together"]
+__all__ = ["Batch", "FusedLayer", "Probe", "Segment", "SegmentDeltas", "Weight", "take"]

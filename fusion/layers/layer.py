@@ -12,6 +12,7 @@ from ..adapters import BaseLayer, Bypass, Delta, DeltaError, Geometry, LowRankDe
 from ..roles import ROLES
 from .additions import add_product, by_head, weighted
 from .probe import Probe
+from .rows import Rows
 from .segment import Segment, SegmentDeltas, Weight
 
 # Asked once per segment; gives the weights of its branches by role, 1 where a role is missing.
@@ -148,7 +149,9 @@ class FusedLayer(nn.Module):
             return torch.eye(out), whole
         return whole.flatten(1), torch.eye(width).reshape(width, *whole.shape[1:])
 
-    def fuse(self, x: Tensor, base: Tensor, decide: Decide, layer: BaseLayer | None = None) -> Tensor:
+    def fuse(
+        self, x: Tensor, base: Tensor, decide: Decide, layer: BaseLayer | None = None, batch_rows: int = 0
+    ) -> Tensor:
         """Add the routed deltas to the layer's own output.
 
         Args:
@@ -156,19 +159,30 @@ class FusedLayer(nn.Module):
             base: its output without LoRAs, ``[batch, ..., out]`` or ``[batch, out, *space]``.
             decide: gives the weights of a segment's branches.
             layer: the layer without LoRAs; only deltas that depend on its weight need it.
+            batch_rows: of the model call; 0 where the first dimension is the batch.
 
         Returns:
             The fused output, shaped and typed as ``base``; ``base`` itself is reused for it.
         """
+        rows, output = Rows.of(base, batch_rows, self.geometry.is_conv), base
+        if not self.geometry.is_conv:
+            x, base = rows.arranged(x), rows.arranged(base)
         tokens = self.geometry.tokens(base)
         hidden = None if self.down is None else self.geometry.tokens(self.geometry.project(x, like(self.down, x)))
         beside = self._beside(x, tokens, layer)
+        if self.geometry.is_conv and rows is Rows.MIXED:
+            tokens = rows.arranged(tokens)
+            hidden = None if hidden is None else rows.arranged(hidden)
+            beside = {i: rows.arranged(added) for i, added in beside.items()}
         space = tuple(base.shape[2:]) if self.geometry.is_conv else None
         for segment in self.segments:
             part = tokens[..., segment.start : segment.stop]
             probe = self._probe(segment, part, self._hidden(segment, hidden), beside, space)
+            probe.mixed = rows is Rows.MIXED
             self._add(part, probe, decide(segment, probe))
-        return self.geometry.untoken(tokens, base)
+        if self.geometry.is_conv:
+            return self.geometry.untoken(tokens.reshape(len(base), -1, tokens.shape[-1]), base)
+        return rows.restored(self.geometry.untoken(tokens, base), output)
 
     def _probe(
         self,

@@ -22,6 +22,7 @@ class Probe:
         hidden: the joined hidden features ``[batch, tokens, rank]``, the subject's first; None without low-rank deltas.
         beside: by index of a bypass, the segment's part of what it adds, ``[batch, tokens, channels]``.
         space: size of the output of a convolution, None for a linear.
+        mixed: whether nobody can tell which row of the model call a row here belongs to.
 
     ``up`` is the joined up-projection ``[channels, rank]``, ``gram`` its Gram matrices by role ``[rank, rank]``; both
     None without low-rank deltas.
@@ -40,6 +41,7 @@ class Probe:
         self.segment, self.base, self.hidden, self.space = segment, base, hidden, space
         self.beside = beside or {}
         self._up, self._gram = up, gram
+        self.mixed = False
 
     def delta(self, role: str, tokens: int = 0) -> Tensor:
         """What a role's LoRAs add to that many tokens, 0 for all, ``[batch, tokens, channels]``."""

@@ -1,6 +1,6 @@
 """What a run decided: kept, reported, planned and made again."""
 
-from .decisions import CallDecisions, Decision, in_order, log_ratios_of, read_back
+from .decisions import CallDecisions, Decision, in_order, log_ratios_of, merged, read_back
 from .plan import MOST_BYTES, Plan, PlanError, loads, plan_of
 from .record import RoutingRecord, empty_record, record_of
 from .replay import Replay, ReplayedCall
@@ -17,6 +17,7 @@ __all__ = [
     "empty_record",
     "in_order",
     "loads",
+    "merged",
     "log_ratios_of",
     "plan_of",
     "read_back",

@@ -46,6 +46,50 @@ class CallDecisions:
     decisions: list[Decision]
 
 
+def merged(calls: Sequence[CallDecisions], batch: Batch) -> CallDecisions:
+    """What was decided of each latent in a call of its own, as one call of all of them.
+
+    Layers that one latent did not run, as an expert that none of its tokens were sent to, stand at the mean of the
+    others.
+
+    Args:
+        calls: one a row of the batch's parts, condition by condition.
+        batch: of them all.
+    """
+    found: dict[tuple[str, int], list[Decision | None]] = {}
+    for i, call in enumerate(calls):
+        seen: dict[str, int] = {}
+        for d in call.decisions:
+            place = d.layer, seen.get(d.layer, 0)
+            seen[d.layer] = place[1] + 1
+            found.setdefault(place, [None] * len(calls))[i] = d
+    decisions = [_merged(name, decided, batch) for (name, _), decided in found.items()]
+    evaluations = tuple(call.evaluations[0] for call in calls[:: len(calls) // len(batch.keys)])
+    return CallDecisions(calls[0].step, batch, evaluations, decisions)
+
+
+def _merged(layer: str, decided: Sequence[Decision | None], batch: Batch) -> Decision:
+    known = [d for d in decided if d is not None]
+
+    def rows(values: Sequence[Weight]) -> Weight:
+        if all(isinstance(value, float) and value == values[0] for value in values):
+            return values[0]
+        tensors = [value if isinstance(value, Tensor) else torch.full((1, 1, 1), value) for value in values]
+        mean = torch.stack(tensors).mean(0)
+        given = iter(tensors)
+        in_order = [mean if d is None else next(given) for d in decided]
+        each = len(in_order) // len(batch.keys)
+        return batch.joined([torch.cat(in_order[i : i + each]) for i in range(0, len(in_order), each)])
+
+    def by_role(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {role: rows([value[role] for value in values]) for role in values[0]}
+
+    ratios = [d.log_ratio for d in known if d.log_ratio is not None]
+    log_ratio = rows(ratios) if len(ratios) == len(known) else None
+    assert not isinstance(log_ratio, float)
+    return Decision(layer, by_role([d.scores for d in known]), by_role([d.weights for d in known]), log_ratio)
+
+
 def read_back(calls: Sequence[CallDecisions]) -> list[CallDecisions]:
     """The same on the host: one copy for all that is on a device."""
     tensors = [

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..layers import Weight, together
+from ..layers import Batch, Weight
 from ..policies import Policy
 from .plan import Pair, Plan, PlannedCall
 
@@ -40,8 +40,8 @@ class ReplayedCall:
             self._rows.setdefault(name, []).append(row)
         self._called: dict[str, int] = {}
 
-    def weights(self, name: str, base: Tensor) -> Pair:
-        """Weights of a segment for features ``[batch, tokens, channels]``; 1 where the plan does not know it."""
+    def weights(self, name: str, base: Tensor, batch: Batch) -> Pair:
+        """Weights of a segment for features ``[rows, tokens, channels]``; 1 where the plan does not know it."""
         called = self._called.get(name, 0)
         self._called[name] = called + 1
         rows = self._rows.get(name, [])[: called + 1]
@@ -50,19 +50,23 @@ class ReplayedCall:
         ]
         if any(pair is None for pair in pairs):
             return 1.0, 1.0
-        subject, style = (_side_by_side([pair[role] for pair in pairs if pair is not None], base) for role in range(2))
+        subject, style = (
+            _side_by_side([pair[role] for pair in pairs if pair is not None], base, batch) for role in range(2)
+        )
         return subject, style
 
 
-def _side_by_side(weights: Sequence[Weight], base: Tensor) -> Weight:
+def _side_by_side(weights: Sequence[Weight], base: Tensor, batch: Batch) -> Weight:
     """The weights of several conditions as one for their joined batch."""
     first = weights[0]
     if isinstance(first, float) and all(isinstance(w, float) and w == first for w in weights):
         return first
-    batch, tokens = base.shape[0] // len(weights), base.shape[1]
-    parts = [_sized(w, batch, tokens) for w in weights]
+    rows, mixed = divmod(base.shape[0], len(weights))
+    tokens = base.shape[1]
+    parts = [_sized(w, 1 if mixed else rows, tokens, batch.only or 0) for w in weights]
     tokens, heads = (max(part.shape[i] for part in parts) for i in (1, 2))
-    return together([_spread(part, tokens, heads) for part in parts]).to(base.device)
+    spread = [_spread(part, tokens, heads) for part in parts]
+    return (torch.stack(spread).mean(0) if mixed else batch.joined(spread)).to(base.device)
 
 
 def _spread(weight: Tensor, tokens: int, heads: int) -> Tensor:
@@ -70,10 +74,10 @@ def _spread(weight: Tensor, tokens: int, heads: int) -> Tensor:
     return weight if weight.shape[1:] == (tokens, heads) else weight.expand(-1, tokens, heads)
 
 
-def _sized(weight: Weight, batch: int, tokens: int) -> Tensor:
-    """A weight for a batch of another size, or another number of tokens, than it was planned for."""
+def _sized(weight: Weight, rows: int, tokens: int, first: int) -> Tensor:
+    """A weight for other rows, or another number of tokens, than it was planned for."""
     if not isinstance(weight, Tensor):
-        return torch.full((batch, 1, 1), weight)
+        return torch.full((rows, 1, 1), weight)
     if weight.shape[1] not in (1, tokens):
         weight = weight.mean(1, keepdim=True)
-    return weight if weight.shape[0] == batch else weight[torch.arange(batch) % weight.shape[0]]
+    return weight if weight.shape[0] == rows else weight[torch.arange(first, first + rows) % weight.shape[0]]

@@ -40,6 +40,7 @@ class Call:
         replayed: what a plan says of this call, if one is replayed.
         role: in a pass of the whole model with one role's LoRAs alone, that role.
         decisions: in the order they were made.
+        mixed: whether a layer mixed the rows of the call, so that none got what is its own.
         fusing: seconds that scoring and fusing took so far, by the host's clock.
     """
 
@@ -54,12 +55,14 @@ class Call:
     replayed: ReplayedCall | None = None
     role: str | None = None
     decisions: list[Decision] = field(default_factory=list)
+    mixed: bool = False
     fusing: float = 0.0
     _times_called: dict[str, int] = field(default_factory=dict)
     _of_group: dict[str, Measured] = field(default_factory=dict)
 
     def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
         """Weights of a segment's branches (see ``FusedLayer.fuse``). Nothing is read back to the host."""
+        self.mixed |= probe.mixed and self.batch.rows > 1
         return self.emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
 
     def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
@@ -82,7 +85,7 @@ class Call:
         subject: Weight
         style: Weight
         if self.replayed is not None:
-            subject, style = self.replayed.weights(segment.name, probe.base)
+            subject, style = self.replayed.weights(segment.name, probe.base, self.batch)
         elif isinstance(policy, StaticPolicy | PassPolicy):
             # Static merges are not decided at run time; only the plain sum can run live, to be checked against core.
             # What is computed once for passes of either role, as some models' text is, gets both.

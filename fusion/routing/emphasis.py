@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..layers import Weight
+from ..layers import Batch, Weight
 
 
 def negative_share(emphasis: float, cfg: float) -> float:
@@ -38,13 +38,14 @@ class Emphasis:
     """What the samples of one model call get of their weights.
 
     Args:
-        keys: the conditions that the call computes, one an equal part of its batch.
+        batch: what the call computes.
         share: of the negative ones.
     """
 
-    def __init__(self, keys: Sequence[str] = ("",), share: float = 1.0) -> None:
+    def __init__(self, batch: Batch = Batch(), share: float = 1.0) -> None:  # noqa: B008 - frozen
+        self.batch = batch
         # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
-        self.shares = tuple(share if "negative" in key else 1.0 for key in keys)
+        self.shares = tuple(share if "negative" in key else 1.0 for key in batch.keys)
         self._is_one = share == 1.0
         self._factors: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -56,10 +57,12 @@ class Emphasis:
             roles: of the segment.
             features: the segment's, ``[batch, tokens, channels]``.
         """
-        if self._is_one or features.shape[0] % len(self.shares):
+        if self._is_one:
             return weights
         if len(set(self.shares)) == 1:
             return {role: weights.get(role, 1.0) * self.shares[0] for role in roles}
+        if features.shape[0] % len(self.shares):
+            return weights
         factor = self._factor(features)
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
@@ -70,8 +73,6 @@ class Emphasis:
         if key not in self._factors:
             # Not an inference tensor, so that calls that are differentiated can use it as well.
             with torch.inference_mode(False):
-                ones = torch.ones(features.shape[0], 1, 1, device=features.device)
-                for part, share in zip(ones.chunk(len(self.shares)), self.shares, strict=True):
-                    part.mul_(share)
-            self._factors[key] = ones
+                each = torch.ones(features.shape[0] // len(self.shares), 1, 1, device=features.device)
+                self._factors[key] = self.batch.joined([each * share for share in self.shares])
         return self._factors[key]

@@ -66,13 +66,20 @@ class Router:
         context = self.context
         with self._opening:
             self._steady.memory.go_to(context.step)
-            evaluations = tuple(self._evaluations.get((context.step, key), 0) for key in batch.keys)
-            for key, evaluation in zip(batch.keys, evaluations, strict=True):
-                self._evaluations[context.step, key] = evaluation + 1
-        emphasis = Emphasis(batch.keys, self.rules.negative_share(self.cfg))
+            evaluations = tuple(self._evaluations.get((context.step, place), 0) for place in batch.places)
+            for place, evaluation in zip(batch.places, evaluations, strict=True):
+                self._evaluations[context.step, place] = evaluation + 1
+        emphasis = Emphasis(batch, self.rules.negative_share(self.cfg))
         call = Call(self.rules, self._steady, emphasis, context, batch, evaluations, latent, self.fixed)
         if isinstance(self.rules.policy, Replay):
             plan = self.rules.policy.plan
             at = zip(batch.keys, evaluations, strict=True)
             call.replayed = ReplayedCall(plan, [plan.planned(context, key, n) for key, n in at])
         return call
+
+    def forget(self, call: Call) -> None:
+        """As if the call had not been made."""
+        with self._opening:
+            for place in call.batch.places:
+                self._evaluations[call.context.step, place] -= 1
+            self._steady.memory.forget(call.batch.places)

@@ -7,12 +7,13 @@ samplers that call the model several times a step decide alike in all of them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..layers import Batch, together
+from ..layers import Batch
 from .refinement import Refinement
 
 
@@ -44,6 +45,11 @@ class Memory:
         """What was kept at the step before, if it is shaped as ``like``."""
         kept = self._before.get((name, key))
         return kept.to(like.device) if kept is not None and kept.shape == like.shape else None
+
+    def forget(self, keys: Collection[str]) -> None:
+        """What was written of these conditions in this step."""
+        self._now = {place: kept for place, kept in self._now.items() if place[1] not in keys}
+        self._sums = {key: kept for key, kept in self._sums.items() if key not in keys}
 
     def keep(self, name: str, key: str, values: Tensor) -> None:
         self._now[name, key] = values
@@ -83,18 +89,19 @@ class Steady:
         if parts is None:
             return measured
         found = []
-        for key, part in zip(batch.keys, parts, strict=True):
+        for key, part in zip(batch.places, parts, strict=True):
             if settings.even_out:
                 part = part - settings.even_out * self._mean(key, part, loudness)
             before = self.memory.before(name, key, part) if settings.smoothing else None
             if before is not None:
                 part = settings.smoothing * before + (1 - settings.smoothing) * part
             self.memory.keep(name, key, part)
-            if settings.follow_cond and key != batch.followed:
-                followed = self.memory.before(name, batch.followed, part)
+            followed_key = batch.place_of(batch.followed)
+            if settings.follow_cond and key != followed_key:
+                followed = self.memory.before(name, followed_key, part)
                 part = part if followed is None else followed
             found.append(part)
-        return together(found)
+        return batch.joined(found)
 
     def _mean(self, key: str, part: Tensor, loudness: float) -> Tensor | float:
         self.memory.add_to_mean(key, part)
@@ -107,12 +114,12 @@ class Steady:
         if parts is None:
             return 0.0
         bonuses = []
-        for key, part in zip(batch.keys, parts, strict=True):
+        for key, part in zip(batch.places, parts, strict=True):
             won = self.memory.before(f"{name}:won", key, part)
             bonuses.append(part.new_zeros(part.shape) if won is None else self.settings.hysteresis * (2 * won - 1))
-        return together(bonuses)
+        return batch.joined(bonuses)
 
     def keep_winners(self, name: str, subject: Tensor, batch: Batch) -> None:
         """Remember the subject's weights, 0 or 1, for :meth:`bonus`."""
-        for key, part in zip(batch.keys, batch.parts(subject) or (), strict=False):
+        for key, part in zip(batch.places, batch.parts(subject) or (), strict=False):
             self.memory.keep(f"{name}:won", key, part)

@@ -21,12 +21,13 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...fusion.adapters import BaseLayer
-from ...fusion.layers import FusedLayer
+from ...fusion.layers import Batch, FusedLayer
 from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
 from ..core import Kept, find_module
 from ..maps import LiveMap
+from .apart import Part, apart, have_latents_of_their_own, together
 from .run import Run
 from .spec import FusionSpec, check_plan
 
@@ -58,13 +59,18 @@ class _Site:
 
     def __init__(self, layers: list[FusedLayer]) -> None:
         self.layers = layers
+        self.apart = False  # whether prompts and latents have to run one by one, because layers mix their rows
         self.call: Call | None = None
         self.run: Run | None = None
         self._forwards: dict[str, _Forward] = {}
 
+    def parts_of(self, batch: Batch, x: Tensor, model: nn.Module) -> list[Part]:
+        """The calls that one on latents ``x`` has to be made of; none where it is made as it is."""
+        return apart(batch, x, have_latents_of_their_own(model)) if self.apart else []
+
     @contextmanager
     def executing(self, model: nn.Module, run: Run, call: Call) -> Iterator[None]:
-        """Swap the forwards of the layers on this very model, and put them back; what was decided is the run's."""
+        """Swap the forwards of the layers on this very model, and put them back."""
         replaced: list[tuple[nn.Module, Any]] = []
         outer, self.run, self.call = (self.run, self.call), run, call
         try:
@@ -81,7 +87,6 @@ class _Site:
                 else:
                     module.__dict__["forward"] = before
             self.run, self.call = outer  # they hold the run's decisions and the model
-        run.end_call(call)
 
     def _forward_for(self, layer: FusedLayer, module: nn.Module, before: Any) -> Any:
         """The layer's fused forward, the same function from call to call: a compiled model is not compiled again."""
@@ -102,7 +107,7 @@ class _Site:
             base = BaseLayer(plain, layer.geometry, here.run.measured_of(base_forward))
             output = plain(x)
             start = time.perf_counter()
-            fused = layer.fuse(x, output, call.decide, base)
+            fused = layer.fuse(x, output, call.decide, base, call.batch.rows)
             call.fusing += time.perf_counter() - start
             return fused
 
@@ -134,7 +139,8 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
-        run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider)
+        latents = noise.unbind()[0] if getattr(noise, "is_nested", False) else noise
+        run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider, latents.shape[0])
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
@@ -179,11 +185,42 @@ class LiveFusion:
         run = self._open[-1] if self._open else self._loose_run(t, options)
         if site.call is not None or run.is_patched(x):
             return executor(x, t, *args, **kwargs)
-        call, policy = run.open_call(x, options), self.spec.policy
+        batch = run.batch_of(x, options)
+        each = site.parts_of(batch, x, executor.class_obj)
+        if not each:
+            call = run.open_call(batch, x)
+            output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
+            # Which layers mix rows is only seen when they run: the first call of several rows is made again.
+            site.apart |= call.mixed
+            each = site.parts_of(batch, x, executor.class_obj)
+            if not each:
+                run.end_call(call)
+                return output
+            run.router.forget(call)
+        return self._one_by_one(site, run, batch, each, executor, x, t, *args, **kwargs)
+
+    def _one_by_one(
+        self, site: _Site, run: Run, batch: Batch, each: list[Part], executor: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """A call of several prompts and latents as several calls."""
+        outputs, calls = [], []
+        for part in each:
+            own_args, own_kwargs = part.arguments(args, kwargs)
+            calls.append(run.open_call(part.batch, own_args[0]))
+            outputs.append(self._executed(site, run, calls[-1], executor, *own_args, **own_kwargs))
+        if each[0].batch.only is None:
+            for call in calls:
+                run.end_call(call)
+        else:
+            run.end_calls(calls, batch)
+        return together(outputs, each)
+
+    def _executed(self, site: _Site, run: Run, call: Call, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        policy = self.spec.policy
         with site.executing(executor.class_obj, run, call):
             if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
-                return _in_passes(policy, call, site.layers, executor, x, t, *args, **kwargs)
-            return executor(x, t, *args, **kwargs)
+                return _in_passes(policy, call, site.layers, executor, *args, **kwargs)
+            return executor(*args, **kwargs)
 
     def _owner(self, model: Any) -> LiveFusion | None:
         """Whose LoRAs are on the patcher that the model runs for: ours, another one's, or none.
@@ -258,8 +295,11 @@ class LiveFusion:
         base = getattr(before, "without_loras", before) or model.extra_conds
 
         def extra_conds(**kwargs: Any) -> Any:
-            with self._site(model).executing(model, run, run.open_text()):
-                return base(**kwargs)
+            call = run.open_text()
+            with self._site(model).executing(model, run, call):
+                result = base(**kwargs)
+            run.end_call(call)
+            return result
 
         extra_conds.without_loras = base  # type: ignore[attr-defined]
         model.__dict__["extra_conds"] = extra_conds

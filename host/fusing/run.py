@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ...fusion.records import (
     RoutingRecord,
     in_order,
     log_ratios_of,
+    merged,
     plan_of,
     read_back,
     record_of,
@@ -44,6 +45,7 @@ class Run:
         router: decides.
         sigmas: the noise levels, ``steps + 1`` of them.
         guider: core's, which samples; None for a model that is called without one.
+        latents: how many are sampled at once; 0 where that is not known.
         calls: what was decided so far.
         frozen: the decisions of the rest of the run, once they are made.
         followers: runs of other LoRAs, on other models of the same guider, that go step by step with this one.
@@ -55,6 +57,7 @@ class Run:
     router: Router
     sigmas: tuple[float, ...]
     guider: Any = None
+    latents: int = 0
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
     followers: list[Run] = field(default_factory=list)
@@ -102,11 +105,15 @@ class Run:
         """What adapters have measured of a base layer. Its weights hold still while a run lasts, and no longer."""
         return self._measured.setdefault(base_forward, {})
 
-    def open_call(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Call:
-        """A model call begins, with latents ``[batch, channels, ...]``."""
+    def batch_of(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Batch:
+        """What a call on latents ``[rows, channels, ...]`` computes."""
+        return Batch(self._keys(transformer_options), FOLLOWED, x.shape[0], self.latents)
+
+    def open_call(self, batch: Batch, x: Tensor) -> Call:
+        """A model call begins."""
         if self.spec.emphasis != 1.0:
             self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
-        return self.router.open_call(Batch(self._keys(transformer_options), FOLLOWED), tuple(x.shape[2:]))
+        return self.router.open_call(batch, tuple(x.shape[2:]))
 
     def open_text(self) -> Call:
         """Layers are about to run on a prompt, before the first step; which condition's, core does not say."""
@@ -114,10 +121,15 @@ class Run:
 
     def end_call(self, call: Call) -> None:
         """Keep the decisions of a model call that just ended. Nothing is copied to the host yet."""
+        self.end_calls([call], call.batch)
+
+    def end_calls(self, calls: Sequence[Call], batch: Batch) -> None:
+        """The same of calls that stand for a single one, a row of its batch each."""
+        decided = [CallDecisions(call.context.step, call.batch, call.evaluations, call.decisions) for call in calls]
         with self._ending:
-            self.fusing += call.fusing
-            if call.decisions:
-                self.calls.append(CallDecisions(call.context.step, call.batch, call.evaluations, call.decisions))
+            self.fusing += sum(call.fusing for call in calls)
+            if any(each.decisions for each in decided):
+                self.calls.append(decided[0] if len(decided) == 1 else merged(decided, batch))
 
     def _keys(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the conditions in a call's batch, the same in every run, however they are packed."""

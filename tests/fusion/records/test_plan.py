@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_conductor.fusion.layers import Batch
 from lora_conductor.fusion.policies import StepContext
-from lora_conductor.fusion.records import ReplayedCall
+from lora_conductor.fusion.records import CallDecisions, Decision, ReplayedCall, merged
 from lora_conductor.fusion.records import plan as plans
 from lora_conductor.fusion.records.plan import Plan, PlanError, PlannedCall, loads
 
 BASE = torch.zeros(2, 6, 8)
+BOTH = Batch(("negative.0", "positive.0"))
 
 
 def plan(calls, layers=("a", "b"), steps=4):
@@ -69,17 +71,45 @@ def test_conditions_are_put_side_by_side():
     one = PlannedCall(0, "negative.0", 0, ((weight(0.1), weight(0.9)), (1.0, 0.0)))
     two = PlannedCall(0, "positive.0", 0, ((weight(0.2), weight(0.8)), (1.0, 0.0)))
     call = ReplayedCall(plan([one, two]), [one, two])
-    subject, _ = call.weights("a", torch.zeros(4, 6, 8))
+    subject, _ = call.weights("a", torch.zeros(4, 6, 8), BOTH)
     assert subject[:, 0, 0].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
-    assert call.weights("b", torch.zeros(4, 6, 8)) == (1.0, 0.0)
-    assert call.weights("unknown", BASE) == (1.0, 1.0)
+    assert call.weights("b", torch.zeros(4, 6, 8), BOTH) == (1.0, 0.0)
+    assert call.weights("unknown", BASE, BOTH) == (1.0, 1.0)
 
 
 def test_other_batches_and_repeated_layers():
     calls = [PlannedCall(0, "positive.0", 0, ((weight(0.1), 1.0), (weight(0.7), 1.0)))]
     call = ReplayedCall(plan(calls, ("a", "a")), calls)
-    found = [call.weights("a", torch.zeros(3, 6, 8))[0][:, 0, 0].tolist() for _ in range(3)]
+    found = [call.weights("a", torch.zeros(3, 6, 8), Batch())[0][:, 0, 0].tolist() for _ in range(3)]
     assert found == [pytest.approx([0.1] * 3), pytest.approx([0.7] * 3), pytest.approx([0.7] * 3)]
+
+
+def test_a_call_of_one_latent_takes_that_latents_decisions():
+    calls = [PlannedCall(0, "positive.0", 0, ((torch.tensor([0.1, 0.7]).reshape(2, 1, 1), 1.0), None))]
+    for latent, wanted in ((0, 0.1), (1, 0.7), (2, 0.1)):
+        batch = Batch(("positive.0",), rows=1, latents=3, only=latent)
+        found = ReplayedCall(plan(calls), calls).weights("a", torch.zeros(1, 6, 8), batch)[0]
+        assert found.flatten().tolist() == pytest.approx([wanted])
+
+
+def test_what_was_decided_latent_by_latent_is_one_call_of_all():
+    """An expert ("b") that the second latent sent nothing to stands at the mean of the others."""
+    batch = Batch(("negative.0", "positive.0"), "positive.0", 4, 2)
+
+    def call(index, latent, *names):
+        value = float(10 * index + latent)
+        made = [
+            Decision(n, {"subject": weight(value, (1, 1, 1))}, {"subject": 1.0}, weight(value, (1, 1, 1)))
+            for n in names
+        ]
+        return CallDecisions(3, batch.of_one(index, latent), (index,), made)
+
+    calls = [call(0, 0, "a", "b", "a"), call(0, 1, "a", "a"), call(1, 0, "a", "b", "a"), call(1, 1, "a", "b", "a")]
+    one = merged(calls, batch)
+    assert (one.step, one.evaluations, [d.layer for d in one.decisions]) == (3, (0, 1), ["a", "b", "a"])
+    assert one.decisions[0].log_ratio.flatten().tolist() == [0.0, 1.0, 10.0, 11.0]
+    assert one.decisions[1].scores["subject"].flatten().tolist() == [0.0, 7.0, 10.0, 11.0]
+    assert one.decisions[1].weights == {"subject": 1.0}
 
 
 def nested(depth):

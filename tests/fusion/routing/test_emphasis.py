@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_conductor.fusion.layers import Batch
 from lora_conductor.fusion.policies import Balanced, StepContext
 from lora_conductor.fusion.routing.emphasis import Emphasis, effective, negative_share
 
@@ -26,7 +27,7 @@ def test_an_effect_counts_as_often_as_asked_for_or_as_cfg_allows(cfg, emphasis):
 
 
 def test_rows_of_the_negative_prompt_get_their_share():
-    emphasis = Emphasis(("negative.0", "positive.0"), 0.25)
+    emphasis = Emphasis(Batch(("negative.0", "positive.0")), 0.25)
     weights = {"subject": 2.0, "style": torch.full((4, 3, 1), 3.0)}
     found = emphasis.of(weights, ("subject", "style"), FEATURES)
     assert found["subject"].flatten().tolist() == [0.5, 0.5, 2, 2]
@@ -39,11 +40,11 @@ def test_rows_of_the_negative_prompt_get_their_share():
 
 def test_a_call_of_one_prompt_needs_no_tensors():
     for key, wanted in (("negative.0", 0.25), ("positive.0", 1.0), ("text", 1.0), ("middle.0", 1.0)):
-        assert Emphasis((key,), 0.25).of({"subject": 1.0}, ("subject",), FEATURES) == {"subject": wanted}
+        assert Emphasis(Batch((key,)), 0.25).of({"subject": 1.0}, ("subject",), FEATURES) == {"subject": wanted}
 
 
 def test_features_that_are_not_made_of_the_prompts_are_left_alone():
-    emphasis = Emphasis(("negative.0", "positive.0"), 0.0)
+    emphasis = Emphasis(Batch(("negative.0", "positive.0")), 0.0)
     weights = {"subject": 1.0}
     assert emphasis.of(weights, ("subject",), torch.zeros(3, 1, 1)) is weights
 
