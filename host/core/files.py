@@ -32,12 +32,17 @@ def model_path(folder: str, name: Any, where: str) -> str:
     _refuse_other_than_names(name, where)
     path = None
     if not _leads_out(name):
-        path = folder_paths.get_full_path(folder, name)
+        path = folder_paths.get_full_path(folder, name) or folder_paths.get_full_path(folder, with_own_separators(name))
     if path is None:
         raise ConductorError(
             f"{where} '{name}' is not in ComfyUI's {folder} folder. Put it there, or pick another one."
         )
     return path
+
+
+def with_own_separators(name: str) -> str:
+    """A name in a subfolder as this system writes it; workflows come from others."""
+    return name.replace("/" if os.sep == "\\" else "\\", os.sep)
 
 
 def annotated_path(name: Any, where: str) -> Path:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher, get_key_weight
@@ -22,6 +23,20 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
         module = getattr(module, "_orig_mod", module)
         module = getattr(module, part)
     return getattr(module, "_orig_mod", module)
+
+
+def restore_modules(model: ModelPatcher) -> None:
+    """Take off what an earlier run left on a model, if it goes by other names of weights.
+
+    Core keeps the model of the last run as that run had it. Blocks that a pack compiled one by one stand there in the
+    place of the model's own, and no key of a LoRA file would be found.
+    """
+    if not any("._orig_mod." in key for key in model.model.state_dict()):
+        return
+    loaded = comfy.model_management.current_loaded_models
+    for entry in [entry for entry in loaded if entry.model is not None and model.is_clone(entry.model)]:
+        entry.model_unload()
+        loaded.remove(entry)
 
 
 def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:

@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...fusion.adapters import Delta, DeltaError, Geometry, NotFiniteError
-from ..core import ConductorError, geometry_of
+from ..core import ConductorError, geometry_of, restore_modules
 from .deltas import Unroutable, applicable, check_mergeable, delta_of
 from .file import LoraFile
 from .on_model import LoraOnModel
@@ -81,6 +81,7 @@ class LoraPatches:
 
 def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
     """Resolve a file against a diffusion model: what can be routed, what core has to merge, and the rest by name."""
+    restore_modules(model)
     resolution = resolve(file, comfy.lora.model_lora_keys_unet(model.model, {}))
     result = LoraPatches(
         file, refused=resolution.refused, unmatched=resolution.unmatched, refused_keys=resolution.refused_keys

@@ -8,7 +8,7 @@ stacked loaders do not keep either is no fault of ours: that is measured beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ def _one_prompt_a_call(model: ModelPatcher) -> Iterator[None]:
         del own["memory_required"]
 
 
-def measure_row(name: str, folder: Path, settings: Callable[[], Any] | None = None) -> list[Cell]:
+def measure_row(name: str, folder: Path) -> list[Cell]:
     """All cells of a family."""
     routed = Routed(FAMILIES[name], folder)
-    return [routed.measure(setting) for setting in (settings() if settings else SETTINGS)]
+    return [routed.measure(setting) for setting in SETTINGS]
