@@ -19,10 +19,13 @@ from ...fusion.records import RoutingRecord
 from ...fusion.routing import name_of
 from ..core import ConductorError, Origin, Progress, listed
 from ..fusing import FusionSpec, attachment_of, record_of_latent
-from ..loras import LoraOnModel, Target, loras_on
+from ..loras import LoraOnModel, loras_on
 from .file import BakedFile, BakedTensors, metadata_of, write
 from .fused import Source, model_source, text_source
-from .merged import add_merged
+from .merged import add_merged, low_rank_parts
+from .names import Reorder, covers
+
+Part = tuple[int, int, Factors | Tensor]  # of a weight: its first row, the one after its last, and their delta
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,21 @@ def bake(
         )
     record = _record(model, spec, samples, settings.origin)
     sources = [model_source(model, record, settings.step)]
+    kohya = sources[0].naming.kohya
     if clip is not None:
-        sources.append(text_source(clip))
-    baked = BakedTensors(settings.rank, settings.dtype)
+        sources.append(text_source(clip, kohya))
+    baked = BakedTensors(settings.rank, settings.dtype, kohya)
     progress = Progress(sum(len(source.layers) for source in sources))
     for source in sources:
+        beside, rest = low_rank_parts(source.merged, source.shapes)
         for layer in source.layers:
             progress.step()
-            _add_layer(baked, layer, source)
-        add_merged(baked, source.merged, source.key_map, {f"{layer.name}.weight" for layer in source.layers})
+            key = f"{layer.name}.weight"
+            _add_weight(baked, source, key, _parts_of(baked, layer, source) + beside.pop(key, []))
+        for key, parts in beside.items():
+            _add_weight(baked, source, key, parts)
+        written = {f"{layer.name}.weight" for layer in source.layers} | beside.keys()
+        add_merged(baked, rest, source.naming, written)
     if not baked.tensors:
         raise ConductorError("model: its LoRAs add nothing that could be written. Raise their strengths.")
     return baked, record
@@ -118,7 +127,7 @@ def bake_to_file(
     }
     file = write(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
     weights = _weights_in_words(record, settings, policy)
-    notes = _notes(spec, record, bool(texts), _others_patch(model, parents))
+    notes = [*_notes(spec, record, bool(texts), _others_patch(model, parents)), *_readers(baked)]
     return file, _report(baked, file, weights, notes)
 
 
@@ -136,9 +145,9 @@ def _record(
     return record_of_latent(model, samples, origin)
 
 
-def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
-    """Write a layer under its parents' own prefixes: whole, else by their slices, else under core's generic name."""
-    parts: list[tuple[int, int, Factors | Tensor]] = []
+def _parts_of(baked: BakedTensors, layer: FusedLayer, source: Source) -> list[Part]:
+    """A layer's fused deltas by runs of its output channels; those that are not known are named."""
+    parts: list[Part] = []
     for segment in layer.segments:
         try:
             delta = source.fuse(layer.segment_deltas(segment))
@@ -149,22 +158,33 @@ def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
             baked.left_out[segment.name] = "it did not run while the picture was sampled"
         else:
             parts.append((segment.start, segment.stop, delta))
-    if not parts:
-        return
-    key, shape = f"{layer.name}.weight", layer.geometry.weight_shape
-    whole = source.prefixes.get(Target(key))
-    own = [source.prefixes.get(Target(key, (0, start, stop - start))) for start, stop, _ in parts]
-    if whole is None and all(own):
-        for prefix, (start, stop, delta) in zip(own, parts, strict=True):
-            assert prefix is not None
-            baked.add_delta(prefix, assembled([(0, delta)], (stop - start, *shape[1:])))
-        return
-    generic = (layer.name, f"text_encoders.{layer.name}")
-    prefix = whole or next((name for name in generic if source.key_map.get(name) == key), None)
-    if prefix is None:
-        baked.left_out[layer.name] = "ComfyUI has no LoRA key for the whole weight"
-        return
-    baked.add_delta(prefix, assembled([(start, delta) for start, _, delta in parts], shape))
+    return parts
+
+
+def _add_weight(baked: BakedTensors, source: Source, key: str, parts: list[Part]) -> None:
+    """Write a weight's delta under the names that the file has for it: whole, or cut as they are."""
+    shape, slots = source.shapes[key], source.naming.slots.get(key, ())
+    for slot in slots:
+        own = []
+        for start, stop, delta in parts:
+            first, last = max(start, slot.start), min(stop, slot.stop)
+            if first < last:
+                own.append((first - slot.start, _rows(delta, first - start, last - start)))
+        if own:
+            delta = assembled(own, (slot.stop - slot.start, *shape[1:]))
+            baked.add_delta(slot.prefix, delta if slot.reorder is None else _rows_in(slot.reorder, delta))
+    if key in source.naming.odd:
+        baked.odd.add(key.removesuffix(".weight"))
+    if not covers(slots, {(start, stop) for start, stop, _ in parts}):
+        baked.left_out[key.removesuffix(".weight")] = "ComfyUI has no LoRA key for the whole weight"
+
+
+def _rows(delta: Factors | Tensor, start: int, stop: int) -> Factors | Tensor:
+    return (delta[0][start:stop], delta[1]) if isinstance(delta, tuple) else delta[start:stop]
+
+
+def _rows_in(order: Reorder, delta: Factors | Tensor) -> Factors | Tensor:
+    return (order(delta[0]), delta[1]) if isinstance(delta, tuple) else order(delta)
 
 
 def _weights_in_words(record: RoutingRecord | None, settings: BakeSettings, policy: Policy | None) -> str:
@@ -194,6 +214,21 @@ def _notes(spec: FusionSpec | None, record: RoutingRecord | None, has_texts: boo
         )
     if others_patch:
         yield "LoRAs from other loaders on this model are no part of the file: keep loading them"
+
+
+def _readers(baked: BakedTensors) -> Iterator[str]:
+    """Who reads the file."""
+    if baked.odd:
+        yield (
+            f"{len(baked.odd)} weights have names that ComfyUI alone knows, such as {min(baked.odd)}: other programs "
+            "leave them out, and some refuse the file"
+        )
+    beside = [key for key in baked.tensors if key.endswith((".diff", ".diff_b", ".set_weight"))]
+    if beside:
+        yield (
+            f"{len(beside)} tensors are no low-rank updates (norms, biases, replaced weights), such as {min(beside)}: "
+            "ComfyUI reads them, other programs leave them out or refuse the file"
+        )
 
 
 def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[str]) -> str:

@@ -31,21 +31,26 @@ class BakedTensors:
     Attributes:
         rank: the most a weight may have; 0 for as much as it needs.
         dtype: of the file.
+        kohya: whether low-rank updates have the keys of kohya's trainers; else those of PEFT.
         tensors: by key, on the CPU.
         ranks: by prefix, of the low-rank updates.
         lost: by prefix, the share of the update's energy ``||dW||_F^2`` beyond the rank.
         left_out: what is not in the file, with the reason.
+        odd: weights that are in it under names that only core knows.
     """
 
     rank: int
     dtype: torch.dtype
+    kohya: bool
     tensors: dict[str, Tensor] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     lost: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    odd: set[str] = field(default_factory=set)
 
     def add_delta(self, prefix: str, delta: Factors | Tensor) -> None:
-        """Write a weight's delta as ``lora_up``, ``lora_down`` and an alpha that makes the scale 1.
+        """Write a weight's delta as ``lora_up``, ``lora_down`` and an alpha that makes the scale 1, or as ``lora_B``
+        and ``lora_A``, which need none.
 
         Convolutions are written as LoCon: ``[out, rank, 1, ...]`` and ``[rank, in, *kernel]``. A delta that is zero
         has nothing to write.
@@ -57,9 +62,11 @@ class BakedTensors:
         if cut.rank == 0:
             return
         kernel = cut.down.ndim - 2
-        self.add(f"{prefix}.lora_up.weight", cut.up.reshape(*cut.up.shape, *[1] * kernel))
-        self.add(f"{prefix}.lora_down.weight", cut.down)
-        self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
+        up, down = ("lora_up", "lora_down") if self.kohya else ("lora_B", "lora_A")
+        self.add(f"{prefix}.{up}.weight", cut.up.reshape(*cut.up.shape, *[1] * kernel))
+        self.add(f"{prefix}.{down}.weight", cut.down)
+        if self.kohya:
+            self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
         self.ranks[prefix] = cut.rank
         self.lost[prefix] = cut.lost / cut.energy
 

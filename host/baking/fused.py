@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.lora
 import torch
@@ -21,6 +20,7 @@ from ...fusion.roles import ROLES
 from ..core import ConductorError, geometry_of, weight_reader
 from ..fusing import FusionSpec, attachment_of
 from ..loras import Entry, Target, Unroutable, delta_of, loras_on
+from .names import Naming, naming_of, text_naming
 
 # A segment's fused delta from those of its roles; None where nobody knows its weights.
 Fuse = Callable[[SegmentDeltas], "Factors | Tensor | None"]
@@ -33,16 +33,16 @@ class Source:
     Attributes:
         layers: the deltas on it, joined by weight.
         fuse: how they become one.
-        prefixes: the files' own key prefixes of their targets.
         merged: strength and entry of what core merges.
-        key_map: core's map of key prefixes to weights.
+        shapes: of all weights of the two.
+        naming: their names in the file.
     """
 
     layers: list[FusedLayer]
     fuse: Fuse
-    prefixes: dict[Target, str]
     merged: list[tuple[float, Entry]]
-    key_map: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    naming: Naming
 
 
 def summed(deltas: SegmentDeltas) -> Factors:
@@ -50,25 +50,41 @@ def summed(deltas: SegmentDeltas) -> Factors:
     return weighted(deltas, dict.fromkeys(ROLES, 1.0))
 
 
-def text_source(clip: CLIP) -> Source:
-    """The text-encoder parts of the LoRAs on a CLIP, which core merges as they are."""
+def text_source(clip: CLIP, kohya: bool) -> Source:
+    """The text-encoder parts of the LoRAs on a CLIP, which core merges as they are; ``kohya``: see :class:`Naming`."""
     module = clip.cond_stage_model
-    source = Source([], summed, {}, [], comfy.lora.model_lora_keys_clip(module, {}))
+    layers: list[FusedLayer] = []
+    merged: list[tuple[float, Entry]] = []
     deltas: dict[str, list[tuple[str, float, Delta]]] = {}
     for parent in loras_on(clip.patcher):
         for target, entry in parent.merged.items():
             delta = _delta(module, entry)
             if delta is None:
-                source.merged.append((parent.strength, entry))
-                continue
-            source.prefixes.setdefault(target, entry.prefix)
-            deltas.setdefault(target.key, []).append((parent.role, parent.strength, delta))
+                merged.append((parent.strength, entry))
+            else:
+                deltas.setdefault(target.key, []).append((parent.role, parent.strength, delta))
     for key, own in deltas.items():
         geometry = geometry_of(module, key)
         assert isinstance(geometry, Geometry)
         reader = weight_reader(clip.patcher, key)
-        source.layers.append(FusedLayer(key.removesuffix(".weight"), geometry, own, torch.float32, reader))
-    return source
+        layers.append(FusedLayer(key.removesuffix(".weight"), geometry, own, torch.float32, reader))
+    shapes = _shapes(module, [*deltas, *(entry.target.key for _, entry in merged)])
+    naming = text_naming(comfy.lora.model_lora_keys_clip(module, {}), shapes, kohya)
+    return Source(layers, summed, merged, shapes, naming)
+
+
+def _shapes(module: torch.nn.Module, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Of weights, and of those whose biases are named; as they would be unpacked."""
+    stored = module.state_dict()
+    found = {}
+    for key in keys:
+        for name in (key, f"{key.removesuffix('.bias')}.weight"):
+            geometry = geometry_of(module, name)
+            if isinstance(geometry, Geometry):
+                found[name] = geometry.weight_shape
+            elif name in stored:
+                found[name] = tuple(stored[name].shape)
+    return found
 
 
 def _delta(module: torch.nn.Module, entry: Entry) -> Delta | None:
@@ -88,12 +104,16 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, step: int | 
         ConductorError: the run has no such step.
     """
     spec, parents = attachment_of(model).spec, loras_on(model)
+    merged = [(parent.strength, entry) for parent in parents for entry in parent.merged.values()]
+    targets = [target for parent in parents for target in (*parent.deltas, *parent.merged)]
+    shapes = _shapes(model.model, [target.key for target in targets])
+    targets += [Target(key) for key in shapes if key not in {target.key for target in targets}]
     return Source(
         spec.layers if spec is not None else [],
         _fusion_of(spec, record, step, _device(model)) if spec is not None else summed,
-        {target: prefix for parent in reversed(parents) for target, prefix in parent.prefixes.items()},
-        [(parent.strength, entry) for parent in parents for entry in parent.merged.values()],
-        comfy.lora.model_lora_keys_unet(model.model, {}),
+        merged,
+        shapes,
+        naming_of(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), shapes, targets),
     )
 
 

@@ -25,6 +25,9 @@ from repo_paths import REPO
 
 from .. import tiny
 
+KOHYA_NAMES = {
+    "attn1.to_q": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+}
 EXACT = BakeSettings(dtype=torch.float32)
 
 
@@ -98,7 +101,12 @@ def test_norms_and_biases_are_written_as_core_reads_them(model, folders, record_
     live = tiny.sample(fused)
     file, report = bake_to_file(fused, None, live, EXACT, "loras/norms")
     tensors, _ = read(file)
-    assert {key for key in tensors if ".lora_" not in key and "alpha" not in key} == {k for m in more for k in m}
+    beside = {key for key in tensors if ".lora_" not in key and "alpha" not in key}
+    assert beside == {
+        "lora_unet_conv_norm_out.diff",
+        "lora_unet_conv_norm_out.diff_b",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2.diff_b",
+    }
     error = tiny.relative(tiny.sample(tiny.core_stacked(model, (file.path, 1.0))), live)
     record_property("norms and biases", error)
     assert error < 1e-5 and "not in the file" not in report
@@ -114,10 +122,11 @@ def test_what_cannot_be_written_is_named(model, folders):
     fused = load(model)[0]
     file, report = bake_to_file(fused, None, tiny.sample(fused), EXACT, "loras/odd")
     tensors, metadata = read(file)
-    assert torch.equal(tensors["diffusion_model.out.0.set_weight"], torch.ones(64))
+    assert torch.equal(tensors["lora_unet_conv_norm_out.set_weight"], torch.ones(64))
     left_out = json.loads(metadata["lora_conductor"])["left_out"]
     assert list(left_out) == [f"{shared}.weight"] and f"{shared}.weight" in report
-    assert f"{shared}.set_weight" not in tensors and f"{shared}.lora_up.weight" in tensors
+    assert sum(key.endswith(".set_weight") for key in tensors) == 1
+    assert f"{KOHYA_NAMES['attn1.to_q']}.lora_up.weight" in tensors
 
 
 def test_text_encoder_parts_are_written_at_their_strengths(model, clip, folders, record_property):
@@ -213,7 +222,7 @@ def test_loras_of_norms_or_of_the_text_encoder_alone(model, clip, folders):
     fused, both = load(model, clip)
     file, report = bake_to_file(fused, both, None, EXACT, "loras/alone")
     tensors, metadata = read(file)
-    assert set(tensors) == {"diffusion_model.out.0.diff", f"{norm}.diff"} and "energy" not in report
+    assert set(tensors) == {"lora_unet_conv_norm_out.diff", f"{norm}.diff"} and "energy" not in report
     assert torch.equal(tensors[f"{norm}.diff"], torch.full((768,), 0.3))
     assert metadata["modelspec.merged_from"] == "subject.safetensors, style.safetensors"
     only_text = load(model, clip, strengths=(0.0, 0.6))
