@@ -12,6 +12,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...fusion.adapters import Delta, Geometry
+from ...fusion.averaging import Kept, Losses
 from ...fusion.baking import BakedWeights, Factors, baked_weights, weighted
 from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import StaticPolicy
@@ -36,6 +37,7 @@ class Source:
         merged: strength and entry of what core merges.
         shapes: of all weights of the two.
         naming: their names in the file.
+        losses: what the weights average away of a run; None where no run decided.
     """
 
     layers: list[FusedLayer]
@@ -43,6 +45,7 @@ class Source:
     merged: list[tuple[float, Entry]]
     shapes: dict[str, tuple[int, ...]]
     naming: Naming
+    losses: Losses | None = None
 
 
 def summed(deltas: SegmentDeltas) -> Factors:
@@ -97,8 +100,13 @@ def _delta(module: torch.nn.Module, entry: Entry) -> Delta | None:
         return None
 
 
-def model_source(model: ModelPatcher, record: RoutingRecord | None, step: int | None) -> Source:
-    """The diffusion-model parts of the LoRAs on a model, fused as a run's record says at a step, or on average.
+def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept | None, step: int | None) -> Source:
+    """The diffusion-model parts of the LoRAs on a model, fused as a run decided at a step, or on average.
+
+    Args:
+        model: with LoRAs of ours.
+        record, kept: of the run, or None.
+        step: index from 0, or None for all.
 
     Raises:
         ConductorError: the run has no such step.
@@ -108,20 +116,31 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, step: int | 
     targets = [target for parent in parents for target in (*parent.deltas, *parent.merged)]
     shapes = _shapes(model.model, [target.key for target in targets])
     targets += [Target(key) for key in shapes if key not in {target.key for target in targets}]
+    losses = None if kept is None else Losses(kept, step)
+    fuse = summed if spec is None else _fusion_of(spec, record, kept, step, _device(model))
+
+    def fuse_and_count(deltas: SegmentDeltas) -> Factors | Tensor | None:
+        if losses is not None:
+            losses.add(deltas)
+        return fuse(deltas)
+
     return Source(
         spec.layers if spec is not None else [],
-        _fusion_of(spec, record, step, _device(model)) if spec is not None else summed,
+        fuse_and_count,
         merged,
         shapes,
         naming_of(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), shapes, targets),
+        losses,
     )
 
 
-def _fusion_of(spec: FusionSpec, record: RoutingRecord | None, step: int | None, device: torch.device) -> Fuse:
+def _fusion_of(
+    spec: FusionSpec, record: RoutingRecord | None, kept: Kept | None, step: int | None, device: torch.device
+) -> Fuse:
     policy = spec.policy
     if record is not None:
         try:
-            weights = baked_weights(policy, record, step)
+            weights = baked_weights(policy, record, step, kept)
         except ValueError as error:
             raise ConductorError(f"step: {error}. Choose another step, or set steps to 'average'.") from error
         return lambda deltas: _routed(deltas, weights)

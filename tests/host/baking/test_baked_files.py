@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import Composite, KLSoft, Sum
+from lora_conductor.fusion.routing import Refinement
 from lora_conductor.host.baking import BakeSettings, bake_to_file
 from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import attachment_of, load_loras, set_policy
@@ -203,6 +204,25 @@ def test_notes(model, folders):
     assert "'composite' runs the model once per LoRA" in report and "LoRAs from other loaders" in report
     _, report = bake_to_file(set_policy(load(model)[0], Sum()), None, None, BakeSettings(), "loras/note")
     assert "as merged by 'sum'" in report and "other loaders" not in report and "runs the model once" not in report
+
+
+def test_the_report_says_what_is_averaged_away(model, folders):
+    for seed, role in enumerate(("subject", "style")):
+        folders(f"{role}.safetensors", parent(model, seed))
+    fused = load(model)[0]
+    alone = tiny.sample(fused, steps=3)
+    file, report = bake_to_file(fused, None, alone, EXACT, "loras/far")
+    assert "the mean of 3 steps of the positive prompt's passes, decided by 'recommended'" in report
+    assert "% over steps" in report and "farthest from step" in report and "a lower rank would keep: 4:" in report
+    assert "negative" not in report and "emphasis" not in report, "at CFG 1 there is no such pass"
+    own = json.loads(read(file)[1]["lora_conductor"])
+    assert own["called"] == "recommended" and 0 < own["averaged_away"]["steps"] < 1
+    guided = tiny.sample(fused, steps=3, cfg=3.0)
+    _, report = bake_to_file(fused, None, guided, EXACT, "loras/far")
+    assert "the negative prompt's passes had weights" in report and "Create Hook LoRA" in report
+    summed = set_policy(fused, Sum(), Refinement(emphasis=2.0))
+    _, report = bake_to_file(summed, None, None, EXACT, "loras/far")
+    assert "so that they count 2 times" in report
 
 
 def test_one_lora_needs_no_latent_and_keeps_its_rank(model, folders):

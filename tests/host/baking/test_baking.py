@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import comfy.sd
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from lora_conductor.host.loras import loras_on
 
 from .. import tiny
 from ..adapter_files import make_file
+from ..workflows import STYLE, SUBJECT
 
 STEPS = 4
 EXACT = BakeSettings(dtype=torch.float32)
@@ -136,6 +138,26 @@ def dense(baked, prefix):
 
 def leaves(baked):
     return ("lora_up", "lora_down") if baked.kohya else ("lora_B", "lora_A")
+
+
+def test_the_positive_passes_are_nearer_than_all(tmp_path, record_property):
+    """At CFG 3, several seeds: the run is what the positive prompt's passes decided, more than the mean of both."""
+    model = tiny.tiny_flux()
+    paths = [folder_paths.get_full_path_or_raise("loras", name) for name in (SUBJECT, STYLE)]
+    routed = set_policy(fused(model, *((path, 1.0) for path in paths)), KLSoft())
+    apart = {"positive": 0.0, "all": 0.0}
+    for seed in range(3):
+        live = tiny.sample(routed, steps=6, cfg=3.0, seed=seed)
+        results = next(iter(attachment_of(routed).live.kept))
+        for passes in apart:
+            results.plan = results.plan if passes == "positive" else None
+            baked, _ = bake(routed, None, live, EXACT)
+            assert baked.losses.kept.positive_alone == (passes == "positive")
+            ours = tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors"), steps=6, cfg=3.0, seed=seed)
+            apart[passes] += float((ours - live).square().mean().sqrt() / (live.max() - live.min())) / 3
+    for passes, value in apart.items():
+        record_property(f"kl_soft at CFG 3, {passes} passes, RMS of the range", value)
+    assert apart["positive"] < 0.9 * apart["all"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
