@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .averaging import Kept
 from .layers import SegmentDeltas
 from .policies import PassPolicy, Policy, StepContext
 from .records import RoutingRecord
@@ -37,7 +38,7 @@ class BakedWeights:
     alone: Mapping[str, float]
 
 
-def baked_weights(policy: Policy, record: RoutingRecord, step: int | None) -> BakedWeights:
+def baked_weights(policy: Policy, record: RoutingRecord, step: int | None, kept: Kept | None = None) -> BakedWeights:
     """Weights from a run's record.
 
     Policies that run the model in passes turn off the resting LoRA's own layers too, which the record does not list:
@@ -47,6 +48,7 @@ def baked_weights(policy: Policy, record: RoutingRecord, step: int | None) -> Ba
         policy: the run's.
         record: what it decided.
         step: index from 0, or None for the mean over the steps.
+        kept: what a file can keep of them; all passes on average if None.
 
     Raises:
         ValueError: the run has no such step, or decided nothing in it.
@@ -54,7 +56,7 @@ def baked_weights(policy: Policy, record: RoutingRecord, step: int | None) -> Ba
     if step is not None and not 0 <= step < record.steps:
         raise ValueError(f"the run has {record.steps} steps, not {step + 1}")
     chosen = slice(None) if step is None else slice(step, step + 1)
-    weights = record.weights[..., chosen]
+    weights = (record.weights if kept is None else kept.weights)[..., chosen]
     decided = [i for i in range(len(record.layers)) if not bool(weights[0, i].isnan().all())]
     if record.layers and not decided:
         raise ValueError(f"nothing was decided in step {record.steps if step is None else step + 1}")
@@ -77,12 +79,14 @@ class LowRank:
         down: ``[rank, in, *kernel]``.
         energy: ``||dW||_F^2`` of the delta.
         lost: ``||dW - up down||_F^2``.
+        energies: of the leading directions, the largest first; more than ``rank`` where they are known.
     """
 
     up: Tensor
     down: Tensor
     energy: float
     lost: float
+    energies: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def rank(self) -> int:
@@ -211,4 +215,5 @@ def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, noise: 
         (root[:, None] * vh[:keep]).reshape(keep, *inner),
         float(energies.sum()) + beyond,
         float(energies[keep:].sum()) + beyond,
+        energies,
     )

@@ -102,6 +102,7 @@ class ComparePolicies(io.ComfyNode):
                 "best": cell is best,
                 "row": {cell.row.name: cell.row.value},
                 "column": {cell.column.name: cell.column.value},
+                **({"error": cell.error} if cell.error else {}),
             }
             for cell in cells
         ]

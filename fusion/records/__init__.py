@@ -1,7 +1,7 @@
 """What a run decided: kept, reported, planned and made again."""
 
 from .decisions import CallDecisions, Decision, in_order, log_ratios_of, merged, read_back
-from .plan import MOST_BYTES, Plan, PlanError, loads, plan_of
+from .plan import MOST_BYTES, Plan, PlanError, PlannedCall, loads, plan_of
 from .record import RoutingRecord, empty_record, record_of
 from .replay import Replay, ReplayedCall
 
@@ -11,6 +11,7 @@ __all__ = [
     "MOST_BYTES",
     "Plan",
     "PlanError",
+    "PlannedCall",
     "Replay",
     "ReplayedCall",
     "RoutingRecord",

@@ -12,17 +12,21 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...fusion.adapters import DeltaError
+from ...fusion.averaging import NEGATIVE, PICTURES, PLACES, STEPS, Losses, kept_of
 from ...fusion.baking import Factors, assembled
 from ...fusion.layers import FusedLayer
-from ...fusion.policies import PassPolicy, Policy, StaticPolicy
-from ...fusion.records import RoutingRecord
+from ...fusion.policies import PassPolicy, Policy, StaticPolicy, title
+from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import name_of
 from ..core import ConductorError, Origin, Progress, listed
-from ..fusing import FusionSpec, attachment_of, record_of_latent
-from ..loras import LoraOnModel, Target, loras_on
-from .file import BakedFile, BakedTensors, metadata_of, write
+from ..fusing import FusionSpec, attachment_of, plan_of_latent, record_of_latent
+from ..loras import LoraOnModel, loras_on
+from .file import RANKS, BakedFile, BakedTensors, metadata_of, write
 from .fused import Source, model_source, text_source
-from .merged import add_merged
+from .merged import add_merged, low_rank_parts
+from .names import Reorder, covers
+
+Part = tuple[int, int, Factors | Tensor]  # of a weight: its first row, the one after its last, and their delta
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,24 @@ def bake(
         raise ConductorError(
             "model: it carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
         )
-    record = _record(model, spec, samples, settings.origin)
-    sources = [model_source(model, record, settings.step)]
+    record, plan = _run(model, spec, samples, settings.origin)
+    kept = None if record is None else kept_of(record, plan)
+    sources = [model_source(model, record, kept, settings.step)]
+    kohya = sources[0].naming.kohya
     if clip is not None:
-        sources.append(text_source(clip))
-    baked = BakedTensors(settings.rank, settings.dtype)
+        sources.append(text_source(clip, kohya))
+    baked = BakedTensors(settings.rank, settings.dtype, kohya, losses=sources[0].losses)
     progress = Progress(sum(len(source.layers) for source in sources))
     for source in sources:
+        beside, rest = low_rank_parts(source.merged, source.shapes)
         for layer in source.layers:
             progress.step()
-            _add_layer(baked, layer, source)
-        add_merged(baked, source.merged, source.key_map, {f"{layer.name}.weight" for layer in source.layers})
+            key = f"{layer.name}.weight"
+            _add_weight(baked, source, key, _parts_of(baked, layer, source) + beside.pop(key, []))
+        for key, parts in beside.items():
+            _add_weight(baked, source, key, parts)
+        written = {f"{layer.name}.weight" for layer in source.layers} | beside.keys()
+        add_merged(baked, rest, source.naming, written)
     if not baked.tensors:
         raise ConductorError("model: its LoRAs add nothing that could be written. Raise their strengths.")
     return baked, record
@@ -113,32 +124,37 @@ def bake_to_file(
     texts = loras_on(clip.patcher) if clip is not None else ()
     fusion = {
         "policy": policy.settings() if policy is not None else None,
+        "called": None if policy is None else _called(policy),
         "step": None if record is None or settings.step is None else settings.step + 1,
         "steps": None if record is None else record.steps,
     }
     file = write(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
-    weights = _weights_in_words(record, settings, policy)
-    notes = _notes(spec, record, bool(texts), _others_patch(model, parents))
+    weights = _weights_in_words(baked, record, settings, policy)
+    notes = [*_notes(spec, baked, bool(texts), _others_patch(model, parents)), *_readers(baked)]
     return file, _report(baked, file, weights, notes)
 
 
-def _record(
+def _run(
     model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None, origin: Origin | None
-) -> RoutingRecord | None:
-    """The record of the run, where one is needed to know the weights."""
+) -> tuple[RoutingRecord | None, Plan | None]:
+    """The record of the run, where one is needed to know the weights; and its plan, if it is still there."""
     if spec is None or not spec.has_both_roles or isinstance(spec.policy, StaticPolicy):
-        return None
+        return None, None
     if samples is None:
         raise ConductorError(
             f"latent: the policy '{name_of(spec.policy)}' decides while sampling. Connect the latent that the sampler "
             "made with this model."
         )
-    return record_of_latent(model, samples, origin)
+    record = record_of_latent(model, samples, origin)
+    try:
+        return record, plan_of_latent(model, samples, origin)
+    except ConductorError:
+        return record, None
 
 
-def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
-    """Write a layer under its parents' own prefixes: whole, else by their slices, else under core's generic name."""
-    parts: list[tuple[int, int, Factors | Tensor]] = []
+def _parts_of(baked: BakedTensors, layer: FusedLayer, source: Source) -> list[Part]:
+    """A layer's fused deltas by runs of its output channels; those that are not known are named."""
+    parts: list[Part] = []
     for segment in layer.segments:
         try:
             delta = source.fuse(layer.segment_deltas(segment))
@@ -149,29 +165,65 @@ def _add_layer(baked: BakedTensors, layer: FusedLayer, source: Source) -> None:
             baked.left_out[segment.name] = "it did not run while the picture was sampled"
         else:
             parts.append((segment.start, segment.stop, delta))
-    if not parts:
-        return
-    key, shape = f"{layer.name}.weight", layer.geometry.weight_shape
-    whole = source.prefixes.get(Target(key))
-    own = [source.prefixes.get(Target(key, (0, start, stop - start))) for start, stop, _ in parts]
-    if whole is None and all(own):
-        for prefix, (start, stop, delta) in zip(own, parts, strict=True):
-            assert prefix is not None
-            baked.add_delta(prefix, assembled([(0, delta)], (stop - start, *shape[1:])))
-        return
-    generic = (layer.name, f"text_encoders.{layer.name}")
-    prefix = whole or next((name for name in generic if source.key_map.get(name) == key), None)
-    if prefix is None:
-        baked.left_out[layer.name] = "ComfyUI has no LoRA key for the whole weight"
-        return
-    baked.add_delta(prefix, assembled([(start, delta) for start, _, delta in parts], shape))
+    return parts
 
 
-def _weights_in_words(record: RoutingRecord | None, settings: BakeSettings, policy: Policy | None) -> str:
+def _add_weight(baked: BakedTensors, source: Source, key: str, parts: list[Part]) -> None:
+    """Write a weight's delta under the names that the file has for it: whole, or cut as they are."""
+    shape, slots = source.shapes[key], source.naming.slots.get(key, ())
+    for slot in slots:
+        own = []
+        for start, stop, delta in parts:
+            first, last = max(start, slot.start), min(stop, slot.stop)
+            if first < last:
+                own.append((first - slot.start, _rows(delta, first - start, last - start)))
+        if own:
+            delta = assembled(own, (slot.stop - slot.start, *shape[1:]))
+            baked.add_delta(slot.prefix, delta if slot.reorder is None else _rows_in(slot.reorder, delta))
+    if key in source.naming.odd:
+        baked.odd.add(key.removesuffix(".weight"))
+    if not covers(slots, {(start, stop) for start, stop, _ in parts}):
+        baked.left_out[key.removesuffix(".weight")] = "ComfyUI has no LoRA key for the whole weight"
+
+
+def _rows(delta: Factors | Tensor, start: int, stop: int) -> Factors | Tensor:
+    return (delta[0][start:stop], delta[1]) if isinstance(delta, tuple) else delta[start:stop]
+
+
+def _rows_in(order: Reorder, delta: Factors | Tensor) -> Factors | Tensor:
+    return (order(delta[0]), delta[1]) if isinstance(delta, tuple) else order(delta)
+
+
+def _called(policy: Policy) -> str:
+    """What users call it; of a replay, what decided when the plan was made."""
+    return f"plan of {title(policy.plan.policy)}" if isinstance(policy, Replay) else name_of(policy)
+
+
+def _weights_in_words(
+    baked: BakedTensors, record: RoutingRecord | None, settings: BakeSettings, policy: Policy | None
+) -> str:
     if record is not None and policy is not None:
         when = f"step {settings.step + 1}" if settings.step is not None else "the mean"
-        return f"{when} of {record.steps} steps decided by '{name_of(policy)}'"
-    return f"as merged by '{name_of(policy)}'" if isinstance(policy, StaticPolicy) else "every LoRA whole"
+        alone = baked.losses is not None and baked.losses.kept.positive_alone
+        passes = "the positive prompt's passes" if alone else "all passes"
+        return f"{when} of {record.steps} steps of {passes}, decided by '{_called(policy)}'"
+    return f"as merged by '{_called(policy)}'" if isinstance(policy, StaticPolicy) else "every LoRA whole"
+
+
+def _distance(losses: Losses) -> Iterator[str]:
+    """How far a file is from the run, in numbers."""
+    shares = losses.shares
+    if not shares:
+        return
+    by_step = losses.by_step
+    near, far = (pick(range(len(by_step)), key=by_step.__getitem__) for pick in (min, max))
+    parts = [f"{shares[name]:.1%} over {name}" for name in (STEPS, PICTURES, PLACES) if name in shares]
+    yield f"averaged away of the LoRAs' energy in the run: {', '.join(parts)}"
+    if len(by_step) > 1:
+        ends = f"step {near + 1} ({by_step[near]:.1%} apart), farthest from step {far + 1} ({by_step[far]:.1%})"
+        yield f"  nearest to {ends}"
+    if NEGATIVE in shares:
+        yield f"  the negative prompt's passes had weights {shares[NEGATIVE]:.1%} apart; the file has the positive's"
 
 
 def _others_patch(model: ModelPatcher, parents: tuple[LoraOnModel, ...]) -> bool:
@@ -181,19 +233,40 @@ def _others_patch(model: ModelPatcher, parents: tuple[LoraOnModel, ...]) -> bool
     return any(id(patch[1]) not in ours for patches in model.patches.values() for patch in patches)
 
 
-def _notes(spec: FusionSpec | None, record: RoutingRecord | None, has_texts: bool, others_patch: bool) -> Iterator[str]:
+def _notes(spec: FusionSpec | None, baked: BakedTensors, has_texts: bool, others_patch: bool) -> Iterator[str]:
     """What a user should know besides."""
     if not has_texts:
         yield "text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP"
     if spec is not None and isinstance(spec.policy, PassPolicy):
         yield f"'{name_of(spec.policy)}' runs the model once per LoRA; a file can only hold the mean of its LoRAs"
-    if spec is not None and spec.emphasis != 1.0 and record is not None:
+    kept = None if baked.losses is None else baked.losses.kept
+    one_pass = kept is not None and kept.positive_alone and kept.negative is None
+    if spec is not None and spec.emphasis != 1.0 and not one_pass:
+        often = f"{spec.emphasis:g}"
         yield (
-            "emphasis: the router leaves part of the LoRAs out of the negative prompt's pass, a file cannot. Set its "
-            "emphasis to 1 and sample again to see and bake what the file will do"
+            "emphasis: with CFG above 1 the router leaves a part of the LoRAs out of the negative prompt's pass, so "
+            f"that they count {often} times; a file gives both passes the same, and they count once. What can: 'Create "
+            f"Hook LoRA' with this file, at strength 1 on the positive prompt and (CFG - {often}) / (CFG - 1), at "
+            "least 0, on the negative one; or the run's routing plan. With the router's emphasis at 1 you see what "
+            "a file does"
         )
     if others_patch:
         yield "LoRAs from other loaders on this model are no part of the file: keep loading them"
+
+
+def _readers(baked: BakedTensors) -> Iterator[str]:
+    """Who reads the file."""
+    if baked.odd:
+        yield (
+            f"{len(baked.odd)} weights have names that ComfyUI alone knows, such as {min(baked.odd)}: other programs "
+            "leave them out, and some refuse the file"
+        )
+    beside = [key for key in baked.tensors if key.endswith((".diff", ".diff_b", ".set_weight"))]
+    if beside:
+        yield (
+            f"{len(beside)} tensors are no low-rank updates (norms, biases, replaced weights), such as {min(beside)}: "
+            "ComfyUI reads them, other programs leave them out or refuse the file"
+        )
 
 
 def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[str]) -> str:
@@ -205,6 +278,7 @@ def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[
     else:
         lines.append(f"  LoRA loaders list it as {file.name}; load it at strength 1")
     lines.append(f"weights: {weights}")
+    lines += _distance(baked.losses) if baked.losses is not None else ()
     if baked.ranks:
         lines.append(f"{len(baked.ranks)} weights, of rank {max(baked.ranks.values())} at most")
         lost = baked.lost.values()
@@ -212,6 +286,9 @@ def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[
         lines.append(
             f"energy kept: {1 - sum(lost) / len(lost):.3%} on average, {1 - baked.lost[worst]:.3%} at worst ({worst})"
         )
+        kept = [(rank, baked.energies[rank] / baked.energy) for rank in RANKS if rank < max(baked.ranks.values())]
+        if kept:
+            lines.append("a lower rank would keep: " + ", ".join(f"{rank}: {share:.1%}" for rank, share in kept))
     lines += notes
     if baked.left_out:
         lines.append(f"{len(baked.left_out)} things are not in the file:")

@@ -16,10 +16,12 @@ from comfy.cli_args import args
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ...fusion.averaging import Losses
 from ...fusion.baking import Factors, low_rank
 from ..core import ConductorError, pack_version, place_of, printable, write_new
 from ..loras import LoraOnModel
 
+RANKS = (4, 8, 16, 32, 64, 128)  # of which the report says what they would keep
 # What other programs read to know which models a LoRA is for: kept where all parents say the same.
 FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
@@ -31,21 +33,32 @@ class BakedTensors:
     Attributes:
         rank: the most a weight may have; 0 for as much as it needs.
         dtype: of the file.
+        kohya: whether low-rank updates have the keys of kohya's trainers; else those of PEFT.
         tensors: by key, on the CPU.
         ranks: by prefix, of the low-rank updates.
         lost: by prefix, the share of the update's energy ``||dW||_F^2`` beyond the rank.
         left_out: what is not in the file, with the reason.
+        odd: weights that are in it under names that only core knows.
+        energy: of all low-rank updates.
+        energies: by rank of ``RANKS``, how much of that the leading directions of each weight hold.
+        losses: what its weights average away of a run; None where no run decided.
     """
 
     rank: int
     dtype: torch.dtype
+    kohya: bool
     tensors: dict[str, Tensor] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     lost: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    odd: set[str] = field(default_factory=set)
+    energy: float = 0.0
+    energies: dict[int, float] = field(default_factory=lambda: dict.fromkeys(RANKS, 0.0))
+    losses: Losses | None = None
 
     def add_delta(self, prefix: str, delta: Factors | Tensor) -> None:
-        """Write a weight's delta as ``lora_up``, ``lora_down`` and an alpha that makes the scale 1.
+        """Write a weight's delta as ``lora_up``, ``lora_down`` and an alpha that makes the scale 1, or as ``lora_B``
+        and ``lora_A``, which need none.
 
         Convolutions are written as LoCon: ``[out, rank, 1, ...]`` and ``[rank, in, *kernel]``. A delta that is zero
         has nothing to write.
@@ -57,11 +70,16 @@ class BakedTensors:
         if cut.rank == 0:
             return
         kernel = cut.down.ndim - 2
-        self.add(f"{prefix}.lora_up.weight", cut.up.reshape(*cut.up.shape, *[1] * kernel))
-        self.add(f"{prefix}.lora_down.weight", cut.down)
-        self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
+        up, down = ("lora_up", "lora_down") if self.kohya else ("lora_B", "lora_A")
+        self.add(f"{prefix}.{up}.weight", cut.up.reshape(*cut.up.shape, *[1] * kernel))
+        self.add(f"{prefix}.{down}.weight", cut.down)
+        if self.kohya:
+            self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
         self.ranks[prefix] = cut.rank
         self.lost[prefix] = cut.lost / cut.energy
+        self.energy += cut.energy
+        for rank in RANKS:
+            self.energies[rank] += float(cut.energies[:rank].sum()) if len(cut.energies) else cut.energy - cut.lost
 
     def add(self, key: str, value: Tensor) -> None:
         """Write a tensor as it is.
@@ -120,6 +138,7 @@ def metadata_of(
         "rank": rank,
         "energy_lost_mean": sum(lost) / max(1, len(lost)),
         "energy_lost_max": max(lost, default=0.0),
+        "averaged_away": {} if baked.losses is None else baked.losses.shares,
         "left_out": baked.left_out,
     }
     metadata = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.lora
 import torch
@@ -13,6 +12,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...fusion.adapters import Delta, Geometry
+from ...fusion.averaging import Kept, Losses
 from ...fusion.baking import BakedWeights, Factors, baked_weights, weighted
 from ...fusion.layers import FusedLayer, SegmentDeltas
 from ...fusion.policies import StaticPolicy
@@ -21,6 +21,7 @@ from ...fusion.roles import ROLES
 from ..core import ConductorError, geometry_of, weight_reader
 from ..fusing import FusionSpec, attachment_of
 from ..loras import Entry, Target, Unroutable, delta_of, loras_on
+from .names import Naming, naming_of, text_naming
 
 # A segment's fused delta from those of its roles; None where nobody knows its weights.
 Fuse = Callable[[SegmentDeltas], "Factors | Tensor | None"]
@@ -33,16 +34,18 @@ class Source:
     Attributes:
         layers: the deltas on it, joined by weight.
         fuse: how they become one.
-        prefixes: the files' own key prefixes of their targets.
         merged: strength and entry of what core merges.
-        key_map: core's map of key prefixes to weights.
+        shapes: of all weights of the two.
+        naming: their names in the file.
+        losses: what the weights average away of a run; None where no run decided.
     """
 
     layers: list[FusedLayer]
     fuse: Fuse
-    prefixes: dict[Target, str]
     merged: list[tuple[float, Entry]]
-    key_map: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    naming: Naming
+    losses: Losses | None = None
 
 
 def summed(deltas: SegmentDeltas) -> Factors:
@@ -50,25 +53,41 @@ def summed(deltas: SegmentDeltas) -> Factors:
     return weighted(deltas, dict.fromkeys(ROLES, 1.0))
 
 
-def text_source(clip: CLIP) -> Source:
-    """The text-encoder parts of the LoRAs on a CLIP, which core merges as they are."""
+def text_source(clip: CLIP, kohya: bool) -> Source:
+    """The text-encoder parts of the LoRAs on a CLIP, which core merges as they are; ``kohya``: see :class:`Naming`."""
     module = clip.cond_stage_model
-    source = Source([], summed, {}, [], comfy.lora.model_lora_keys_clip(module, {}))
+    layers: list[FusedLayer] = []
+    merged: list[tuple[float, Entry]] = []
     deltas: dict[str, list[tuple[str, float, Delta]]] = {}
     for parent in loras_on(clip.patcher):
         for target, entry in parent.merged.items():
             delta = _delta(module, entry)
             if delta is None:
-                source.merged.append((parent.strength, entry))
-                continue
-            source.prefixes.setdefault(target, entry.prefix)
-            deltas.setdefault(target.key, []).append((parent.role, parent.strength, delta))
+                merged.append((parent.strength, entry))
+            else:
+                deltas.setdefault(target.key, []).append((parent.role, parent.strength, delta))
     for key, own in deltas.items():
         geometry = geometry_of(module, key)
         assert isinstance(geometry, Geometry)
         reader = weight_reader(clip.patcher, key)
-        source.layers.append(FusedLayer(key.removesuffix(".weight"), geometry, own, torch.float32, reader))
-    return source
+        layers.append(FusedLayer(key.removesuffix(".weight"), geometry, own, torch.float32, reader))
+    shapes = _shapes(module, [*deltas, *(entry.target.key for _, entry in merged)])
+    naming = text_naming(comfy.lora.model_lora_keys_clip(module, {}), shapes, kohya)
+    return Source(layers, summed, merged, shapes, naming)
+
+
+def _shapes(module: torch.nn.Module, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Of weights, and of those whose biases are named; as they would be unpacked."""
+    stored = module.state_dict()
+    found = {}
+    for key in keys:
+        for name in (key, f"{key.removesuffix('.bias')}.weight"):
+            geometry = geometry_of(module, name)
+            if isinstance(geometry, Geometry):
+                found[name] = geometry.weight_shape
+            elif name in stored:
+                found[name] = tuple(stored[name].shape)
+    return found
 
 
 def _delta(module: torch.nn.Module, entry: Entry) -> Delta | None:
@@ -81,27 +100,47 @@ def _delta(module: torch.nn.Module, entry: Entry) -> Delta | None:
         return None
 
 
-def model_source(model: ModelPatcher, record: RoutingRecord | None, step: int | None) -> Source:
-    """The diffusion-model parts of the LoRAs on a model, fused as a run's record says at a step, or on average.
+def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept | None, step: int | None) -> Source:
+    """The diffusion-model parts of the LoRAs on a model, fused as a run decided at a step, or on average.
+
+    Args:
+        model: with LoRAs of ours.
+        record, kept: of the run, or None.
+        step: index from 0, or None for all.
 
     Raises:
         ConductorError: the run has no such step.
     """
     spec, parents = attachment_of(model).spec, loras_on(model)
+    merged = [(parent.strength, entry) for parent in parents for entry in parent.merged.values()]
+    targets = [target for parent in parents for target in (*parent.deltas, *parent.merged)]
+    shapes = _shapes(model.model, [target.key for target in targets])
+    targets += [Target(key) for key in shapes if key not in {target.key for target in targets}]
+    losses = None if kept is None else Losses(kept, step)
+    fuse = summed if spec is None else _fusion_of(spec, record, kept, step, _device(model))
+
+    def fuse_and_count(deltas: SegmentDeltas) -> Factors | Tensor | None:
+        if losses is not None:
+            losses.add(deltas)
+        return fuse(deltas)
+
     return Source(
         spec.layers if spec is not None else [],
-        _fusion_of(spec, record, step, _device(model)) if spec is not None else summed,
-        {target: prefix for parent in reversed(parents) for target, prefix in parent.prefixes.items()},
-        [(parent.strength, entry) for parent in parents for entry in parent.merged.values()],
-        comfy.lora.model_lora_keys_unet(model.model, {}),
+        fuse_and_count,
+        merged,
+        shapes,
+        naming_of(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), shapes, targets),
+        losses,
     )
 
 
-def _fusion_of(spec: FusionSpec, record: RoutingRecord | None, step: int | None, device: torch.device) -> Fuse:
+def _fusion_of(
+    spec: FusionSpec, record: RoutingRecord | None, kept: Kept | None, step: int | None, device: torch.device
+) -> Fuse:
     policy = spec.policy
     if record is not None:
         try:
-            weights = baked_weights(policy, record, step)
+            weights = baked_weights(policy, record, step, kept)
         except ValueError as error:
             raise ConductorError(f"step: {error}. Choose another step, or set steps to 'average'.") from error
         return lambda deltas: _routed(deltas, weights)

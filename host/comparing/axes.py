@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..core import ConductorError
+
+# What people write for a switch, in the languages that the nodes speak.
+OFF = "false off no nein aus falsch non faux falso 否 关 假 いいえ オフ 아니요 끔"
+ON = "true on yes ja ein an wahr oui vrai sí si 是 开 真 はい オン 예 켬"
+SWITCH = dict.fromkeys(OFF.split(), False) | dict.fromkeys(ON.split(), True)
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class Setting:
     Attributes:
         name: of the input it stands for.
         value: as that input gives it.
-        text: as it was written.
+        text: as it is shown.
     """
 
     name: str
@@ -47,7 +54,10 @@ class Axis:
 
 
 def axis(field: str, text: str, values_field: str, wanted: io.Input) -> Axis:
-    """An axis from a list of values, separated by commas or lines; what comes twice counts once.
+    """An axis from a list of values, separated by commas, semicolons or lines; what comes twice counts once.
+
+    Chinese and Japanese commas and full-width letters are read as their own kind; where semicolons part the values, a
+    comma within a number is a decimal point. Names may be written in capitals or not.
 
     Args:
         field: the input that chose the setting.
@@ -58,16 +68,17 @@ def axis(field: str, text: str, values_field: str, wanted: io.Input) -> Axis:
     Raises:
         ConductorError: no values, or one that the input would not take.
     """
-    texts = dict.fromkeys(word for line in text.splitlines() for word in map(str.strip, line.split(",")) if word)
+    texts = dict.fromkeys(_words(text, isinstance(wanted, io.Int.Input | io.Float.Input)))
     read, allowed = _reader(wanted)
     if not texts:
         raise ConductorError(
             f"{values_field}: the list is empty. Write values of {wanted.id}, separated by commas: {allowed}."
         )
-    settings = []
+    settings: dict[Setting, None] = {}
     for word in texts:
         try:
-            settings.append(Setting(wanted.id, read(word), word))
+            value = read(word)
+            settings[Setting(wanted.id, value, _plain(value, word))] = None
         except (ValueError, KeyError) as error:
             raise ConductorError(
                 f"{values_field}: there is no {wanted.id} '{word}' to compare. Choose from: {allowed}."
@@ -75,13 +86,26 @@ def axis(field: str, text: str, values_field: str, wanted: io.Input) -> Axis:
     return Axis(field, wanted.id, tuple(settings))
 
 
+def _plain(value: Any, word: str) -> str:
+    """How a value is shown: names and switches as they are called, numbers as they were written."""
+    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else word
+
+
+def _words(text: str, numbers: bool) -> Iterator[str]:
+    text = unicodedata.normalize("NFKC", text).replace("、", ",")
+    if numbers and ";" in text:
+        text = re.sub(r"(?<=\d),(?=\d)", ".", text)
+    return (word for line in text.splitlines() for word in map(str.strip, re.split("[,;]", line)) if word)
+
+
 def _reader(wanted: io.Input) -> tuple[Callable[[str], Any], str]:
     """What reads a word as a value of that input, with ValueError or KeyError where it is none, and what is allowed."""
-    if isinstance(wanted, io.Combo.Input | io.Boolean.Input):
-        options = {"false": False, "true": True}
-        if isinstance(wanted, io.Combo.Input):
-            options = {option: option for option in wanted.options}
-        return options.__getitem__, ", ".join(options)
+    if isinstance(wanted, io.Boolean.Input):
+        return lambda word: SWITCH[word.casefold()], "false, true"
+    if isinstance(wanted, io.Combo.Input):
+        options = {option: option for option in wanted.options}
+        folded = {option.casefold(): option for option in reversed(list(options))}
+        return lambda word: options.get(word) or folded[word.casefold()], ", ".join(options)
     assert isinstance(wanted, io.Int.Input | io.Float.Input)
     kind, words = (int, "whole numbers") if isinstance(wanted, io.Int.Input) else (float, "numbers")
     least, most = wanted.min, wanted.max

@@ -8,16 +8,18 @@ from itertools import product
 from typing import Any
 
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...fusion.policies import Policy
 from ...fusion.records import Plan
 from ...fusion.routing import NAMED, heeds, name_of, with_settings
-from ..core import ConductorError, SamplerCall, sampled
+from ..core import ConductorError, SamplerCall, logger, printable, sampled
 from ..fusing import attachment_of, live_of, plan_of_latent, record_of_latent, set_policy
 from .axes import Axis, Setting
 from .score import Judge
+from .unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Cell:
         share: the subject's mean share; None where nothing was decided while sampling.
         plan: of the run.
         row, column: what was set for it.
+        error: why there is no picture; the rest is empty then.
     """
 
     policy: str
@@ -41,6 +44,7 @@ class Cell:
     plan: Plan
     row: Setting
     column: Setting
+    error: str = ""
 
     @property
     def score(self) -> float | None:
@@ -48,44 +52,93 @@ class Cell:
         return sum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
+Place = tuple[Setting, Setting]
+_unfinished: Unfinished[Place, Cell] = Unfinished()
+
+
 def compare(model: ModelPatcher, rows: Axis, columns: Axis, call: SamplerCall, vae: Any, judge: Judge) -> list[Cell]:
     """All pictures, row by row. What is on neither axis is the model's own, as its router was set, or the ``call``'s.
+
+    A cell that ends in an error says so in its place, and the others are made. Where the user stops it, the finished
+    cells are kept for the next call with the same inputs.
 
     Args:
         model: with LoRAs of ours.
         rows, columns: two different settings: fields of ``call``, or names of :func:`with_settings`.
         call: KSampler's inputs.
         vae: decodes the pictures.
+        judge: scores them.
 
     Raises:
         ConductorError: the model carries no LoRAs of ours, both axes are the same, one of them would change nothing,
             or a policy cannot fuse these LoRAs.
+        Exception: no cell could be made: why the first could not.
     """
     sampling = {field.name for field in fields(call)}
     own = live_of(model)[1].policy
     _check(rows, columns, own, sampling)
-    refinement = attachment_of(model).refinement
     in_order = list(product(rows.settings, columns.settings))
     places = in_order
     if rows.name in sampling:  # column by column: a change of the model costs more than one of the sampling
         places = [(row, column) for column, row in product(columns.settings, rows.settings)]
-    routed = model
-    routing: dict[str, Any] | None = None
-    cells = {}
-    for place in places:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        changes = {setting.name: setting.value for setting in place}
-        asked = {name: value for name, value in changes.items() if name not in sampling}
-        if asked != routing:
-            routed, routing = set_policy(model, *with_settings(own, refinement, asked)), asked
-        used = replace(call, **{name: value for name, value in changes.items() if name in sampling})
-        samples = sampled(routed, used)["samples"]
-        image = vae.decode(samples)
-        image = image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
-        share = record_of_latent(routed, samples).subject_share()
-        policy, plan = changes.get("policy", name_of(own)), plan_of_latent(routed, samples)
-        cells[place] = Cell(policy, used.seed, image, judge.scores(image), share, plan, *place)
+    asked = (rows, columns, *(getattr(call, name) for name in sorted(sampling)), vae, *judge.given)
+    cells = {place: cell for place, cell in _unfinished.take(model, asked).items() if not cell.error}
+    errors: list[Exception] = []
+    maker = _Maker(model, own, call, sampling, vae, judge)
+    try:
+        for place in places:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if place in cells:
+                continue
+            try:
+                cells[place] = maker.cell(place)
+            except comfy.model_management.InterruptProcessingException:
+                raise
+            except Exception as error:
+                logger.warning("%s x %s: %s", *(setting.label for setting in place), error, exc_info=True)
+                errors.append(error)
+                cells[place] = _failed(place, own, call.seed, error)
+    except comfy.model_management.InterruptProcessingException:
+        _unfinished.keep(model, asked, cells)
+        raise
+    if len(errors) == len(places):
+        raise errors[0]
     return [cells[place] for place in in_order]
+
+
+class _Maker:
+    """Makes cells, and changes the model from one to the next only where it must."""
+
+    def __init__(
+        self, model: ModelPatcher, own: Policy, call: SamplerCall, sampling: set[str], vae: Any, judge: Judge
+    ) -> None:
+        self._model, self._own, self._call, self._sampling = model, own, call, sampling
+        self._vae, self._judge = vae, judge
+        self._refinement = attachment_of(model).refinement
+        self._routed = model
+        self._routing: dict[str, Any] | None = None
+
+    def cell(self, place: Place) -> Cell:
+        changes = {setting.name: setting.value for setting in place}
+        asked = {name: value for name, value in changes.items() if name not in self._sampling}
+        if asked != self._routing:
+            self._routing = None  # until it is
+            self._routed = set_policy(self._model, *with_settings(self._own, self._refinement, asked))
+            self._routing = asked
+        used = replace(self._call, **{name: value for name, value in changes.items() if name in self._sampling})
+        samples = sampled(self._routed, used)["samples"]
+        image = self._vae.decode(samples)
+        image = image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
+        share = record_of_latent(self._routed, samples).subject_share()
+        policy, plan = changes.get("policy", name_of(self._own)), plan_of_latent(self._routed, samples)
+        return Cell(policy, used.seed, image, self._judge.scores(image), share, plan, *place)
+
+
+def _failed(place: Place, own: Policy, seed: int, error: Exception) -> Cell:
+    changes = {setting.name: setting.value for setting in place}
+    policy, seed = changes.get("policy", name_of(own)), changes.get("seed", seed)
+    said = printable(str(error) or type(error).__name__)
+    return Cell(policy, seed, torch.zeros(0, 0, 3), {}, None, Plan((), {}, {}, (), (), ()), *place, said)
 
 
 def _check(rows: Axis, columns: Axis, own: Policy, sampling: Collection[str]) -> None:
@@ -105,11 +158,11 @@ def _check(rows: Axis, columns: Axis, own: Policy, sampling: Collection[str]) ->
 
 
 def best_of(cells: Sequence[Cell]) -> Cell:
-    """The cell most like its references; without references, the one that shares most evenly."""
+    """Of those with a picture, the cell most like its references; without any, the one that shares most evenly."""
 
     def key(cell: Cell) -> float:
         if cell.score is not None:
             return cell.score
         return -1.0 if cell.share is None else -abs(cell.share - 0.5)
 
-    return max(cells, key=key)
+    return max((cell for cell in cells if not cell.error), key=key)

@@ -15,13 +15,14 @@ LEAST, MOST = 192, 512  # pixels of a cell's longer side
 LEFT, TOP, CAPTION, GAP = 130, 30, 44, 8
 INK, GOOD = (30, 30, 30), (200, 110, 0)
 FONT_SIZE = 15
+MOST_SAID = 200  # characters of an error
 
 
 def comparison_picture(cells: Sequence[Cell], best: Cell) -> Tensor:
     """The grid as an image ``[1, height, width, 3]`` between 0 and 1; the best cell is framed."""
     rows = list(dict.fromkeys(cell.row.label for cell in cells))
     columns = list(dict.fromkeys(cell.column.label for cell in cells))
-    height, width = cells[0].image.shape[:2]
+    height, width = best.image.shape[:2]
     scale = min(MOST, max(LEAST, height, width)) / max(height, width)
     width, height = round(width * scale), round(height * scale)
     font = ImageFont.load_default(FONT_SIZE)
@@ -35,6 +36,10 @@ def comparison_picture(cells: Sequence[Cell], best: Cell) -> Tensor:
         draw.text((GAP, TOP + i * down + height / 2), label, INK, font)
     for cell in cells:
         x, y = left + columns.index(cell.column.label) * across, TOP + rows.index(cell.row.label) * down
+        if cell.error:
+            draw.rectangle((x, y, x + width - 1, y + height - 1), outline=INK)
+            draw.multiline_text((x + GAP, y + GAP), _in_lines(cell.error, font, width - 2 * GAP), INK, font)
+            continue
         pixels = (cell.image.clamp(0, 1) * 255).round().to(torch.uint8)
         picture = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.flatten().tolist()))
         page.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (x, y))
@@ -48,6 +53,18 @@ def comparison_picture(cells: Sequence[Cell], best: Cell) -> Tensor:
 
 def _widest(labels: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
     return math.ceil(max(font.getlength(label) for label in labels))
+
+
+def _in_lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """The beginning of a text, in lines that fit."""
+    lines = [""]
+    for word in text[:MOST_SAID].split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def _captions(cell: Cell) -> tuple[str, str]:

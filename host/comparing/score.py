@@ -138,11 +138,15 @@ class Judge:
         references: IMAGE by role; None leaves the role out.
         clip_encoder, dino_encoder: CLIP_VISION or METRIC_ENCODER, or None.
 
+    Attributes:
+        given: all of these.
+
     Raises:
         ConductorError: a reference that cannot be used, or without an encoder that could compare it.
     """
 
     def __init__(self, references: Mapping[str, Tensor | None], clip_encoder: Any, dino_encoder: Any) -> None:
+        self.given = (*(references[role] for role in sorted(references)), clip_encoder, dino_encoder)
         sources = {"clip": clip_encoder, "dino": dino_encoder}
         by_kind: dict[str, dict[str, list[Picture]]] = {}
         for role in references:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import Composite, KLSoft, Sum
+from lora_conductor.fusion.routing import Refinement
 from lora_conductor.host.baking import BakeSettings, bake_to_file
 from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import attachment_of, load_loras, set_policy
@@ -25,6 +26,9 @@ from repo_paths import REPO
 
 from .. import tiny
 
+KOHYA_NAMES = {
+    "attn1.to_q": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+}
 EXACT = BakeSettings(dtype=torch.float32)
 
 
@@ -98,7 +102,12 @@ def test_norms_and_biases_are_written_as_core_reads_them(model, folders, record_
     live = tiny.sample(fused)
     file, report = bake_to_file(fused, None, live, EXACT, "loras/norms")
     tensors, _ = read(file)
-    assert {key for key in tensors if ".lora_" not in key and "alpha" not in key} == {k for m in more for k in m}
+    beside = {key for key in tensors if ".lora_" not in key and "alpha" not in key}
+    assert beside == {
+        "lora_unet_conv_norm_out.diff",
+        "lora_unet_conv_norm_out.diff_b",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2.diff_b",
+    }
     error = tiny.relative(tiny.sample(tiny.core_stacked(model, (file.path, 1.0))), live)
     record_property("norms and biases", error)
     assert error < 1e-5 and "not in the file" not in report
@@ -114,10 +123,11 @@ def test_what_cannot_be_written_is_named(model, folders):
     fused = load(model)[0]
     file, report = bake_to_file(fused, None, tiny.sample(fused), EXACT, "loras/odd")
     tensors, metadata = read(file)
-    assert torch.equal(tensors["diffusion_model.out.0.set_weight"], torch.ones(64))
+    assert torch.equal(tensors["lora_unet_conv_norm_out.set_weight"], torch.ones(64))
     left_out = json.loads(metadata["lora_conductor"])["left_out"]
     assert list(left_out) == [f"{shared}.weight"] and f"{shared}.weight" in report
-    assert f"{shared}.set_weight" not in tensors and f"{shared}.lora_up.weight" in tensors
+    assert sum(key.endswith(".set_weight") for key in tensors) == 1
+    assert f"{KOHYA_NAMES['attn1.to_q']}.lora_up.weight" in tensors
 
 
 def test_text_encoder_parts_are_written_at_their_strengths(model, clip, folders, record_property):
@@ -196,6 +206,25 @@ def test_notes(model, folders):
     assert "as merged by 'sum'" in report and "other loaders" not in report and "runs the model once" not in report
 
 
+def test_the_report_says_what_is_averaged_away(model, folders):
+    for seed, role in enumerate(("subject", "style")):
+        folders(f"{role}.safetensors", parent(model, seed))
+    fused = load(model)[0]
+    alone = tiny.sample(fused, steps=3)
+    file, report = bake_to_file(fused, None, alone, EXACT, "loras/far")
+    assert "the mean of 3 steps of the positive prompt's passes, decided by 'recommended'" in report
+    assert "% over steps" in report and "farthest from step" in report and "a lower rank would keep: 4:" in report
+    assert "negative" not in report and "emphasis" not in report, "at CFG 1 there is no such pass"
+    own = json.loads(read(file)[1]["lora_conductor"])
+    assert own["called"] == "recommended" and 0 < own["averaged_away"]["steps"] < 1
+    guided = tiny.sample(fused, steps=3, cfg=3.0)
+    _, report = bake_to_file(fused, None, guided, EXACT, "loras/far")
+    assert "the negative prompt's passes had weights" in report and "Create Hook LoRA" in report
+    summed = set_policy(fused, Sum(), Refinement(emphasis=2.0))
+    _, report = bake_to_file(summed, None, None, EXACT, "loras/far")
+    assert "so that they count 2 times" in report
+
+
 def test_one_lora_needs_no_latent_and_keeps_its_rank(model, folders):
     folders("subject.safetensors", parent(model, 0))
     fused = load_loras(model, None, [LoraChoice("subject.safetensors", "subject", 0.7, 1.0)])[0]
@@ -213,7 +242,7 @@ def test_loras_of_norms_or_of_the_text_encoder_alone(model, clip, folders):
     fused, both = load(model, clip)
     file, report = bake_to_file(fused, both, None, EXACT, "loras/alone")
     tensors, metadata = read(file)
-    assert set(tensors) == {"diffusion_model.out.0.diff", f"{norm}.diff"} and "energy" not in report
+    assert set(tensors) == {"lora_unet_conv_norm_out.diff", f"{norm}.diff"} and "energy" not in report
     assert torch.equal(tensors[f"{norm}.diff"], torch.full((768,), 0.3))
     assert metadata["modelspec.merged_from"] == "subject.safetensors, style.safetensors"
     only_text = load(model, clip, strengths=(0.0, 0.6))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import comfy.sd
 import comfy.utils
+import folder_paths
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from lora_conductor.host.loras import loras_on
 
 from .. import tiny
 from ..adapter_files import make_file
+from ..workflows import STYLE, SUBJECT
 
 STEPS = 4
 EXACT = BakeSettings(dtype=torch.float32)
@@ -120,17 +122,42 @@ def test_average_is_the_mean_of_the_steps_deltas(setting):
     mean, _ = bake(routed, None, made, EXACT)
     steps = [bake(routed, None, made, BakeSettings(step, 0, torch.float32))[0] for step in range(STEPS)]
     changes = 0
-    for prefix in mean.ranks:
+    for prefix in mean.ranks:  # a layer may have several
         single = [dense(step, prefix) for step in steps]
         assert torch.allclose(dense(mean, prefix), sum(single) / STEPS, atol=1e-5)
         changes += not torch.allclose(single[0], single[-1], atol=1e-3)
-    assert changes == attachment_of(routed).spec.shared_layers > 0
+    assert changes >= attachment_of(routed).spec.shared_layers > 0
 
 
 def dense(baked, prefix):
     """A written update as core takes it, float64."""
-    up, down = (baked.tensors[f"{prefix}.lora_{part}.weight"].double().flatten(1) for part in ("up", "down"))
-    return up @ down * (baked.tensors[f"{prefix}.alpha"].item() / down.shape[0])
+    up, down = (baked.tensors[f"{prefix}.{leaf}.weight"].double().flatten(1) for leaf in leaves(baked))
+    alpha = baked.tensors.get(f"{prefix}.alpha")
+    return up @ down * (1.0 if alpha is None else alpha.item() / down.shape[0])
+
+
+def leaves(baked):
+    return ("lora_up", "lora_down") if baked.kohya else ("lora_B", "lora_A")
+
+
+def test_the_positive_passes_are_nearer_than_all(tmp_path, record_property):
+    """At CFG 3, several seeds: the run is what the positive prompt's passes decided, more than the mean of both."""
+    model = tiny.tiny_flux()
+    paths = [folder_paths.get_full_path_or_raise("loras", name) for name in (SUBJECT, STYLE)]
+    routed = set_policy(fused(model, *((path, 1.0) for path in paths)), KLSoft())
+    apart = {"positive": 0.0, "all": 0.0}
+    for seed in range(3):
+        live = tiny.sample(routed, steps=6, cfg=3.0, seed=seed)
+        results = next(iter(attachment_of(routed).live.kept))
+        for passes in apart:
+            results.plan = results.plan if passes == "positive" else None
+            baked, _ = bake(routed, None, live, EXACT)
+            assert baked.losses.kept.positive_alone == (passes == "positive")
+            ours = tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors"), steps=6, cfg=3.0, seed=seed)
+            apart[passes] += float((ours - live).square().mean().sqrt() / (live.max() - live.min())) / 3
+    for passes, value in apart.items():
+        record_property(f"kl_soft at CFG 3, {passes} passes, RMS of the range", value)
+    assert apart["positive"] < 0.9 * apart["all"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -158,26 +185,28 @@ def test_a_smaller_rank_loses_what_it_says(setting):
         assert float((dense(cut, prefix) - truth).square().sum() / values.sum()) == pytest.approx(lost, abs=1e-5)
 
 
-def test_written_keys_are_the_parents_own_and_core_reads_them_all(setting, tmp_path, caplog):
+def test_a_file_has_one_dialect_and_core_reads_all_of_it(setting, tmp_path, caplog):
     model, routed = setting
     made, _ = steps_of(routed)
     baked, _ = bake(routed, None, made, EXACT)
-    parents = loras_on(routed)
-    assert set(baked.ranks) <= {prefix for parent in parents for prefix in parent.prefixes.values()}
-    assert {key.rpartition(".lora_")[0] for key in baked.tensors if key.endswith("lora_up.weight")} == set(baked.ranks)
+    up, down = leaves(baked)
+    begins = "lora_unet_" if baked.kohya else "transformer."
+    assert all(prefix.startswith(begins) for prefix in baked.ranks) and not baked.left_out
+    written = {f"{prefix}.{leaf}.weight" for prefix in baked.ranks for leaf in (up, down)}
+    written |= {f"{prefix}.alpha" for prefix in baked.ranks} if baked.kohya else set()
+    assert set(baked.tensors) == written
+    save_file(baked.tensors, tmp_path / "again.safetensors")
+    (again,) = loras_on(fused(model, (tmp_path / "again.safetensors", 1.0)))
+    assert {t.key for t in (*again.deltas, *again.merged)} == {
+        t.key for parent in loras_on(routed) for t in parent.deltas
+    }
     with_file(model, baked, tmp_path / "baked.safetensors")
     assert "not loaded" not in caplog.text.lower()
-    shapes = tiny.layer_shapes(model)
-    for prefix, rank in baked.ranks.items():
-        up, down = (baked.tensors[f"{prefix}.lora_{part}.weight"] for part in ("up", "down"))
-        shape = shapes.get(f"{prefix}.weight")
-        if shape is not None:
-            assert up.shape == (shape[0], rank, *[1] * (len(shape) - 2)) and down.shape == (rank, *shape[1:])
 
 
 @pytest.mark.parametrize("second", ["to_q", "all"])
 def test_sliced_parents(tmp_path, record_property, second):
-    """Two sliced files stay sliced; where the slices of one cross those of the other the whole weight is written."""
+    """Two sliced files stay sliced; where the slices of one cross those of the other the names decide."""
     model = tiny.tiny_flux()
     width = model.model.model_config.unet_config["hidden_size"]
     torch.manual_seed(0)
@@ -198,7 +227,7 @@ def test_sliced_parents(tmp_path, record_property, second):
     routed = fused(model, **loras, policy=KLSoft())
     made = tiny.sample(routed)
     baked, _ = bake(routed, None, made, EXACT)
-    expected = set(slices["style"]) if second == "all" else {"diffusion_model.single_blocks.0.linear1"}
+    expected = set(slices["style"]) if second == "all" else {"lora_unet_single_blocks_0_linear1"}
     assert set(baked.ranks) == expected and not baked.left_out
     error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), made)
     record_property(f"sliced by {second}", error)

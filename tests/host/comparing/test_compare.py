@@ -7,6 +7,8 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
+import comfy.model_management
+import folder_paths
 import numpy
 import pytest
 import torch
@@ -19,12 +21,14 @@ from lora_conductor.fusion.records import Plan
 from lora_conductor.fusion.routing import NAMED, Refinement, heeds, with_settings
 from lora_conductor.host.comparing import Judge
 from lora_conductor.host.comparing.axes import Setting, axis
-from lora_conductor.host.comparing.grid import Cell, best_of
+from lora_conductor.host.comparing.grid import Cell, best_of, compare
 from lora_conductor.host.comparing.picture import CAPTION, GAP, LEAST, LEFT, TOP, comparison_picture
-from lora_conductor.host.core import ConductorError
+from lora_conductor.host.core import ConductorError, SamplerCall
+from lora_conductor.host.fusing import fused
 from lora_conductor.nodes.compare import SAMPLING, comparable
 
-from ..workflows import Workflow, ksampler, latent, loader, node, router, run, sampled, world
+from .. import tiny
+from ..workflows import STYLE, SUBJECT, Workflow, ksampler, latent, loader, node, router, run, sampled, world
 
 NO_PLAN = Plan((), {}, {}, (), (), ())
 VAE = "emoji_taef1_vae_fp16.safetensors"
@@ -69,6 +73,15 @@ def test_labels_wider_than_a_picture_find_room() -> None:
         ("emphasis", "1, 2.5", [1.0, 2.5]),
         ("score", "policy's own, kl", ["policy's own", "kl"]),
         ("follow_cond", "true, false", [True, False]),
+        ("policy", "sum，paper、Recommended", ["sum", "paper", "recommended"]),
+        ("policy", "ｓｕｍ；paper", ["sum", "paper"]),
+        ("cfg", "1,5; 2", [1.5, 2.0]),
+        ("cfg", "1,5", [1.0, 5.0]),
+        ("steps", "４；８", [4, 8]),
+        ("follow_cond", "True; FALSE", [True, False]),
+        ("follow_cond", "是，否", [True, False]),
+        ("follow_cond", "Nein, ja", [False, True]),
+        ("score", "Policy's own", ["policy's own"]),
     ],
 )
 def test_values_are_those_of_their_inputs(name: str, text: str, values: list[Any]) -> None:
@@ -121,6 +134,68 @@ def test_an_empty_list_is_refused() -> None:
 def test_a_reference_without_an_encoder_is_refused() -> None:
     with pytest.raises(ConductorError, match="style_image"):
         Judge({"subject": None, "style": torch.zeros(1, 8, 8, 3)}, None, object())
+
+
+class Troubled:
+    """A comparison in this process, of a model whose n-th call ends as a test wants."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at: dict[int, Any] = {}
+        model = tiny.tiny_flux()
+        paths = [folder_paths.get_full_path_or_raise("loras", name) for name in (SUBJECT, STYLE)]
+        model = fused(model, *((path, 1.0) for path in paths))
+        model.set_model_unet_function_wrapper(self._call)
+        (vae,) = VAELoader().load_vae(VAE)
+        samples = {"samples": torch.zeros(1, 16, 8, 8)}
+        prompt, nothing = tiny.conditioning(model, 1), tiny.conditioning(model, 2)
+        call = SamplerCall(1, 1, 1.0, "euler", "simple", prompt, nothing, samples)
+        inputs = comparable()
+        axes = axis("rows", "sum, kl_soft", "", inputs["policy"]), axis("columns", "1, 2", "", inputs["seed"])
+        self._arguments = (model, *axes, call, vae)
+
+    def _call(self, forward: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        self.calls += 1
+        if self.calls in self.at:
+            self.at.pop(self.calls)()
+        return forward(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    def compare(self) -> list[Cell]:
+        with torch.inference_mode():
+            return compare(*self._arguments, Judge({"subject": None, "style": None}, None, None))
+
+
+def fail() -> None:
+    raise RuntimeError("no such picture")
+
+
+def test_an_error_in_a_cell_leaves_the_others() -> None:
+    trouble = Troubled()
+    whole = trouble.compare()
+    trouble.at = {trouble.calls + 2: fail}
+    cells = trouble.compare()
+    assert [one.error for one in cells] == ["", "no such picture", "", ""]
+    for one, other in zip(whole, cells, strict=True):
+        assert other.error or torch.equal(one.image, other.image)
+    assert best_of(cells) is not cells[1] and comparison_picture(cells, best_of(cells)).shape[0] == 1
+    trouble.at = {trouble.calls + i: fail for i in range(1, 5)}
+    with pytest.raises(RuntimeError, match="no such picture"):
+        trouble.compare()
+
+
+def test_a_stopped_grid_goes_on_where_it_was() -> None:
+    trouble = Troubled()
+    whole = trouble.compare()
+    trouble.at = {trouble.calls + 3: comfy.model_management.interrupt_current_processing}
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        trouble.compare()
+    before = trouble.calls
+    cells = trouble.compare()
+    finished = 4 - (trouble.calls - before)
+    assert finished in (2, 3) and all(torch.equal(a.image, b.image) for a, b in zip(whole, cells, strict=True))
+    before = trouble.calls
+    trouble.compare()
+    assert trouble.calls - before == 4  # nothing is kept of a grid that came to its end
 
 
 def comparison(**more: Any) -> dict[str, Any]:

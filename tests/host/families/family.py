@@ -90,6 +90,17 @@ def build(
     return tiny.patcher(model.eval().requires_grad_(False))
 
 
+def build_empty(family: Family) -> comfy.model_patcher.ModelPatcher:
+    """The family's model without weights, of any size: for what only looks at names and shapes."""
+    cls = getattr(comfy.supported_models, family.model)
+    config = cls({**cls.unet_config, **family.unet})
+    config.unet_config |= family.unet
+    config.set_inference_dtype(torch.float32, None)
+    with torch.device("meta"):
+        model = config.get_model(family.state(noise_source(3)), device="meta")
+    return tiny.patcher(model.eval().requires_grad_(False))
+
+
 def sample(family: Family, model: comfy.model_patcher.ModelPatcher, turn: int = 0) -> Tensor:
     """One step at CFG 1 through the host's own sampling; a latent of several parts is joined to one row.
 
