@@ -19,7 +19,7 @@ from ...fusion.policies import StaticPolicy
 from ...fusion.records import RoutingRecord
 from ...fusion.roles import ROLES
 from ..core import ConductorError, geometry_of, weight_reader
-from ..fusing import FusionSpec, attachment_of
+from ..fusing import FusionSpec, attachment_of, left_on
 from ..loras import Entry, Target, Unroutable, delta_of, loras_on
 
 # A segment's fused delta from those of its roles; None where nobody knows its weights.
@@ -90,22 +90,25 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, step: int | 
     spec, parents = attachment_of(model).spec, loras_on(model)
     return Source(
         spec.layers if spec is not None else [],
-        _fusion_of(spec, record, step, _device(model)) if spec is not None else summed,
+        _fusion_of(spec, record, step, model) if spec is not None else summed,
         {target: prefix for parent in reversed(parents) for target, prefix in parent.prefixes.items()},
         [(parent.strength, entry) for parent in parents for entry in parent.merged.values()],
         comfy.lora.model_lora_keys_unet(model.model, {}),
     )
 
 
-def _fusion_of(spec: FusionSpec, record: RoutingRecord | None, step: int | None, device: torch.device) -> Fuse:
+def _fusion_of(spec: FusionSpec, record: RoutingRecord | None, step: int | None, model: ModelPatcher) -> Fuse:
     policy = spec.policy
     if record is not None:
         try:
             weights = baked_weights(policy, record, step)
         except ValueError as error:
             raise ConductorError(f"step: {error}. Choose another step, or set steps to 'average'.") from error
-        return lambda deltas: _routed(deltas, weights)
+        left = left_on(model)
+        stacked = {segment.name for layer in spec.layers if layer.name in left for segment in layer.segments}
+        return lambda deltas: summed(deltas) if deltas.name in stacked else _routed(deltas, weights)
     if isinstance(policy, StaticPolicy) and not policy.is_sum:
+        device = _device(model)
         return lambda deltas: _merged(deltas, policy, device)
     return summed
 
