@@ -12,7 +12,8 @@ from ..families.bench import Bench, Shape
 # Beginnings of prefixes in the key maps; the first that fits, so the bare ones come last.
 HEADS = ("diffusion_model.", "lora_unet_", "lora_transformer_", "lycoris_", "unet.", "transformer.", "")
 GENERIC = HEADS[0]
-LAYERS = 24  # of a model, spread over it: more show nothing new
+DIFFUSERS = ("unet.", "transformer.")
+LAYERS = 8  # of a model, spread over it: more show nothing new
 
 # Names of up- and down-projection in the file, which the host knows for plain LoRAs and their DoRA.
 NAMINGS = {

@@ -26,17 +26,29 @@ from .. import tiny
 from ..adapter_files import ROWS, Maker
 from ..families.bench import Bench
 from ..families.catalogue import FAMILIES
-from .dialects import GENERIC, KOHYA, NAMINGS, Shape, named, prefixes_of
+from .dialects import DIFFUSERS, GENERIC, KOHYA, NAMINGS, Shape, named, prefixes_of
 from .oddities import ODDITIES, Chain, Layers, Oddity, victim_of
 
-MODELS = ("SD15", "Flux")
+MODELS = ("Flux", "SD15")
 EXACT = 1e-5  # of the output's range
 MOVED = 1e-3  # of the range: less, and a cell shows nothing
 STRENGTH = 0.7
 # On some versions of torch the host leaves LoKr with a Tucker core out, with a line in its log: nothing to compare.
 KINDS = [kind for kind in ROWS if kind != "lokr_tucker"]
-# What is tried in other dialects than core's own.
-ELSEWHERE = ("lora", "loha", "lokr", "glora", "diff", "oft", "dora_out_lora", "tucker")
+# The kinds that are tried in other dialects than core's own, on other models than the first, and with odd alphas.
+FEW = (
+    "lora",
+    "loha",
+    "lokr",
+    "lokr_factored",
+    "glora",
+    "diff",
+    "oft",
+    "boft",
+    "dora_out_lora",
+    "dora_in_oft",
+    "tucker",
+)
 
 Tamper = Callable[[LoraPatches], None]
 
@@ -85,13 +97,15 @@ class Grid:
         return self.bench.model()
 
     def cells(self) -> Iterator[tuple[str, str, str, str]]:
-        """Head, naming, kind and oddity: every oddity of every kind in core's dialect, of plain LoRAs in all."""
+        """Head, naming, kind and oddity: every kind and oddity in core's own dialect, fewer kinds in the others."""
+        everything = self.name == MODELS[0]
         for head in self.prefixes:
-            for kind in KINDS if head == GENERIC else ELSEWHERE:
+            for kind in KINDS if head == GENERIC and everything else FEW:
                 for oddity in ODDITIES if head == GENERIC or kind == "lora" else ("none", "core's behind"):
-                    yield head, KOHYA, kind, oddity
+                    if kind in FEW or not ODDITIES[oddity].of_alpha:
+                        yield head, KOHYA, kind, oddity
             for naming in NAMINGS:
-                for kind in ("lora", "dora_out_lora") if naming != KOHYA else ():
+                for kind in ("lora", "dora_out_lora") if naming != KOHYA and head in (GENERIC, *DIFFUSERS) else ():
                     yield head, naming, kind, "none"
 
     def measure(self, head: str, naming: str, kind: str, name: str, tamper: Tamper | None = None) -> Cell | None:
@@ -105,7 +119,9 @@ class Grid:
             return None
         layers = oddity.change(layers, shapes)
         files = {"odd": self._file(layers, naming)} | self._companions(head)
-        cell = Cell(self.name, _dialect(head, naming), kind, name, 0.0, float("inf"))
+        refused = model_patches(read_lora(files["odd"].name, str(files["odd"])), self.model).refused
+        said = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        cell = Cell(self.name, _dialect(head, naming), kind, name, 0.0, float("inf"), said)
         for chain in oddity.chains:
             cell = self._in_chain(cell, chain, files, layers, oddity, tamper)
         return cell
@@ -127,14 +143,11 @@ class Grid:
         if not useless and moved == 0:
             useless = "no difference"
         cell = replace(cell, useless=cell.useless or useless, moved=min(cell.moved, moved))
-        refused = model_patches(read_lora(files["odd"].name, str(files["odd"])), self.model).refused
-        said = "; ".join(f"{name}: {why}" for name, why in refused.items())
         try:
             pictures = list(self._ours(chain, files, oddity, tamper))
         except ConductorError as error:
-            said, pictures = str(error), []
-        if said:
-            cell = replace(cell, said=said, named=victim in said or files["odd"].name in said)
+            cell, pictures = replace(cell, said=str(error)), []
+        cell = replace(cell, named=victim in cell.said or files["odd"].name in cell.said)
         errors = [tiny.relative(picture, core) for picture in pictures if core is not None]
         return replace(cell, error=max([cell.error, *errors]))
 

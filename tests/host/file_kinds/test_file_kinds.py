@@ -10,7 +10,7 @@ import pytest
 from repo_paths import REPO
 
 from .dialects import GENERIC, KOHYA
-from .grid import BREAKS, EXACT, KINDS, Grid
+from .grid import BREAKS, EXACT, Grid
 from .oddities import ODDITIES
 
 
@@ -33,7 +33,7 @@ def test_adapters_that_look_at_the_weight_in_chains(grid, kind):
 
 def test_every_dialect(grid):
     for head in grid.prefixes:
-        cell = grid.measure(head, KOHYA, KINDS[len(head) % 4], "none")
+        cell = grid.measure(head, KOHYA, ("lora", "loha", "lokr")[len(head) % 3], "none")
         assert cell.passed, cell
 
 
