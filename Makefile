@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files file-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ routing-grid: setup ## every family of models x policies: batches, packing, repl
 
 baked-files: setup ## what ComfyUI and diffusers use of baked files, by family and dialect of the parents, into docs/baked-files.md
 	@$(RUN)/python -m tests.host.baking $(ARGS)
+
+file-grid: setup ## every kind of LoRA file x every oddity against ComfyUI's own loaders, into docs/file-kinds.md
+	@$(RUN)/python -m tests.host.file_kinds $(ARGS)
 
 policy-sheet: setup ## every policy's picture and routing map in the small world, into output/policies.png
 	@$(RUN)/python -m benchmarks.emoji.policy_sheet $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...fusion.policies import PassPolicy, Policy, StaticPolicy, title
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import name_of
 from ..core import ConductorError, Origin, Progress, listed
-from ..fusing import FusionSpec, attachment_of, plan_of_latent, record_of_latent
+from ..fusing import FusionSpec, attachment_of, left_on, plan_of_latent, record_of_latent, said_of_left
 from ..loras import LoraOnModel, loras_on
 from .file import RANKS, BakedFile, BakedTensors, metadata_of, write
 from .fused import Source, model_source, text_source
@@ -130,7 +130,10 @@ def bake_to_file(
     }
     file = write(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
     weights = _weights_in_words(baked, record, settings, policy)
-    notes = [*_notes(spec, baked, bool(texts), _others_patch(model, parents)), *_readers(baked)]
+    notes = [
+        *_notes(spec, baked, bool(texts), _others_patch(model, parents), left_on(model)),
+        *_readers(baked),
+    ]
     return file, _report(baked, file, weights, notes)
 
 
@@ -138,7 +141,8 @@ def _run(
     model: ModelPatcher, spec: FusionSpec | None, samples: Tensor | None, origin: Origin | None
 ) -> tuple[RoutingRecord | None, Plan | None]:
     """The record of the run, where one is needed to know the weights; and its plan, if it is still there."""
-    if spec is None or not spec.has_both_roles or isinstance(spec.policy, StaticPolicy):
+    decided = attachment_of(model).live is not None and spec is not None and not isinstance(spec.policy, StaticPolicy)
+    if spec is None or not decided or not spec.has_both_roles:
         return None, None
     if samples is None:
         raise ConductorError(
@@ -229,11 +233,13 @@ def _distance(losses: Losses) -> Iterator[str]:
 def _others_patch(model: ModelPatcher, parents: tuple[LoraOnModel, ...]) -> bool:
     """Whether somebody else's patches are on the model too."""
     ours = {id(entry.patch) for parent in parents for entry in parent.merged.values()}
-    ours |= {id(patch) for patches, _ in attachment_of(model).merged for patch in patches.values()}
+    ours |= {id(patch) for placed in attachment_of(model).merged for patch in placed.patches.values()}
     return any(id(patch[1]) not in ours for patches in model.patches.values() for patch in patches)
 
 
-def _notes(spec: FusionSpec | None, baked: BakedTensors, has_texts: bool, others_patch: bool) -> Iterator[str]:
+def _notes(
+    spec: FusionSpec | None, baked: BakedTensors, has_texts: bool, others_patch: bool, left: Mapping[str, str]
+) -> Iterator[str]:
     """What a user should know besides."""
     if not has_texts:
         yield "text encoder: no part of the file. If the LoRAs trained one, connect the loader's CLIP"
@@ -250,6 +256,8 @@ def _notes(spec: FusionSpec | None, baked: BakedTensors, has_texts: bool, others
             "least 0, on the negative one; or the run's routing plan. With the router's emphasis at 1 you see what "
             "a file does"
         )
+    if left:
+        yield said_of_left(left)
     if others_patch:
         yield "LoRAs from other loaders on this model are no part of the file: keep loading them"
 

@@ -19,7 +19,7 @@ from ...fusion.policies import StaticPolicy
 from ...fusion.records import RoutingRecord
 from ...fusion.roles import ROLES
 from ..core import ConductorError, geometry_of, weight_reader
-from ..fusing import FusionSpec, attachment_of
+from ..fusing import FusionSpec, attachment_of, left_on
 from ..loras import Entry, Target, Unroutable, delta_of, loras_on
 from .names import Naming, naming_of, text_naming
 
@@ -117,7 +117,7 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept |
     shapes = _shapes(model.model, [target.key for target in targets])
     targets += [Target(key) for key in shapes if key not in {target.key for target in targets}]
     losses = None if kept is None else Losses(kept, step)
-    fuse = summed if spec is None else _fusion_of(spec, record, kept, step, _device(model))
+    fuse = summed if spec is None else _fusion_of(spec, record, kept, step, model)
 
     def fuse_and_count(deltas: SegmentDeltas) -> Factors | Tensor | None:
         if losses is not None:
@@ -135,7 +135,7 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept |
 
 
 def _fusion_of(
-    spec: FusionSpec, record: RoutingRecord | None, kept: Kept | None, step: int | None, device: torch.device
+    spec: FusionSpec, record: RoutingRecord | None, kept: Kept | None, step: int | None, model: ModelPatcher
 ) -> Fuse:
     policy = spec.policy
     if record is not None:
@@ -143,8 +143,11 @@ def _fusion_of(
             weights = baked_weights(policy, record, step, kept)
         except ValueError as error:
             raise ConductorError(f"step: {error}. Choose another step, or set steps to 'average'.") from error
-        return lambda deltas: _routed(deltas, weights)
+        left = left_on(model)
+        stacked = {segment.name for layer in spec.layers if layer.name in left for segment in layer.segments}
+        return lambda deltas: summed(deltas) if deltas.name in stacked else _routed(deltas, weights)
     if isinstance(policy, StaticPolicy) and not policy.is_sum:
+        device = _device(model)
         return lambda deltas: _merged(deltas, policy, device)
     return summed
 

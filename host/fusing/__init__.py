@@ -1,8 +1,9 @@
 """LoRAs on a ModelPatcher, fused while it samples."""
 
-from .attach import attachment_of, set_policy, show_on
+from .attach import attachment_of, left_on, set_policy, show_on
 from .calibration import calibrated_by_prompts
 from .loading import fused, load_loras
+from .order import said_of_left
 from .plans import fingerprint_of, plan_files, read_plan, replaying, write_plan
 from .report import run_report
 from .results import live_of, plan_of_latent, record_of_latent, record_or_reason
@@ -14,6 +15,7 @@ __all__ = [
     "calibrated_by_prompts",
     "fingerprint_of",
     "fused",
+    "left_on",
     "live_of",
     "load_loras",
     "plan_files",
@@ -23,6 +25,7 @@ __all__ = [
     "record_or_reason",
     "replaying",
     "run_report",
+    "said_of_left",
     "set_policy",
     "show_on",
     "write_plan",

@@ -1,14 +1,14 @@
 """LoRAs and their policy on a ModelPatcher.
 
-Nothing on the model is touched when a node runs: the clone carries a frozen spec, and either two wrappers that fuse
-while sampling (``live``) or, for static policies, ordinary weight patches that core applies (``merged``).
+Nothing on the model is touched when a node runs: the clone carries a frozen spec, two wrappers that fuse while sampling
+what is decided while sampling (``live``), and ordinary weight patches that core applies for all the rest (``merged``):
+what static policies merge, and layers that one role has to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -18,25 +18,41 @@ from ...fusion.records import Plan
 from ...fusion.routing import Refinement
 from ..loras import LoraPatches, loras_on, remember
 from .live import ATTACHMENT, LiveFusion
+from .order import Placed, left_to_core, of_others, placed_lora, put_on, refuse_reshaped, take_off
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
 
 
 @dataclass
 class Attachment:
-    """What rides on a ModelPatcher under :data:`ATTACHMENT`."""
+    """What rides on a ModelPatcher under :data:`ATTACHMENT`.
+
+    Attributes:
+        policy, refinement: for the LoRAs on it, and those still to come.
+        spec: all LoRAs on it.
+        live: what adds a part of them while sampling; None if nothing is.
+        merged: the other ones, as weight patches.
+        plan: that the policy comes from.
+        shown_on: execution id of the node that shows the routing map.
+    """
 
     policy: Policy | None = None
     refinement: Refinement = Refinement()
     spec: FusionSpec | None = None
     live: LiveFusion | None = None
-    merged: list[Any] = field(default_factory=list)
-    plan: Plan | None = None  # that the policy comes from
-    shown_on: str | None = None  # execution id of the node that shows the routing map
+    merged: list[Placed] = field(default_factory=list)
+    plan: Plan | None = None
+    shown_on: str | None = None
 
 
 def attachment_of(model: ModelPatcher) -> Attachment:
     return model.get_attachment(ATTACHMENT) or Attachment()
+
+
+def left_on(model: ModelPatcher) -> dict[str, str]:
+    """Layers that are not routed in a run on the model, because of what others loaded there; with the reason."""
+    held = attachment_of(model)
+    return left_to_core(model, held.live.spec, held.merged) if held.live is not None else {}
 
 
 def show_on(model: ModelPatcher, node: str | None, *, sets_policy: bool) -> ModelPatcher:
@@ -65,7 +81,9 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
     for patches, role, strength in loras:
         if strength == 0:
             continue
-        remember(model, [patches.on_model(role, strength)])
+        refuse_reshaped(model, patches)
+        behind = {key: len(entries) for key, entries in of_others(model, held.merged).items()}
+        remember(model, [patches.on_model(role, strength, behind)])
         if patches.merged:
             model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
     routed = tuple(lora for lora in loras_on(model) if lora.deltas)
@@ -117,16 +135,20 @@ def _attach(
     now = Attachment(policy, refinement, spec, shown_on=held.shown_on, plan=plan)
     if spec is not None and isinstance(spec.policy, StaticPolicy) and not (always_live or _in_live_sum(spec)):
         now.merged = merged_patches(spec)
-        for patches, strength in now.merged:
-            model.add_patches(patches, strength)
     elif spec is not None:
-        key = f"{ATTACHMENT}:{spec.content_id}"
-        now.live = LiveFusion(spec, held.shown_on)
+        settled = () if always_live or spec.concerns_lone_layers else (set(spec.layers) - set(spec.shared))
+        now.spec = spec = replace(spec, settled=frozenset(layer.name for layer in settled))
+        now.merged = [placed_lora(lora, spec.settled) for lora in spec.loras]
+        if len(spec.settled) < len(spec.layers):
+            now.live = LiveFusion(spec, held.shown_on)
+    put_on(model, now.merged)
+    if now.live is not None:
+        key = f"{ATTACHMENT}:{now.live.spec.content_id}"
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, now.live.outer_sample)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, now.live.apply_model)
         model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, now.live.pre_run)
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, now.live.cleanup)
-        model.set_additional_models(key, [spec.bank.clone()])
+        model.set_additional_models(key, [now.live.spec.bank.clone()])
     model.set_attachments(ATTACHMENT, now)
 
 
@@ -145,12 +167,4 @@ def _detach(model: ModelPatcher, held: Attachment) -> None:
         model.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, key)
         model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)
         model.remove_additional_models(key)
-    if held.merged:
-        ours = {id(patch) for patches, _ in held.merged for patch in patches.values()}
-        for key, patches in list(model.patches.items()):
-            left = [entry for entry in patches if id(entry[1]) not in ours]
-            if left:
-                model.patches[key] = left
-            else:
-                del model.patches[key]
-        model.add_patches({}, 0)  # tells core that the weights have changed
+    take_off(model, held.merged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from comfy.model_patcher import ModelPatcher
 from ...fusion.layers import FusedLayer, Segment
 from ...fusion.roles import ROLES
 from .guiders import patchers_of
+from .order import own_patch
 from .spec import FusionSpec
-from .static import low_rank_patch, own_patch
+from .static import low_rank_patch
 
 Weights = Mapping[str, tuple[float, float]]
 
@@ -39,7 +40,9 @@ class Frozen:
         comfy.model_management.load_models_gpu(list(models))
 
 
-def freeze(guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: torch.Size) -> Frozen:
+def freeze(
+    guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: torch.Size, left: Collection[str] = ()
+) -> Frozen:
     """Load clones of a run's models with every layer's LoRAs merged at the given weights.
 
     Core switches from one clone to another as it does between two runs; no call may be under way.
@@ -50,8 +53,9 @@ def freeze(guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: to
         weights: by segment, of subject and style; segments that were not decided are added whole.
         step: the first they are for.
         shape: of the latents in a model call, for core to keep memory free for.
+        left: layers whose LoRAs are weight patches already.
     """
-    patches = frozen_patches(spec, weights)
+    patches = frozen_patches(spec, weights, left)
     clones = [patcher.clone() for patcher in patchers_of(guider)]
     for clone in clones:
         for these, strength in patches:
@@ -62,20 +66,23 @@ def freeze(guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: to
     return Frozen(tuple(clones), step, weights)
 
 
-def frozen_patches(spec: FusionSpec, weights: Weights) -> list[tuple[dict[Any, Any], float]]:
+def frozen_patches(
+    spec: FusionSpec, weights: Weights, left: Collection[str] = ()
+) -> list[tuple[dict[Any, Any], float]]:
     """Core patches with their strengths: each LoRA's own where its target is one segment, factors where it is cut."""
     found: list[tuple[dict[Any, Any], float]] = []
     cut: dict[Any, Any] = {}
     whole: set[str] = set()
-    for layer in spec.layers:
+    layers = [layer for layer in spec.layers if layer.name not in left]
+    for layer in layers:
         if layer.down is not None and not layer.bypasses:
             cut |= {_target(layer, segment): _low_rank(layer, segment, weights) for segment in layer.segments}
             whole.add(f"{layer.name}.weight")
     found.append((cut, 1.0))
-    by_key = {f"{layer.name}.weight": layer for layer in spec.layers}
+    by_key = {f"{layer.name}.weight": layer for layer in layers}
     for lora in spec.loras:
         for target, patch in lora.core_patches.items():
-            if target.key not in whole:
+            if target.key in by_key and target.key not in whole:
                 weight = _weight_of(by_key[target.key], target, weights)[ROLES.index(lora.role)]
                 found.append(({target.core_key: own_patch(patch)}, lora.strength * weight))
     return [(patches, strength) for patches, strength in found if patches and strength]

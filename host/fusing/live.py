@@ -25,9 +25,11 @@ from ...fusion.layers import Batch, FusedLayer
 from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
-from ..core import Kept, find_module
+from ..core import Kept, find_module, logger
 from ..maps import LiveMap
 from .apart import Part, apart, have_latents_of_their_own, together
+from .guiders import patchers_of
+from .order import as_patches, left_to_core, said_of_left
 from .run import Run
 from .spec import FusionSpec, check_plan
 
@@ -74,7 +76,7 @@ class _Site:
         replaced: list[tuple[nn.Module, Any]] = []
         outer, self.run, self.call = (self.run, self.call), run, call
         try:
-            for layer in self.layers:
+            for layer in run.routed(self.layers):
                 module = find_module(model, layer.name)
                 before = module.__dict__.get("forward")
                 replaced.append((module, before))
@@ -131,6 +133,7 @@ class LiveFusion:
         self._standing_in: Any = None
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
+        self._left: dict[int, frozenset[str]] = {}  # by the model of an open run
 
     def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
@@ -139,8 +142,20 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
-        latents = noise.unbind()[0] if getattr(noise, "is_nested", False) else noise
-        run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider, latents.shape[0])
+        with self._in_order(patchers_of(guider)) as left:
+            latents = noise.unbind()[0] if getattr(noise, "is_nested", False) else noise
+            run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider, latents.shape[0], left)
+            return self._sample(run, executor, noise, latent_image, arguments, kwargs)
+
+    def _sample(
+        self,
+        run: Run,
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        arguments: list[Any],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
@@ -164,6 +179,28 @@ class LiveFusion:
         if live_map is not None:
             live_map.finish(results.record)
         return samples
+
+    @contextmanager
+    def _in_order(self, models: list[ModelPatcher]) -> Iterator[frozenset[str]]:
+        """For a run on the models, leave the layers to core where what is added while sampling would come too late.
+
+        Gives their names. A sampling inside another one, on the same models, finds it done.
+        """
+        first = id(models[0])
+        if first in self._left:
+            yield self._left[first]
+            return
+        held = models[0].get_attachment(ATTACHMENT)
+        ours = held.merged if held is not None else []
+        left = left_to_core(models[0], self.spec, ours)
+        if left:
+            logger.warning("LoRA Conductor: %s", said_of_left(left))
+        with as_patches(models, self.spec, left, ours):
+            self._left[first] = frozenset(left)
+            try:
+                yield self._left[first]
+            finally:
+                del self._left[first]
 
     def _keep(self, samples: Tensor, run: Run) -> RunResults:
         results = RunResults(*run.results())
@@ -219,7 +256,7 @@ class LiveFusion:
         policy = self.spec.policy
         with site.executing(executor.class_obj, run, call):
             if isinstance(policy, PassPolicy) and self.spec.has_both_roles:
-                return _in_passes(policy, call, site.layers, executor, *args, **kwargs)
+                return _in_passes(policy, call, run.routed(site.layers), executor, *args, **kwargs)
             return executor(*args, **kwargs)
 
     def _owner(self, model: Any) -> LiveFusion | None:

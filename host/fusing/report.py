@@ -15,7 +15,8 @@ from ...fusion.records import RoutingRecord
 from ..core import listed, pack_version, sources
 from ..loras import LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
-from .attach import attachment_of
+from .attach import Attachment, attachment_of, left_on
+from .order import said_of_left
 from .spec import FusionSpec
 
 
@@ -40,14 +41,14 @@ def loader_report(
         loras: in the order they were loaded.
         idle: what was chosen, but does nothing at its strengths.
     """
-    lines = [f"model: {type(model.model).__name__}"]
+    lines, held = [f"model: {type(model.model).__name__}"], attachment_of(model)
     for lora in loras:
         choice, patches = lora.choice, lora.patches
         lines.append(f"\n{choice.role}: {patches.file.name}  (strength {choice.strength:g})")
         if choice.strength == 0:
             lines.append("  the model is left alone")
         else:
-            lines.append(f"  {len(patches.routed)} weights routed at run time")
+            lines += _routed(patches, held)
         if lora.clip_weights:
             lines.append(f"  {lora.clip_weights} text-encoder weights at strength {choice.clip_strength:g}")
         if lora.clip_left:
@@ -70,8 +71,8 @@ def loader_report(
             lines.append(f"  {len(odd)} keys that are not applied hold NaN or infinite values:")
             lines += listed(odd)
     lines += [f"\n{choice.role}: {choice.name}  (strength 0: not loaded)" for choice in idle]
-    spec = attachment_of(model).spec
-    if spec is not None and len({lora.role for lora in spec.loras}) > 1:
+    spec = held.spec
+    if spec is not None and spec.has_both_roles:
         total = len(spec.layers)
         if spec.shared_layers:
             rest = (
@@ -80,7 +81,20 @@ def loader_report(
         else:
             rest = f"no layer is touched by both: nothing to route, each of the {total} layers takes its one LoRA whole"
         lines.append(f"\n{rest}")
+    left = left_on(model)
+    if left:
+        lines += [said_of_left(left), *listed(left)]
     return "\n".join(lines)
+
+
+def _routed(patches: LoraPatches, held: Attachment) -> Iterator[str]:
+    """How many weights of a file are added while sampling, and how many are weight patches."""
+    settled = held.spec.settled if held.spec is not None else frozenset()
+    alone = sum(target.key.removesuffix(".weight") in settled for target in patches.routed)
+    if held.live is not None or not alone:
+        yield f"  {len(patches.routed) - alone} weights routed at run time"
+    if alone:
+        yield f"  {alone} weights merged as ComfyUI does: no LoRA of the other role is there"
 
 
 def record_report(record: RoutingRecord) -> str:
@@ -133,6 +147,10 @@ def _files(model: ModelPatcher, spec: FusionSpec) -> Iterator[str]:
         yield f"file: {lora.name} as {lora.role}: {counts}{refused}; sha256 {lora.digest[:12]}"
     single = len(spec.layers) - spec.shared_layers
     yield f"layers: {spec.shared_layers} touched by both LoRAs, {single} by one alone"
+    left = left_on(model)
+    if left:
+        yield said_of_left(left)
+        yield from listed(left)
 
 
 def _owners(record: RoutingRecord) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.layers import Batch
+from ...fusion.layers import Batch, FusedLayer
 from ...fusion.policies import PassPolicy, ScoredPolicy, StaticPolicy
 from ...fusion.records import (
     CallDecisions,
@@ -46,6 +46,7 @@ class Run:
         sigmas: the noise levels, ``steps + 1`` of them.
         guider: core's, which samples; None for a model that is called without one.
         latents: how many are sampled at once; 0 where that is not known.
+        left: layers whose LoRAs core applies, as weight patches.
         calls: what was decided so far.
         frozen: the decisions of the rest of the run, once they are made.
         followers: runs of other LoRAs, on other models of the same guider, that go step by step with this one.
@@ -58,6 +59,7 @@ class Run:
     sigmas: tuple[float, ...]
     guider: Any = None
     latents: int = 0
+    left: frozenset[str] = frozenset()
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
     followers: list[Run] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Run:
     _ending: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.left |= self.spec.settled
         self._go_to(0)
 
     @property
@@ -104,6 +107,10 @@ class Run:
     def measured_of(self, base_forward: Callable[..., Any]) -> dict[Any, Any]:
         """What adapters have measured of a base layer. Its weights hold still while a run lasts, and no longer."""
         return self._measured.setdefault(base_forward, {})
+
+    def routed(self, layers: list[FusedLayer]) -> list[FusedLayer]:
+        """Those of the layers whose LoRAs core does not apply."""
+        return [layer for layer in layers if layer.name not in self.left] if self.left else layers
 
     def batch_of(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Batch:
         """What a call on latents ``[rows, channels, ...]`` computes."""
@@ -158,7 +165,9 @@ class Run:
         record = record_of(calls, self.sigmas, header)
         if self.frozen is not None:
             pairs = [self.frozen.weights.get(name, (1.0, 1.0)) for name in record.layers]
-            record.weights[:, :, self.frozen.step :] = torch.tensor(pairs, dtype=torch.float64).T[:, :, None]
+            record.weights[:, :, self.frozen.step :] = (
+                torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T[:, :, None]
+            )
         return replace(record, took=(time.perf_counter() - self.started, self.fusing)), plan
 
     def is_patched(self, x: Tensor) -> bool:
@@ -181,7 +190,7 @@ class Run:
             self.router.fixed = weights
             self.frozen = Frozen((), self.step, weights)
         else:
-            self.frozen = freeze(self.guider, self.spec, weights, self.step, self._shape)
+            self.frozen = freeze(self.guider, self.spec, weights, self.step, self._shape, self.left)
 
     def _settled(self) -> dict[str, tuple[float, float]]:
         """By segment, the weights (subject, style) for the rest of the run.

@@ -18,7 +18,7 @@ from torch import nn
 
 from ...fusion.adapters import Delta
 from ...fusion.layers import FusedLayer
-from ...fusion.policies import Policy
+from ...fusion.policies import PassPolicy, Policy
 from ...fusion.records import Plan
 from ...fusion.routing import Refinement, Rules, prepare
 from ..core import ConductorError, geometry_of, head_width, weight_reader
@@ -42,6 +42,8 @@ class DeltaBank(nn.Module):
 class FusionSpec:
     """What is fused, and how. Frozen; shared by all clones that were made from it.
 
+    ``settled`` are the names of layers that are weight patches already, though the policy decides while sampling.
+
     ``bank`` is the patcher of the deltas. It lives as long as the spec: clones of the model carry clones of it, and
     core takes a loaded model for leaked when its last patcher dies before it.
     """
@@ -50,6 +52,7 @@ class FusionSpec:
     policy: Policy
     bank: ModelPatcher = field(repr=False, compare=False, hash=False)
     refinement: Refinement = Refinement()
+    settled: frozenset[str] = frozenset()
 
     @property
     def layers(self) -> list[FusedLayer]:
@@ -71,6 +74,11 @@ class FusionSpec:
     def rules(self) -> Rules:
         return Rules(self.policy, self.refinement, prepare(self.policy, self.refinement, self.layers))
 
+    @property
+    def concerns_lone_layers(self) -> bool:
+        """Whether layers that one role has to itself are not simply what core's loaders make of them."""
+        return self.emphasis != 1.0 or (isinstance(self.policy, PassPolicy) and self.has_both_roles)
+
     def layers_on(self, model: nn.Module) -> list[FusedLayer]:
         """The deltas where that model runs: core gives each copy of a model on another device a copy of the bank."""
         patcher = getattr(model, "current_patcher", None)
@@ -88,8 +96,13 @@ class FusionSpec:
         return self.refinement.emphasis or (self.policy.own_emphasis if self.shared_layers else 1.0)
 
     @cached_property
+    def shared(self) -> list[FusedLayer]:
+        """The layers that both roles touch."""
+        return [layer for layer in self.layers if any(segment.shared for segment in layer.segments)]
+
+    @property
     def shared_layers(self) -> int:
-        return sum(any(segment.shared for segment in layer.segments) for layer in self.layers)
+        return len(self.shared)
 
     @property
     def has_both_roles(self) -> bool:

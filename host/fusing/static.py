@@ -14,9 +14,8 @@ from ...fusion.policies import SSRMerge, StaticPolicy
 from ...fusion.roles import ROLES
 from ...fusion.routing import name_of
 from ..core import ConductorError, logger
+from .order import Placed, placed_lora
 from .spec import FusionSpec
-
-Patches = list[tuple[dict[Any, Any], float]]
 
 
 class MergedAdapter(WeightAdapterBase):
@@ -52,12 +51,12 @@ class MergedAdapter(WeightAdapterBase):
         return weight
 
 
-def merged_patches(spec: FusionSpec) -> Patches:
-    """Core patches, with their strengths, that do what the spec's static policy says.
+def merged_patches(spec: FusionSpec) -> list[Placed]:
+    """Core patches that do what the spec's static policy says, in the order in which they apply.
 
     The plain sum, and every layer that only one role touches, is handed to core exactly as its own loaders would.
-    Other layers get one patch per segment. A layer whose deltas cannot be had apart from a base weight that cannot be
-    read keeps the plain sum too; the log names it.
+    Other layers get one patch per segment, where the last of their LoRAs stands. A layer whose deltas cannot be had
+    apart from a base weight that cannot be read keeps the plain sum too; the log names it.
 
     Raises:
         ConductorError: the policy has not been calibrated for these LoRAs.
@@ -68,23 +67,18 @@ def merged_patches(spec: FusionSpec) -> Patches:
     if merge and isinstance(policy, SSRMerge):
         _check_calibrated(policy, spec)
     patches: dict[Any, Any] = {}
-    merged_keys = set()
+    last: dict[str, int] = {}  # of the merged weights
+    own = {layer.name for layer in spec.layers}
     for layer in spec.layers if merge else ():
         key = f"{layer.name}.weight"
         if any(segment.shared for segment in layer.segments):
             try:
                 patches |= _layer_patches(policy, layer, key)
-                merged_keys.add(key)
+                own.remove(layer.name)
+                last[key] = max(lora.behind.get(key, 0) for lora in spec.loras)
             except DeltaError as error:
                 logger.warning("LoRA Conductor: %s leaves a layer as the plain sum, because %s", name_of(policy), error)
-    own = [
-        (
-            {t.core_key: own_patch(patch) for t, patch in lora.core_patches.items() if t.key not in merged_keys},
-            lora.strength,
-        )
-        for lora in spec.loras
-    ]
-    return [(these, strength) for these, strength in [(patches, 1.0), *own] if these]
+    return [Placed(patches, 1.0, last), *(placed_lora(lora, own) for lora in spec.loras)]
 
 
 def _check_calibrated(policy: SSRMerge, spec: FusionSpec) -> None:
@@ -107,13 +101,6 @@ def _layer_patches(policy: StaticPolicy, layer: FusedLayer, key: str) -> dict[An
         target = key if whole else (key, (0, segment.start, segment.stop - segment.start))
         patches[target] = _segment_patch(policy, layer.segment_deltas(segment))
     return patches
-
-
-def own_patch(patch: Any) -> Any:
-    """A copy of a patch that only this clone holds: told apart from the same file loaded by somebody else."""
-    if isinstance(patch, tuple):
-        return tuple([*patch])
-    return type(patch)(patch.loaded_keys, patch.weights)
 
 
 def _segment_patch(policy: StaticPolicy, deltas: SegmentDeltas) -> WeightAdapterBase:

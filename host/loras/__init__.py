@@ -2,6 +2,7 @@
 
 from .choices import NO_LORA, LoraChoice, choices_of_stack, stack_of
 from .deltas import delta_of
+from .effects import depends_on_weight, new_shape
 from .file import LoraFile, read_lora
 from .kinds import Unroutable
 from .on_model import LoraOnModel, loras_on, remember
@@ -19,9 +20,11 @@ __all__ = [
     "Unroutable",
     "choices_of_stack",
     "delta_of",
+    "depends_on_weight",
     "is_for_text",
     "loras_on",
     "model_patches",
+    "new_shape",
     "read_lora",
     "refuse_unfit",
     "remember",

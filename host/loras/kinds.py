@@ -49,6 +49,7 @@ class Kind:
         vectors: whether core applies it to weights of one dimension too.
         grouped: whether it can be routed on a grouped convolution, as its dense matrix.
         partial: whether it can be routed on a part of the weight's input channels.
+        additive: whether what it adds is the same whatever the weight is; with DoRA it never is.
         dora_scale: which of the weights core's DoRA multiplies the delta by, though nothing else does.
     """
 
@@ -59,6 +60,7 @@ class Kind:
     vectors: bool = False
     grouped: bool = True
     partial: bool = True
+    additive: bool = True
     dora_scale: int | None = None
 
 
@@ -143,8 +145,8 @@ KINDS = {
     "LoRAAdapter": Kind(_lora, magnitude=4, vectors=True),
     "LoHaAdapter": Kind(_loha, magnitude=7),
     "LoKrAdapter": Kind(_lokr, magnitude=8, unused=_lokr_unused, applicable=_lokr_applicable),
-    "GLoRAAdapter": Kind(_glora, magnitude=5, grouped=False, partial=False),
+    "GLoRAAdapter": Kind(_glora, magnitude=5, grouped=False, partial=False, additive=False),
     # Of rotations alpha is no scale but a constraint; core's DoRA takes it for one all the same.
-    "OFTAdapter": Kind(_oft, magnitude=3, unused=_oft_unused, grouped=False, partial=False, dora_scale=2),
-    "BOFTAdapter": Kind(_boft, magnitude=3, grouped=False, partial=False, dora_scale=2),
+    "OFTAdapter": Kind(_oft, 3, _oft_unused, grouped=False, partial=False, additive=False, dora_scale=2),
+    "BOFTAdapter": Kind(_boft, 3, grouped=False, partial=False, additive=False, dora_scale=2),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class LoraOnModel:
         prefixes: by routed target, the file's own key prefix for it.
         merged: by target that core merges, the file's entry.
         left_out: how many of its entries could not be applied.
+        behind: by weight, how many patches of others it is loaded behind; 0 where there were none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LoraOnModel:
     prefixes: dict[Target, str] = field(default_factory=dict, repr=False, compare=False)
     merged: dict[Target, Entry] = field(default_factory=dict, repr=False, compare=False)
     left_out: int = 0
+    behind: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def header(self) -> dict[str, Any]:
         """What records, plans and baked files say of it."""

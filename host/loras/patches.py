@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +51,14 @@ class LoraPatches:
         """Whether there is anything in the file that can be applied to the model."""
         return bool(self.routed or self.merged)
 
+    def refuse(self, target: Target, reason: str) -> None:
+        """Leave out what would be routed to a target."""
+        del self.routed[target], self.core_patches[target]
+        self.refused[str(target)] = reason
+        keys = self.entries.pop(target).keys
+        self.applied -= keys
+        self.refused_keys |= keys
+
     def check_finite(self) -> None:
         """Whether what would be applied is made of numbers.
 
@@ -63,8 +72,8 @@ class LoraPatches:
                 "diverged: use another checkpoint of it."
             )
 
-    def on_model(self, role: str, strength: float) -> LoraOnModel:
-        """What has to be remembered of the file once it is on the model."""
+    def on_model(self, role: str, strength: float, behind: Mapping[str, int]) -> LoraOnModel:
+        """What has to be remembered of the file once it is on the model, behind so many patches of others by weight."""
         return LoraOnModel(
             self.file.name,
             self.file.path,
@@ -76,6 +85,7 @@ class LoraPatches:
             {target: entry.prefix for target, entry in self.entries.items() if target in self.routed},
             {target: entry for target, entry in self.entries.items() if target in self.merged},
             len(self.refused) + len(self.unmatched),
+            behind,
         )
 
 

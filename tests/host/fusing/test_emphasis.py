@@ -89,7 +89,8 @@ def test_without_cfg_nothing_changes(setting):
     for policy in (Sum(), RECOMMENDED, KLSoft()):
         plain = tiny.sample(set_policy(setting[2], policy, Refinement(emphasis=1.0)), steps=2, cfg=1.0)
         found = tiny.sample(set_policy(setting[2], policy, Refinement(emphasis=3.0)), steps=2, cfg=1.0)
-        assert tiny.relative(found, plain) < (1e-5 if isinstance(policy, Sum) else 1e-9)
+        # At emphasis 1 `sum` and layers of one role alone are weight patches.
+        assert tiny.relative(found, plain) < 1e-5
 
 
 def test_one_lora_alone_is_core_s_unless_told_otherwise(setting):

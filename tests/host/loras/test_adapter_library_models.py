@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_conductor.fusion.policies import Sum
-from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing import fused
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
 
@@ -42,7 +42,7 @@ def check(family, tensors, theirs, path, record_property, label):
     model = build(family)
     patches = model_patches(read_lora(path.name, str(path)), model)
     assert patches.applied == set(tensors) and not patches.merged, (patches.refused, patches.unmatched, patches.merged)
-    ours = sample(family, set_policy(add_loras(model, [(patches, "subject", 1.0)]), Sum(), always_live=True))
+    ours = sample(family, fused(model, path, policy=Sum(), always_live=True))
     assert tiny.relative(sample(family, model), theirs) > MOVED
     error = tiny.relative(ours, theirs)
     record_property(f"{label} on {family.model}, {len(patches.routed)} layers", error)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import SVD, TIES, Average, ESTLoRA, KLoRA, KLSoft, Paper, Sum
-from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing import fused
 from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.file import read_lora
 from lora_conductor.host.loras.patches import model_patches
@@ -38,10 +38,11 @@ def rms(ours, truth):
 
 
 def live(model, *loras, policy=None):
-    patches = [(model_patches(read_lora(path.name, str(path)), model), role, s) for role, path, s in loras]
-    for p, _, _ in patches:
-        assert p.routed and not p.merged and not p.refused and not p.unmatched
-    return set_policy(add_loras(model, patches), policy or Sum(), always_live=policy is None)
+    for _, path, _ in loras:
+        patches = model_patches(read_lora(path.name, str(path)), model)
+        assert patches.routed and not patches.merged and not patches.refused and not patches.unmatched
+    files = {role: [(path, s) for its, path, s in loras if its == role] for role in ("subject", "style")}
+    return fused(model, **files, policy=policy or Sum(), always_live=policy is None)
 
 
 def compare(model, low, path, strength, record_property, name):

@@ -12,7 +12,7 @@ from lora_conductor.fusion.policies import KLSoft
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.core.modules import find_module
-from lora_conductor.host.fusing.attach import add_loras, set_policy
+from lora_conductor.host.fusing import fused
 from lora_conductor.host.fusing.results import record_of_latent
 from lora_conductor.host.loras.choices import LoraChoice, choices_of_stack, stack_of
 from lora_conductor.host.loras.file import read_lora
@@ -162,19 +162,18 @@ def test_two_subjects_are_one_branch_of_a_soft_policy(tmp_path, record_property,
     """One layer by hand in float64: the deltas of a role add up before they are scored and weighed."""
     model = tiny.tiny_flux()
     key = next(k for k in tiny.layer_shapes(model) if "img_mlp.0" in k)
-    loras, dense = [], {}
+    files, dense = {"subject": [], "style": []}, {}
     for i, (role, strength) in enumerate((("subject", 0.8), ("style", 0.7), ("subject", 0.5))):
         path = tmp_path / f"{i}.safetensors"
         tiny.make_lora(path, {key: tiny.layer_shapes(model)[key]}, rank=2 + i, seed=i, size=0.4)
-        patches = model_patches(read_lora(path.name, str(path)), model)
-        loras.append((patches, role, strength))
-        (delta,) = patches.routed.values()
+        files[role].append((path, strength))
+        (delta,) = model_patches(read_lora(path.name, str(path)), model).routed.values()
         dense[role] = dense.get(role, 0.0) + strength * delta.dense().numpy()
     policy = KLSoft(temperature=0.7, tokens=0, score_name=score.__name__)
-    fused = set_policy(add_loras(model, loras), policy, Refinement(lean=0.3))
+    routed = fused(model, **files, policy=policy, refinement=Refinement(lean=0.3))
     module, seen = find_module(model.model, key.removesuffix(".weight")), []
     hook = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].clone(), output.clone())))
-    made = tiny.sample(fused)
+    made = tiny.sample(routed)
     hook.remove()
     ((x, output),) = ((x.double().numpy(), output.double().numpy()) for x, output in seen)
     weight, bias = (value.detach().double().numpy() for value in (module.weight, module.bias))
@@ -185,6 +184,6 @@ def test_two_subjects_are_one_branch_of_a_soft_policy(tmp_path, record_property,
     truth = base + subject * h["subject"] + (1 - subject) * h["style"]
     error = float(np.abs(output - truth).max() / np.ptp(truth))
     record_property(f"two subjects and a style, {score.__name__}", error)
-    weights = record_of_latent(fused, made).weights[:, 0, 0]
+    weights = record_of_latent(routed, made).weights[:, 0, 0]
     assert error < 1e-5 and weights.tolist() == pytest.approx([subject, 1 - subject], abs=1e-5)
     assert 0.05 < subject < 0.95 and np.abs(output - base).max() > 0.1
