@@ -66,7 +66,7 @@ house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' do
 
 fuzz: export OMP_NUM_THREADS ?= 1
 fuzz: setup ## parsers of ours on 100,000 inputs each that were made worse; ARGS="--cases N --seed N plans"
-	@$(RUN)/python tools/fuzz.py $(ARGS)
+	@$(RUN)/python -m tests.fuzz $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python -m benchmarks.speed $(ARGS)
