@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files file-grid
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files file-grid test-frontends
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: setup ## all tests, against the real ComfyUI; one process a core
 test-matrix: setup ## every supported ComfyUI x modes of memory, into docs/compatibility.md; ARGS=--full: the host tests too
 	@$(RUN)/python tools/matrix.py $(ARGS)
 
+test-frontends: setup ## our extensions on other versions of the page, into docs/compatibility.md; ARGS="--version 1.58.1"
+	@$(RUN)/python tools/frontends.py $(ARGS)
+
 soak: setup ## random prompts and injected failures on two servers, a clean reference after each; ARGS="--prompts 60"
 	@$(RUN)/python tools/soak.py $(ARGS)
 
@@ -65,8 +68,8 @@ house: ## the table of rooms and files in ARCHITECTURE.md, made of the files' do
 	@$(PYTHON) tools/house_table.py $(ARGS)
 
 fuzz: export OMP_NUM_THREADS ?= 1
-fuzz: setup ## parsers of ours on 100,000 inputs each that were made worse; ARGS="--cases N --seed N plans"
-	@$(RUN)/python tools/fuzz.py $(ARGS)
+fuzz: setup ## parsers of ours on 100,000 inputs each that were made worse; ARGS="--cases N --seed N loras plans"
+	@$(RUN)/python -m tests.fuzz $(ARGS)
 
 bench-speed: setup ## cost of fusing and guiding, relative to no LoRA
 	@$(RUN)/python -m benchmarks.speed $(ARGS)

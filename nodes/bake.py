@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..host.baking import BakeSettings, bake_to_file
 from ..host.core import Origin, chosen, printable
-from .inputs import CATEGORY
+from .inputs import CATEGORY, typed
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 AVERAGE, ONE_STEP = "average", "one step"
@@ -84,6 +84,7 @@ class BakeFusedLoRA(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
     ) -> io.NodeOutput:

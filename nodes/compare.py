@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..fusion.routing import NAMED
 from ..host.comparing import Axis, Judge, axis, best_of, compare, comparison_picture
 from ..host.core import SamplerCall, chosen
-from .inputs import CATEGORY, RoutingPlan, encoder_inputs, policy_input, sampling_inputs, settings_inputs
+from .inputs import CATEGORY, RoutingPlan, encoder_inputs, policy_input, sampling_inputs, settings_inputs, typed
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 
@@ -66,6 +66,7 @@ class ComparePolicies(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls,
         model,
@@ -111,9 +112,10 @@ class ComparePolicies(io.ComfyNode):
 
 def _axis(field: str, name: str, values_field: str, values: str, own: dict[str, tuple[str, str]]) -> Axis:
     """What a side of the grid shows; ``own`` are the lists that the node has inputs for, used where none is written."""
+    wanted = comparable()[chosen(name, comparable(), field)]
     if name in own and not values.strip():
         values_field, values = own[name]
-    return axis(field, values, values_field, comparable()[chosen(name, comparable(), field)])
+    return axis(field, values, values_field, wanted)
 
 
 def _judging_inputs() -> list[io.Input]:

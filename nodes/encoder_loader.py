@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..guidance.encoders import FEATURES, LIBRARIES
 from ..host.core import chosen, model_path
 from ..host.vision import load_metric_encoder
-from .inputs import CATEGORY, MetricEncoderType
+from .inputs import CATEGORY, MetricEncoderType, typed
 
 
 class MetricEncoderLoader(io.ComfyNode):
@@ -67,6 +67,7 @@ class MetricEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls, encoder_name: str, library: str = "auto", model_name: str = "", features: str = "embedding"
     ) -> io.NodeOutput:

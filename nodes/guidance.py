@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..host.core import Origin
 from ..host.guiding import guided_guider, guided_model, guided_sampler, report_of_latent
-from .inputs import CATEGORY, advanced_inputs, guidance_inputs, plan_from, prompt_inputs, reference_inputs
+from .inputs import CATEGORY, advanced_inputs, guidance_inputs, plan_from, prompt_inputs, reference_inputs, typed
 
 GUIDED = (
     "The same guidance as Metric Guided Sampler's: in the middle of sampling, the picture in the making is compared "
@@ -36,6 +36,7 @@ class MetricGuidance(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(cls, model, **guidance) -> io.NodeOutput:
         return io.NodeOutput(guided_model(model, plan_from(**guidance)))
 
@@ -56,6 +57,7 @@ class MetricGuidanceGuider(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(cls, guider, **guidance) -> io.NodeOutput:
         return io.NodeOutput(guided_guider(guider, plan_from(**guidance)))
 
@@ -76,6 +78,7 @@ class MetricGuidanceSampler(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(cls, sampler, **guidance) -> io.NodeOutput:
         return io.NodeOutput(guided_sampler(sampler, plan_from(**guidance)))
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..host.core import printable
 from ..host.fusing import load_loras, show_on
 from ..host.loras import NO_LORA, LoraChoice, choices_of_stack, stack_of
-from .inputs import CATEGORY, LoraStackType
+from .inputs import CATEGORY, LoraStackType, typed
 
 
 class DualLoRADynamicLoader(io.ComfyNode):
@@ -69,6 +69,7 @@ class DualLoRADynamicLoader(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls,
         model,

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.core import Origin, printable
 from ..host.fusing import fingerprint_of, plan_files, plan_of_latent, read_plan, write_plan
-from .inputs import CATEGORY, RoutingPlan
+from .inputs import CATEGORY, RoutingPlan, typed
 
 
 class SaveRoutingPlan(io.ComfyNode):
@@ -41,6 +41,7 @@ class SaveRoutingPlan(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(cls, model, latent, filename_prefix: str) -> io.NodeOutput:
         plan = plan_of_latent(model, latent["samples"], Origin(cls.hidden.prompt, cls.hidden.unique_id))
         path = write_plan(plan, filename_prefix)

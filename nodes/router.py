@@ -8,7 +8,7 @@ from ..fusion.policies import Policy, SSRMerge
 from ..fusion.routing import NAMED, SETTINGS, Refinement, with_settings
 from ..host.core import ConductorError, chosen
 from ..host.fusing import calibrated_by_prompts, replaying, set_policy, show_on
-from .inputs import CATEGORY, RoutingPlan, policy_input, settings_inputs
+from .inputs import CATEGORY, RoutingPlan, policy_input, settings_inputs, typed
 
 CHOICES = [*NAMED, SSRMerge.name]
 BEFORE_SOCKETS = [setting.name for setting in SETTINGS].index("freeze_after") + 1  # of the settings; frozen
@@ -58,6 +58,7 @@ class KLLayerRouter(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls,
         model,

@@ -16,6 +16,7 @@ from .inputs import (
     prompt_inputs,
     reference_inputs,
     sampling_inputs,
+    typed,
 )
 
 
@@ -60,6 +61,7 @@ class MetricGuidedSampler(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls,
         model,

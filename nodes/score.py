@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.comparing import fusion_score
-from .inputs import CATEGORY, ENCODERS, ReferencesType
+from .inputs import CATEGORY, ENCODERS, ReferencesType, typed
 
 
 class FusionScore(io.ComfyNode):
@@ -55,6 +55,7 @@ class FusionScore(io.ComfyNode):
         )
 
     @classmethod
+    @typed
     def execute(
         cls,
         images,

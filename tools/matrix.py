@@ -1,7 +1,7 @@
 """Every supported ComfyUI x every mode of memory that starts here, through a real server: ``make test-matrix``.
 
     matrix.py                               all of it, into docs/compatibility.md
-    matrix.py --host 0.16.3 --mode default  one cell anew, the others as they were measured before (output/matrix.json)
+    matrix.py --host 0.16.3 --mode default  one cell anew, the others as they stand on the page
     matrix.py --full                        the host tests besides, by COMFYUI_VERSION; hours
 
 A cell starts the server in that mode and queues one workflow of the small world: loader, router, report, guiding, plan,
@@ -11,20 +11,20 @@ bake, and ComfyUI's own two loaders beside `sum`; then the saved plan is replaye
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap_host import DISTRIBUTIONS, HostError, bring_host
 from comfy_server import ComfyServer, ServerError, WorkflowError
 from host_base import make_base
-from repo_paths import OUTPUT, REPO
+from repo_paths import REPO
 from world_workflows import smoke, workflows
 
 PAGE = REPO / "docs" / "compatibility.md"
@@ -49,7 +49,6 @@ MODES: dict[str, tuple[str, ...]] = {
     "highvram": ("--highvram",),
 }
 HOST_TESTS = "tests/host"
-MEASURED = OUTPUT / "matrix.json"
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,28 @@ def with_table(page: str, rows: str) -> str:
     return f"{before}{BEGIN}\n\n{rows}\n\n{END}{after}"
 
 
+def write(rows: str) -> None:
+    """Into the page, whose other parts may have changed meanwhile."""
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
+
+
+def cells_of(page: str) -> list[Cell]:
+    """What stands on the page; of empty cells nothing."""
+    lines = page.partition(BEGIN)[2].partition(END)[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    reasons = [re.fullmatch(r"- (.+? on \S+): (.*)", line) for line in lines]
+    told = {where: found[2] for found in reasons if found for where in found[1].split(", ")}
+    cells = []
+    for mode, _, *texts in rows[2:]:
+        for host, text in zip(rows[0][2:], texts, strict=True):
+            reason = told.get(f"{mode} on {host}", "")
+            if text in ("does not start", "**FAILED**"):
+                cells.append(Cell(host, mode, text.strip("*").lower(), reason=reason))
+            elif text:
+                cells.append(Cell(host, mode, "passed", float(text), reason))
+    return cells
+
+
 def host_tests(host: str) -> str:
     """Run the host's tests against a version; the last line that pytest says.
 
@@ -183,15 +204,15 @@ def main() -> int:
     options = parser.parse_args()
     hosts, modes = options.host or list(DISTRIBUTIONS), options.mode or list(MODES)
     lines, failed = [], False
-    cells = _measured_before() if options.host or options.mode else {}
+    before = cells_of(PAGE.read_text(encoding="utf-8"))
+    cells = {(cell.host, cell.mode): cell for cell in before} if options.host or options.mode else {}
     try:
         for mode in modes:
             for host in hosts:
                 cell = cells[host, mode] = measure(host, mode)
                 failed |= cell.state == "failed"
                 print(f"{host:8} {mode:22} {cell.state} {cell.reason or cell.text}", flush=True)
-                MEASURED.parent.mkdir(exist_ok=True)
-                MEASURED.write_text(json.dumps([asdict(cell) for cell in cells.values()], indent=1), encoding="utf-8")
+                write(table(list(cells.values())))
         for host in hosts if options.full else ():
             lines.append(f"- `COMFYUI_VERSION={host} pytest {HOST_TESTS}`: {host_tests(host)}")
             print(lines[-1], flush=True)
@@ -199,16 +220,9 @@ def main() -> int:
     except HostError as error:
         sys.exit(f"error: {error}")
     rows = "\n\n".join(part for part in (table(list(cells.values())), "\n".join(lines)) if part)
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    write(rows)
     print(f"{len(cells)} cells: {PAGE}")
     return 1 if failed else 0
-
-
-def _measured_before() -> dict[tuple[str, str], Cell]:
-    if not MEASURED.exists():
-        return {}
-    cells = (Cell(**cell) for cell in json.loads(MEASURED.read_text(encoding="utf-8")))
-    return {(cell.host, cell.mode): cell for cell in cells}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +153,9 @@ def metadata_of(
     }
     if not args.disable_metadata:
         metadata |= {} if prompt is None else {"prompt": json.dumps(prompt)}
-        metadata |= {key: json.dumps(value) for key, value in (extra or {}).items()}
+        # Core hands on what the page sent, whatever it is; our own entries stay.
+        sent = extra if isinstance(extra, dict) else {}
+        metadata = {printable(key): json.dumps(value) for key, value in sent.items()} | metadata
     return metadata
 
 
@@ -166,10 +168,15 @@ def _agreed(parents: Sequence[LoraOnModel]) -> dict[str, str]:
 
 
 def _header_of(path: str) -> dict[str, str]:
-    """The header of a safetensors file; nothing for other files, and for files that are gone by now."""
-    if not path.endswith(".safetensors") or not os.path.isfile(path):
+    """What the header of a safetensors file says of the family; nothing for other files, and for files that are gone or
+    damaged by now: they were whole when they were loaded, and nothing else is read of them again."""
+    if not path.endswith(".safetensors"):
         return {}
-    return json.loads(comfy.utils.safetensors_header(path) or b"{}").get("__metadata__", {})
+    try:
+        said = json.loads(comfy.utils.safetensors_header(path) or b"{}")["__metadata__"]
+        return {key: said[key] for key in FAMILY_KEYS if isinstance(said.get(key), str)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
+        return {}
 
 
 def write(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -> BakedFile:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import ConductorError
+from .printable import quoted
 
 
 def chosen(value: Any, options: Iterable[str], where: str) -> str:
@@ -16,5 +17,5 @@ def chosen(value: Any, options: Iterable[str], where: str) -> str:
     """
     menu = list(options)
     if not isinstance(value, str) or value not in menu:
-        raise ConductorError(f"{where}: {value!r:.100} is not on its menu. Choose one of {', '.join(menu)}.")
+        raise ConductorError(f"{where}: {quoted(value)} is not on its menu. Choose one of {', '.join(menu)}.")
     return value

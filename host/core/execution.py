@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +39,20 @@ def sources(prompt: Mapping[str, Any], node: str | None, name: str) -> Iterator[
         node: id of the node.
         name: of the input.
     """
-    ways = [prompt.get(node or "", {}).get("inputs", {}).get(name)]
+    ways = deque([inputs_of(prompt, node).get(name)])
     seen: set[str] = set()
     while ways:
-        source = ways.pop(0)
-        if not isinstance(source, list) or not source or source[0] in seen or source[0] not in prompt:
+        link = ways.popleft()
+        source = link[0] if isinstance(link, list) and link else None
+        if not isinstance(source, str) or source in seen or source not in prompt:
             continue
-        seen.add(source[0])
-        yield source[0]
-        ways += prompt[source[0]].get("inputs", {}).values()
+        seen.add(source)
+        yield source
+        ways += inputs_of(prompt, source).values()
+
+
+def inputs_of(prompt: Mapping[str, Any], node: str | None) -> Mapping[str, Any]:
+    """Inputs of a node, by name. Core has looked only at those that a node declares, and of the nodes that it runs."""
+    found = prompt.get(node or "")
+    inputs = found.get("inputs") if isinstance(found, Mapping) else None
+    return inputs if isinstance(inputs, Mapping) else {}

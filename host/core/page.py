@@ -32,6 +32,8 @@ def ids_of_prompt(server: Any) -> dict[str, str | None]:
     prompt = context.prompt_id if context is not None else None
     for _, prompt_id, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
         if prompt_id == prompt:
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return {"prompt": prompt, "workflow": workflow.get("id")}
+            found = extra  # of whatever the page sent along
+            for part in ("extra_pnginfo", "workflow", "id"):
+                found = found.get(part) if isinstance(found, dict) else None
+            return {"prompt": prompt, "workflow": found if isinstance(found, str) else None}
     return {"prompt": prompt, "workflow": None}

@@ -36,6 +36,14 @@ def printable(value: Any, most: int = MOST_OF_A_TEXT) -> Any:
     return value
 
 
+def quoted(value: Any, most: int = 100) -> str:
+    """How a value that came from outside looks, in short; of what cannot say it, such as endless numbers, its type."""
+    try:
+        return repr(value)[:most]
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
 def message(text: str) -> str:
     """A text for core's log: printable, short, and in the characters that the log can write."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__ as comfyui_version
 
 from ...fusion.records import RoutingRecord
-from ..core import listed, pack_version, sources
+from ..core import inputs_of, listed, pack_version, sources
 from ..loras import LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
 from .attach import Attachment, attachment_of, left_on
@@ -180,5 +180,5 @@ def _cost(model: ModelPatcher, spec: FusionSpec, record: RoutingRecord) -> Itera
 
 def seeds_of(prompt: Mapping[str, Any], node: str | None) -> list[tuple[str, int]]:
     """(node type, seed) of all nodes that a node's latent comes from, nearest first."""
-    steps = [prompt[source] for source in sources(prompt, node, "latent")]
-    return [(s["class_type"], s["inputs"][k]) for s in steps for k in SEEDS if isinstance(s["inputs"].get(k), int)]
+    steps = [(prompt[source]["class_type"], inputs_of(prompt, source)) for source in sources(prompt, node, "latent")]
+    return [(kind, inputs[k]) for kind, inputs in steps for k in SEEDS if isinstance(inputs.get(k), int)]

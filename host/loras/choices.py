@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ..core import ConductorError
+from ..core import ConductorError, quoted
 
 NO_LORA = "None"
 
@@ -61,24 +61,31 @@ def choices_of_stack(stack: Any, role: str, where: str) -> list[LoraChoice]:
 def _choice(entry: Any, role: str, where: str) -> LoraChoice:
     if isinstance(entry, (list, tuple)) and len(entry) == 4 and not isinstance(entry[3], Real):
         # Some packs have a fourth field, for strengths by block.
-        if entry[3]:
+        if not _says_nothing(entry[3]):
             raise ConductorError(
-                f"{where}: {entry[0]!r:.100} has strengths by block ({entry[3]!r:.100}), which no LoRA has here. Clear "
-                "them in the node that made the stack, or let a loader of its pack apply that LoRA."
+                f"{where}: {quoted(entry[0])} has strengths by block ({quoted(entry[3])}), which no LoRA has here. "
+                "Clear them in the node that made the stack, or let a loader of its pack apply that LoRA."
             )
         entry = entry[:3]
     fits = isinstance(entry, (list, tuple)) and len(entry) == 3 and isinstance(entry[0], str)
     if not fits or not all(_is_strength(value) for value in entry[1:]):
         raise ConductorError(
-            f"{where}: {entry!r:.100} is not (LoRA name, model strength, clip strength). Check the node that made the "
+            f"{where}: {quoted(entry)} is not (LoRA name, model strength, clip strength). Check the node that made the "
             "stack."
         )
     name, strength, clip_strength = entry[:3]
     return LoraChoice(name, role, float(strength), float(clip_strength), where)
 
 
+def _says_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
+
+
 def _is_strength(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+    except (OverflowError, ValueError):
+        return False
 
 
 def stack_of(choices: list[LoraChoice], clip_given: bool = True) -> list[StackEntry]:

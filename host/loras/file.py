@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..core import ConductorError, Progress
+from ..core import ConductorError, Progress, unreadable
 
 CHUNK = 1 << 22  # bytes hashed at a time
 MAX_DIMENSIONS = 8  # a convolution's weight has five
@@ -77,8 +77,8 @@ def _read_cached(name: str, path: str, mtime_ns: int, size: int) -> LoraFile:
         raise
     except Exception as error:
         raise ConductorError(
-            f"LoRA '{name}' cannot be read ({_reason(error)}). The file is damaged, cut off or not a LoRA: download it "
-            "again."
+            f"LoRA '{name}' cannot be read ({unreadable(error)}). The file is damaged, cut off or not a LoRA: download "
+            "it again."
         ) from error
     entries = dict(found) if isinstance(found, dict) else {}
     unusable = {_printable(key): why for key, value in entries.items() if (why := _fault(key, value)) is not None}
@@ -111,16 +111,6 @@ def _too_large(name: str) -> str:
         f"LoRA '{name}' would be more than {MAX_GROWTH} times larger in memory than on the disk, as no LoRA is: use "
         "another file."
     )
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without advice that is not for our users: PyTorch's is to load the file unsafely."""
-    if type(error).__name__ == "UnpicklingError":
-        return "it holds more than tensors, which is not loaded for safety"
-    if isinstance(error, (AttributeError, TypeError, KeyError, IndexError)):
-        return "it is no table of named tensors"
-    line = next(iter(str(error).strip().splitlines()), "")
-    return _printable(line)[:200] or type(error).__name__
 
 
 def _printable(key: Any) -> str:

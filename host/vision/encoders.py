@@ -22,7 +22,7 @@ from ...guidance.encoders import (
     read_json,
 )
 from ...guidance.preprocess import Preprocess
-from ..core import ConductorError, logger
+from ..core import ConductorError, logger, unreadable
 from .autograd import DifferentiableCall
 from .prompts import PromptReader, tokenizer_folders
 
@@ -74,10 +74,9 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
     try:
         return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     except Exception as error:  # whatever the format's reader raises for a broken file
-        # torch's own words advise to read such a file without its safeguard.
-        unsafe = "weights_only" in str(error)
-        reason = "it holds more than weights, which is never read" if unsafe else str(error)[:300]
-        raise ConductorError(f"{file.name}: cannot be read as a checkpoint: {reason}. Download it again.") from error
+        raise ConductorError(
+            f"{file.name}: cannot be read as a checkpoint: {unreadable(error)}. Download it again."
+        ) from error
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:

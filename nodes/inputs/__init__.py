@@ -2,6 +2,7 @@
 
 from .guidance import encoder_inputs, guidance_inputs, plan_from, reference_inputs
 from .guidance_settings import advanced_inputs, prompt_inputs
+from .linked import typed
 from .router import policy_input, settings_inputs
 from .sampling import sampling_inputs
 from .sockets import CATEGORY, ENCODERS, LoraStackType, MetricEncoderType, ReferencesType, RoutingPlan
@@ -22,4 +23,5 @@ __all__ = [
     "reference_inputs",
     "sampling_inputs",
     "settings_inputs",
+    "typed",
 ]

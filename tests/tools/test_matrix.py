@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import matrix
@@ -37,6 +39,7 @@ def test_the_table() -> None:
     assert rows[3] == "| cache-ram | `--cpu --cache-ram` | does not start | 0 |"
     assert rows[5:] == ["- cache-ram on 1.0: unknown", "- default on 2.0: sum differs"]
     page = matrix.with_table(f"above\n{BEGIN}\nold\n{END}\nbelow", "\n".join(rows))
+    assert matrix.cells_of(page) == [cells[0], replace(cells[2], error=None), cells[1], cells[3]]
     assert page.startswith("above\n") and page.endswith("\nbelow") and "old" not in page and rows[0] in page
     with pytest.raises(ValueError, match="make test-matrix"):
         matrix.with_table("a page", "rows")

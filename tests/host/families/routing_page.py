@@ -26,10 +26,10 @@ Made by `{command}` with ComfyUI {version}. Do not edit.
 Each family of models is built small, with random weights, from ComfyUI's own classes, and sampled for two steps with
 classifier-free guidance and two plain LoRA files on every linear and convolution layer. A cell shows the largest of
 four errors, of the output's range: a batch of two against its members alone; prompts packed into one call against one
-prompt a call; a run against its replayed plan; and of the weights, before a run that was frozen half-way against after it.
-{allowed:.0e} is allowed. What ComfyUI's own two stacked loaders do not keep to a tenth of that is left out. Two things
-are not asked for: a plan keeps the mean over tokens (*token*: no replay), and frozen weights are those of the whole
-batch (*freeze*: no batch).
+prompt a call; a run against its replayed plan; and of the weights, before a run that was frozen half-way against
+after it. {allowed:.0e} is allowed. What ComfyUI's own two stacked loaders do not keep to a tenth of that is left out.
+Two things are not asked for: a plan keeps the mean over tokens (*token*: no replay), and frozen weights are those of
+the whole batch (*freeze*: no batch).
 
 *all*: kl_soft with attention groups, layer prior, cap, even_out and smoothing. *Moved*: how far the LoRAs move the
 output, of its range."""

@@ -56,7 +56,7 @@ def test_a_pickle_with_code_is_refused_without_advice_to_run_it(tmp_path):
             return (open, (str(tmp_path / "mark"), "w"))
 
     torch.save({"visual.proj": torch.zeros(1), "evil": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ConductorError, match=r"evil\.pt.*more than weights") as caught:
+    with pytest.raises(ConductorError, match=r"evil\.pt.*more than tensors") as caught:
         load_metric_encoder(str(tmp_path / "evil.pt"))
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "mark").exists()

@@ -1,34 +1,19 @@
-"""What is fuzzed: every parser of ours that reads what others wrote, with good input to begin from."""
+"""Routing plans, as `LoadRoutingPlan` reads them and a router plays them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from random import Random
 from typing import Any
 
-import fuzz_mutations
+import torch
 
+from lora_conductor.fusion.policies import StepContext
+from lora_conductor.fusion.records.plan import PlanError, loads
+from lora_conductor.fusion.records.replay import Replay, ReplayedCall
+from lora_conductor.fusion.routing.planned import planned
 
-@dataclass(frozen=True)
-class Parser:
-    """One parser.
-
-    Attributes:
-        seeds: good input, of all kinds there are.
-        parse: reads input and uses what it found, as far as that needs no model.
-        refusals: the errors by which it may refuse; any other is a fault.
-        mutations: how input is made worse.
-    """
-
-    seeds: Callable[[], list[bytes]]
-    parse: Callable[[bytes], Any]
-    refusals: Callable[[], tuple[type[Exception], ...]]
-    mutations: tuple[Callable[[bytes, Random], bytes], ...] = (fuzz_mutations.bytes_of,)
-
-
-PARSERS: dict[str, Parser] = {}
+from .. import mutations
+from ..cases import Parser
 
 
 def _plan(**changes: Any) -> bytes:
@@ -65,8 +50,7 @@ def _read_plan(data: bytes) -> None:
 
     from lora_conductor.fusion.layers import Batch
     from lora_conductor.fusion.policies import StepContext
-    from lora_conductor.fusion.records.plan import PlanError, loads
-    from lora_conductor.fusion.records.replay import Replay, ReplayedCall
+    from lora_conductor.fusion.records import PlanError, Replay, ReplayedCall, loads
     from lora_conductor.fusion.routing.planned import planned
 
     plan = loads(data)
@@ -86,10 +70,4 @@ def _read_plan(data: bytes) -> None:
                 assert bool(torch.as_tensor(weight).isfinite().all())
 
 
-def _plan_refusals() -> tuple[type[Exception], ...]:
-    from lora_conductor.fusion.records.plan import PlanError
-
-    return (PlanError,)
-
-
-PARSERS["plans"] = Parser(_plans, _read_plan, _plan_refusals, (fuzz_mutations.bytes_of, fuzz_mutations.json_of))
+PLANS = Parser(_plans, _read_plan, (PlanError,), (mutations.bytes_of, mutations.json_of), quick=1000)

@@ -1,0 +1,149 @@
+"""Our extensions on other versions of ComfyUI's page: ``make test-frontends``, into docs/compatibility.md.
+
+    frontends.py                    the version that each supported ComfyUI asks for, and the newest
+    frontends.py --version 1.58.1   this one only, its row anew
+
+Each version is fetched into .host and served by the newest ComfyUI (``--front-end-root``). In both renderers the small
+world's template is opened and run: map, curves and report must be on their nodes and filled, and nothing of ours may
+raise. Exits with 1 when a version fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import screenshots
+from bootstrap_host import DISTRIBUTIONS, HostError, bring_host
+from comfy_server import ComfyServer, ServerError
+from host_base import make_base
+from repo_paths import HOSTS, REPO
+
+PAGE = REPO / "docs" / "compatibility.md"
+BEGIN = "<!-- made by `make test-frontends`: do not edit below -->"
+END = "<!-- made by `make test-frontends`: do not edit above -->"
+PACKAGE = "comfyui-frontend-package"
+TEMPLATE = REPO / "example_workflows" / "small_world_demo.json"
+PANELS = ("routing_map", "guidance_curves", "report_text")
+STEPS = 6
+# Which of the panels are on a node, show something, and are as large as they should be.
+FILLED = """names => names.filter(name => window.app.graph.nodes.some(node => node.widgets?.some(widget =>
+    widget.name === name && widget.value && widget.element?.isConnected && widget.element.clientHeight > 10)))"""
+
+
+def asked_for() -> dict[str, list[str]]:
+    """Frontend versions, with the ComfyUI versions whose requirements name them."""
+    found: dict[str, list[str]] = {}
+    for host in DISTRIBUTIONS:
+        pinned = re.search(rf"^{PACKAGE}==(\S+)", (bring_host(host) / "requirements.txt").read_text(), re.MULTILINE)
+        if pinned:
+            found.setdefault(pinned[1], []).append(host)
+    return found
+
+
+def bring_frontend(version: str | None) -> tuple[str, Path]:
+    """A version of the page, the newest if None, and the folder that it lies in.
+
+    Raises:
+        HostError: it cannot be had.
+    """
+    if version is not None and (HOSTS / f"frontend-{version}").is_dir():
+        return version, HOSTS / f"frontend-{version}" / "static"
+    with tempfile.TemporaryDirectory(prefix="frontend-", dir=HOSTS) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        command += ["--disable-pip-version-check", PACKAGE + (f"=={version}" if version else "")]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            raise HostError(f"pip could not download {PACKAGE} {version or ''}: {done.stderr.strip()}")
+        found = wheels[0].name.split("-")[1]
+        target = HOSTS / f"frontend-{found}"
+        if not target.is_dir():
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                wheel.extractall(Path(folder) / "unpacked")
+            (Path(folder) / "unpacked" / "comfyui_frontend_package").rename(target)
+    return found, target / "static"
+
+
+def measure(frontend: Path) -> list[str]:
+    """What is wrong on that page; nothing if all is well."""
+    with tempfile.TemporaryDirectory(prefix="frontends-") as folder:
+        base = make_base(Path(folder))
+        screenshots.prepare_settings(base)
+        try:
+            with (
+                ComfyServer(bring_host(), base, ["--front-end-root", str(frontend)]) as server,
+                screenshots.open_page(server) as page,
+            ):
+                errors: list[str] = []
+                page.on("pageerror", lambda error: errors.append(f"{error.message} {error.stack or ''}"))
+                return [wrong for name in screenshots.RENDERERS for wrong in _judged(page, name, errors)]
+        except ServerError as error:
+            return [str(error).splitlines()[0]]
+
+
+def _judged(page: Any, renderer: str, errors: list[str]) -> list[str]:
+    screenshots.use_renderer(page, renderer)
+    workflow = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    workflow["id"] = str(uuid.uuid4())
+    screenshots.load_workflow(page, workflow, f"frontends-{renderer}")
+    short = "([steps, seed]) => window.app.graph.nodes.forEach(node => node.widgets?.forEach(widget => {"
+    short += " if (widget.name === 'steps') widget.value = steps; if (widget.name === 'seed') widget.value = seed }))"
+    page.evaluate(short, [STEPS, len(renderer)])
+    screenshots.start_workflow(page)
+    try:
+        screenshots.finish_workflow(page, 300)
+    except RuntimeError as error:
+        return [f"{renderer}: {error}"]
+    missing = sorted(set(PANELS) - set(page.evaluate(FILLED, list(PANELS))))
+    wrong = [f"{renderer}: no {name}" for name in missing]
+    return wrong + [f"{renderer}: {error:.200}" for error in errors if "lora-conductor" in error]
+
+
+def table(rows: dict[str, tuple[str, str]]) -> str:
+    """Version, who asks for it, and what became of it, newest first."""
+    order = sorted(rows, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+    lines = ["| frontend | asked for by | |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {version} | {' | '.join(rows[version])} |" for version in order)])
+
+
+def rows_of(page: str) -> dict[str, tuple[str, str]]:
+    """What stands on the page."""
+    between = page.partition(BEGIN)[2].partition(END)[0]
+    found = re.findall(r"^\| (\d\S*) \| (.*?) \| (.*?) \|$", between, re.MULTILINE)
+    return {version: (asker, state) for version, asker, state in found}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="append", help="only this one; repeatable")
+    options = parser.parse_args()
+    failed = False
+    try:
+        hosts = asked_for()
+        newest, _ = bring_frontend(None)
+        rows = rows_of(PAGE.read_text(encoding="utf-8")) if options.version else {}
+        for version in options.version or [*hosts, *({newest} - set(hosts))]:
+            wrong = measure(bring_frontend(version)[1])
+            failed |= bool(wrong)
+            asker = ", ".join(f"ComfyUI {host}" for host in hosts.get(version, [])) or "the newest that can be had"
+            rows[version] = (asker, f"**FAILED**: {'; '.join(wrong)}" if wrong else "passed")
+            print(f"{version:10} {rows[version][1]}", flush=True)
+            before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+            page = f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}"
+            PAGE.write_text(page, encoding="utf-8")
+    except HostError as error:
+        sys.exit(f"error: {error}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
