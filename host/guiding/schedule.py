@@ -1,7 +1,7 @@
 """The schedule of the whole run that a call of sampling is a part of: stages, or steps, may be calls of their own.
 
-Guidance acts at positions in the whole run. A call knows its own sigmas only; the others are those of the run around it,
-else of the schedule of core's that it is a piece of, else they follow from the noise level.
+Guidance acts at positions in the whole run. A call knows its own sigmas only; the others are those of the run around
+it, else of the schedule of core's that it is a piece of, else they follow from the noise level.
 """
 
 from __future__ import annotations
