@@ -25,10 +25,11 @@ from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
-from ..core import Kept, find_module
+from ..core import Kept, find_module, logger
 from ..maps import LiveMap
 from .run import Run
 from .spec import FusionSpec, check_plan
+from .weights import scaled_after
 
 ATTACHMENT = "lora_conductor"
 KEPT_PLANS = 8  # they are much larger than records
@@ -134,6 +135,8 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
+        if after := scaled_after(guider.model_patcher, self.spec):
+            logger.warning("LoRA Conductor: %s", after)
         run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider)
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")

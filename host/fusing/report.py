@@ -17,6 +17,7 @@ from ..loras import LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
 from .attach import attachment_of
 from .spec import FusionSpec
+from .weights import scaled_after
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def run_report(model: ModelPatcher, record: RoutingRecord, prompt: Mapping[str, 
     lines = [f"model: {type(model.model).__name__}"]
     if spec is not None:
         lines += _files(model, spec)
+        after = scaled_after(model, spec) if attachment_of(model).live is not None else ""
+        lines += [f"merge: {after}"] if after else []
     lines.append(record_report(record))
     lines += _owners(record)
     if spec is not None:
