@@ -1,8 +1,8 @@
 """LoRAs that act while sampling, in nodes that take a model's weights: merges, saved checkpoints, extracted LoRAs.
 
 They get the plain sum of the LoRAs, as ComfyUI's loaders would have left it on the model, and the user is told. What
-such nodes call are methods of the ModelPatcher. Core clones a patcher as what it is: a class of its own, on the patchers
-that carry such LoRAs and on no other, has them answer.
+such nodes call are methods of the ModelPatcher. Core clones a patcher as what it is: a class of its own, of the
+patchers that carry such LoRAs and of no other, answers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def give_sum(model: ModelPatcher, plain: Plain) -> None:
         plain: makes of it a clone that has them as ordinary patches.
     """
     if not isinstance(model, GivesSum):
-        model.__class__ = _giving(type(model), plain)
+        own: Any = type(model)
+        model.__class__ = _giving(own, plain)
 
 
 def give_own(model: ModelPatcher) -> None:
