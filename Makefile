@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid policy-sheet screenshots thumbnails clean
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid sampling-grid policy-sheet screenshots thumbnails clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-world: setup ## the small world anew from public packages, hours; ARGS="--
 
 family-grid: setup ## every family of models x every adapter against ComfyUI's merge, into docs/family-grid.md
 	@$(RUN)/python -m tests.host.families $(ARGS)
+
+sampling-grid: setup ## every way to sample, patch and start against ComfyUI's merge, into docs/compatibility.md
+	@$(RUN)/python -m tests.host.sampling $(ARGS)
 
 policy-sheet: setup ## every policy's picture and routing map in the small world, into output/policies.png
 	@$(RUN)/python -m benchmarks.emoji.policy_sheet $(ARGS)
