@@ -20,7 +20,7 @@ from ..loras import LoraPatches, loras_on, remember
 from .live import ATTACHMENT, LiveFusion
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
-from .weights import give_own, give_sum
+from .weights import give_own, give_sum, patches_under
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Attachment:
     merged: list[Any] = field(default_factory=list)
     plan: Plan | None = None  # that the policy comes from
     shown_on: str | None = None  # execution id of the node that shows the routing map
+    under: dict[str, int] = field(default_factory=dict)  # patches of others under the live LoRAs, by weight
 
 
 def attachment_of(model: ModelPatcher) -> Attachment:
@@ -128,6 +129,7 @@ def _attach(
         model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, now.live.pre_run)
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, now.live.cleanup)
         model.set_additional_models(key, [spec.bank.clone()])
+        now.under = patches_under(model, spec, held.under)
         give_sum(model, _summed)
     model.set_attachments(ATTACHMENT, now)
 

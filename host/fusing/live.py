@@ -135,7 +135,9 @@ class LiveFusion:
         # Positions after noise and latent_image: sampler, sigmas, denoise_mask, callback, ...
         sigmas = arguments[1] if len(arguments) > 1 else kwargs["sigmas"]
         guider = executor.class_obj
-        if after := scaled_after(guider.model_patcher, self.spec):
+        held = guider.model_patcher.get_attachment(ATTACHMENT)
+        after = "" if held is None else scaled_after(guider.model_patcher, held.under)
+        if after:
             logger.warning("LoRA Conductor: %s", after)
         run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider)
         live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None

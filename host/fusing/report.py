@@ -117,8 +117,8 @@ def run_report(model: ModelPatcher, record: RoutingRecord, prompt: Mapping[str, 
     lines = [f"model: {type(model.model).__name__}"]
     if spec is not None:
         lines += _files(model, spec)
-        after = scaled_after(model, spec) if attachment_of(model).live is not None else ""
-        lines += [f"merge: {after}"] if after else []
+        after = scaled_after(model, attachment_of(model).under)
+        lines += [f"note: {after}"] if after else []
     lines.append(record_report(record))
     lines += _owners(record)
     if spec is not None:

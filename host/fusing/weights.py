@@ -23,6 +23,7 @@ SUMMED = (
     "the fusion with BakeFusedLoRA and load that file before this node."
 )
 Plain = Callable[[ModelPatcher], ModelPatcher]
+Counts = dict[str, int]
 
 
 class GivesSum:
@@ -69,16 +70,25 @@ def give_own(model: ModelPatcher) -> None:
         model.__class__ = type(model).__mro__[2]
 
 
-def scaled_after(model: ModelPatcher, spec: FusionSpec) -> str:
-    """What to say if a merge of models came after the LoRAs and scales the weights they are on; "" if none did."""
-    keys = [f"{layer.name}.weight" for layer in spec.layers]
-    scaled = sum(any(entry[2] != 1.0 for entry in model.patches.get(key, ())) for key in keys)
+def patches_under(model: ModelPatcher, spec: FusionSpec, before: Counts) -> Counts:
+    """How many patches of others lie under the LoRAs on each of their weights, on a model that gets them now.
+
+    before: the same of those that were on it already.
+    """
+    keys = (f"{layer.name}.weight" for layer in spec.layers)
+    return {key: before.get(key, len(model.patches.get(key, ()))) for key in keys}
+
+
+def scaled_after(model: ModelPatcher, under: Counts) -> str:
+    """What to say if something that came after the LoRAs scales the weights they are on; "" if nothing does."""
+    scaled = sum(any(entry[2] != 1.0 for entry in model.patches.get(key, ())[count:]) for key, count in under.items())
     if not scaled:
         return ""
     return (
-        f"{scaled} of {len(keys)} weights with LoRAs were merged with another model's: the LoRAs act on the merged "
-        "model in full, where ComfyUI's loaders would have them scaled by the merge. For that, choose policy sum in "
-        "KLLayerRouter before the merge, or put the loader after the merge with the strengths that are meant."
+        f"{scaled} of {len(under)} weights with LoRAs are scaled by a node after the loader, as a merge with another "
+        "model or UNetSelfAttentionMultiply does: the LoRAs act on the result in full, where ComfyUI's loaders would "
+        "have them scaled as well. For that, choose policy sum in KLLayerRouter before that node; else put the loader "
+        "after it."
     )
 
 

@@ -16,9 +16,11 @@ from comfy_extras.nodes_model_merging import (
 )
 
 from lora_conductor.fusion.policies import Paper, Sum
-from lora_conductor.host.fusing import fused, set_policy
+from lora_conductor.host.fusing import attachment_of, fused, set_policy
+from lora_conductor.host.fusing.attach import add_loras
 from lora_conductor.host.fusing.report import run_report
 from lora_conductor.host.fusing.results import record_of_latent
+from lora_conductor.host.loras import model_patches, read_lora
 
 from .. import tiny
 
@@ -67,12 +69,28 @@ def test_as_the_first_they_act_in_full_and_say_so(models, caplog):
         merged = as_first(ours, other, ModelMergeSimple, ratio=0.3)
         assert not caplog.records
         got = tiny.sample(merged)
-    assert "put the loader after the merge" in caplog.text
+    assert "act on the result in full" in caplog.text
     report = run_report(merged, record_of_latent(merged, got), {}, None)
-    assert "were merged with another model's" in report
+    assert "act on the result in full" in report
     # As asked for there: policy sum before the merge.
     summed = as_first(set_policy(ours, Sum()), other, ModelMergeSimple, ratio=0.3)
     assert tiny.relative(tiny.sample(summed), tiny.sample(as_first(core, other, ModelMergeSimple, ratio=0.3))) < 1e-5
+
+
+def test_what_is_scaled_before_the_loader_is_no_reason_to_warn(models, caplog):
+    ours, _, other, plain = models
+    merged = as_first(plain, other, ModelMergeSimple, ratio=0.3)
+    spec = attachment_of(ours).spec
+    routed = add_loras(merged, [(_patches(lora, merged), lora.role, lora.strength) for lora in spec.loras])
+    with caplog.at_level(logging.WARNING, "lora_conductor"):
+        tiny.sample(routed)
+        assert not caplog.records
+        tiny.sample(set_policy(as_first(routed, other, ModelMergeSimple, ratio=0.5), Paper()))
+    assert "act on the result in full" in caplog.text
+
+
+def _patches(lora, model):
+    return model_patches(read_lora(lora.name, lora.path), model)
 
 
 def test_a_merge_that_scales_nothing_is_no_reason_to_warn(models, caplog):
