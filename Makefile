@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files file-grid test-frontends
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files file-grid test-frontends sampling-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ baked-files: setup ## what ComfyUI and diffusers use of baked files, by family a
 
 file-grid: setup ## every kind of LoRA file x every oddity against ComfyUI's own loaders, into docs/file-kinds.md
 	@$(RUN)/python -m tests.host.file_kinds $(ARGS)
+
+sampling-grid: setup ## every way to sample, patch and start against ComfyUI's merge, into docs/compatibility.md
+	@$(RUN)/python -m tests.host.sampling $(ARGS)
 
 policy-sheet: setup ## every policy's picture and routing map in the small world, into output/policies.png
 	@$(RUN)/python -m benchmarks.emoji.policy_sheet $(ARGS)

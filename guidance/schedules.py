@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -23,6 +23,31 @@ def step_of_sigma(sigma: float, sigmas: Sequence[float], tolerance: float = 1e-4
     ascending = [-s for s in sigmas]
     index = bisect_right(ascending, -sigma) - 1
     return min(max(index, 0), len(sigmas) - 2)
+
+
+def is_part_of(sigmas: Sequence[float], whole: Sequence[float], tolerance: float = 1e-6) -> bool:
+    """Whether the schedule `sigmas` is a piece of the schedule `whole`, entry by entry; `tolerance` is relative."""
+
+    def same(a: float, b: float) -> bool:
+        return abs(a - b) <= tolerance * max(a, b)
+
+    starts = range(len(whole) - len(sigmas) + 1)
+    return any(all(same(a, b) for a, b in zip(sigmas, whole[start:], strict=False)) for start in starts)
+
+
+def estimated_schedule(
+    sigmas: Sequence[float], start: float, end: float, sigma_at: Callable[[float], float]
+) -> list[float]:
+    """The descending schedule that a piece of it may come from: the rest has steps as long as the piece's mean.
+
+    sigmas: of the piece, its steps + 1. start, end: its ends in percent of sampling, 0 = full noise, 1 = none.
+    sigma_at: sigma at a percent.
+    """
+    length = max((end - start) / (len(sigmas) - 1), 1e-3)
+    before, after = round(start / length), round((1.0 - end) / length)
+    earlier = [sigma_at(start * step / before) for step in range(before)]
+    later = [sigma_at(end + (1.0 - end) * (step + 1) / after) for step in range(after)]
+    return [*(s for s in earlier if s > sigmas[0]), *sigmas, *(s for s in later if s < sigmas[-1])]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from .files import annotated_path, model_path
 from .kept import Kept, Origin
 from .log import logger
 from .modules import find_module, geometry_of, head_width, restore_modules, weight_reader
-from .page import ids_of_prompt, page_of_prompt, send
+from .page import ids_of_prompt, page_of_prompt, say_on_node, send
 from .printable import printable, quoted
 from .progress import Progress
 from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled
@@ -42,6 +42,7 @@ __all__ = [
     "quoted",
     "restore_modules",
     "sampled",
+    "say_on_node",
     "send",
     "sources",
     "unreadable",

@@ -26,6 +26,13 @@ def send(server: Any, event: str, message: dict[str, Any], client: str | None) -
     server.send_sync(event, printable(message, sys.maxsize), client)
 
 
+def say_on_node(node: str, text: str) -> None:
+    """Show a text on a node of the page that queued the running prompt, in core's own way; nothing without a page."""
+    server, page, client = page_of_prompt()
+    if page is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(printable(text, sys.maxsize), node, client)
+
+
 def ids_of_prompt(server: Any) -> dict[str, str | None]:
     """Ids of the running prompt, and of the workflow it was made from: the page may show another one by now."""
     context = get_executing_context()

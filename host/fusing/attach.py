@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy
+from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy, Sum
 from ...fusion.records import Plan
 from ...fusion.routing import Refinement
 from ..loras import LoraPatches, loras_on, remember
@@ -21,6 +21,7 @@ from .live import ATTACHMENT, LiveFusion
 from .order import Placed, left_to_core, of_others, placed_lora, put_on, refuse_reshaped, take_off
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
+from .weights import give_own, give_sum
 
 
 @dataclass
@@ -149,7 +150,13 @@ def _attach(
         model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, now.live.pre_run)
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, now.live.cleanup)
         model.set_additional_models(key, [now.live.spec.bank.clone()])
+        give_sum(model, _summed)
     model.set_attachments(ATTACHMENT, now)
+
+
+def _summed(model: ModelPatcher) -> ModelPatcher:
+    """A clone with the LoRAs as ordinary patches."""
+    return set_policy(model, Sum())
 
 
 def _in_live_sum(spec: FusionSpec) -> bool:
@@ -166,5 +173,6 @@ def _detach(model: ModelPatcher, held: Attachment) -> None:
         model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, key)
         model.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, key)
         model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)
+        give_own(model)
         model.remove_additional_models(key)
     take_off(model, held.merged)

@@ -23,6 +23,7 @@ from .spec import FusionSpec
 
 RESHAPED = "another LoRA changes the weight's shape"
 DEPENDENT = "what is loaded after them there is computed from the weight that it finds"
+SCALED = "a node after the loader scales the weights there, as a merge with another model does"
 FOLLOWED = "they are computed from the weight, and other LoRAs follow them there"
 
 
@@ -136,7 +137,9 @@ def _reason(target: Target, patch: Any, lora: LoraOnModel, others: Sequence[Any]
     if any(new_shape(entry[1]) is not None for entry in others):
         return RESHAPED
     later = others[lora.behind.get(target.key, 0) :]
-    if any(depends_on_weight(entry[1]) or entry[2] != 1.0 for entry in later):
+    if any(entry[2] != 1.0 for entry in later):
+        return SCALED
+    if any(depends_on_weight(entry[1]) for entry in later):
         return DEPENDENT
     return FOLLOWED if later and depends_on_weight(patch) else None
 

@@ -24,6 +24,7 @@ from ..vision import check_latent_shape
 from .memory import announcing
 from .plan import GuidancePlan
 from .run import GuidedRun
+from .schedule import whole_schedule
 
 REPORTS = "lora_conductor.guidance_reports"
 _KEY = "lora_conductor.guidance"
@@ -53,7 +54,9 @@ def guide(model: Any, plan: GuidancePlan, reports: Reports, kept: Kept[dict[str,
     def run_guided(executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: Any, *args, **kwargs):
         guider = executor.class_obj
         latent_format = model.get_model_object("latent_format")
-        with guiding(guider, plan, model.model, latent_format, sigmas, noise, reports) as run:
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        whole = whole_schedule(sigmas.tolist(), sampling, sampler, noise)
+        with guiding(guider, plan, model.model, latent_format, whole, noise, reports) as run:
             _wrap(guider, WrappersMP.PREPARE_SAMPLING, announcing(run.memory(tuple(noise.shape))))
             run.encode_references()
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -75,16 +78,17 @@ def guiding(
     plan: GuidancePlan,
     model: Any,
     latent_format: Any,
-    sigmas: torch.Tensor,
+    sigmas: list[float],
     noise: torch.Tensor,
     reports: Reports | None = None,
 ) -> Iterator[GuidedRun]:
     """A run that the guider's predictions go through while this lasts; then it is closed, its report in `reports`.
 
-    model: the core BaseModel that samples. noise: for its latents; ConductorError if those are no pictures.
+    model: the core BaseModel that samples. sigmas: of the whole run. noise: for its latents; ConductorError if those
+    are no pictures.
     """
     check_latent_shape(tuple(noise.shape))
-    run = GuidedRun(plan, sigmas.tolist(), latent_format, model, noise, lambda: _modules_beside(guider, plan))
+    run = GuidedRun(plan, sigmas, latent_format, model, noise, lambda: _modules_beside(guider, plan))
     # The guider's options are a copy made for this run: what is hung in here is gone when it ends, and two runs of one
     # model never share it.
     options = guider.model_options
@@ -183,7 +187,8 @@ class GuidedSampler(comfy.samplers.Sampler):
                     "sampler: the node after Metric Guidance Sampler calls it in a way that cannot be guided. Put "
                     "Metric Guidance Sampler after that node, or use Metric Guidance on the model."
                 )
-            with self._guiding(guider, sigmas, x):
+            extra = args[0] if args else kwargs.get("extra_args")
+            with self._guiding(guider, sigmas, x, extra, getattr(model, "noise", None)):
                 return function(model, x, sigmas, *args, **kwargs)
 
         return guided
@@ -194,16 +199,23 @@ class GuidedSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *args, **kwargs) -> Any:
         """As the sampler's own, guided; model_wrap is the guider that samples."""
-        with self._guiding(model_wrap, sigmas, noise):
+        with self._guiding(model_wrap, sigmas, noise, extra_args, noise):
             return self._sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
 
     @contextmanager
-    def _guiding(self, guider: Any, sigmas: Any, noise: torch.Tensor) -> Iterator[None]:
+    def _guiding(
+        self, guider: Any, sigmas: Any, like: torch.Tensor, extra: Any, noise: torch.Tensor | None
+    ) -> Iterator[None]:
+        """like: of the shape of the latents. extra: what core hands a sampler's calls. noise: added, if known."""
         model = guider.inner_model
         self._plan.check(model.latent_format)
-        with guiding(guider, self._plan, model, model.latent_format, sigmas, noise) as run:
+        options = ((extra or {}).get("model_options") or {}).get("transformer_options") or {}
+        added = like if noise is None else noise
+        around = options.get("sample_sigmas")
+        whole = whole_schedule(sigmas.tolist(), model.model_sampling, self._sampler, added, around)
+        with guiding(guider, self._plan, model, model.latent_format, whole, like) as run:
             # With the models of the run, so that none of them makes room for ours.
             loaded = [guider.model_patcher, *getattr(guider, "loaded_models", [])]
-            comfy.model_management.load_models_gpu([*loaded, *networks_of(self._plan)], run.memory(tuple(noise.shape)))
+            comfy.model_management.load_models_gpu([*loaded, *networks_of(self._plan)], run.memory(tuple(like.shape)))
             run.encode_references()
             yield

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lora_conductor.fusion.layers import Batch
 from lora_conductor.fusion.policies import StepContext
 from lora_conductor.fusion.records.plan import PlanError, loads
 from lora_conductor.fusion.records.replay import Replay, ReplayedCall
@@ -46,13 +47,6 @@ def _plans() -> list[bytes]:
 
 
 def _read_plan(data: bytes) -> None:
-    import torch
-
-    from lora_conductor.fusion.layers import Batch
-    from lora_conductor.fusion.policies import StepContext
-    from lora_conductor.fusion.records import PlanError, Replay, ReplayedCall, loads
-    from lora_conductor.fusion.routing.planned import planned
-
     plan = loads(data)
     policy, _ = planned(plan)
     assert loads(plan.dumps()).dumps() == plan.dumps()

@@ -1,0 +1,136 @@
+"""LoRAs that act while sampling, in core's nodes that take weights: as its stacked loaders, or said to be otherwise."""
+
+import gc
+import logging
+import weakref
+
+import comfy.utils
+import pytest
+import torch
+from comfy_extras.nodes_model_merging import (
+    ModelAdd,
+    ModelMergeBlocks,
+    ModelMergeSimple,
+    ModelSave,
+    ModelSubtract,
+)
+
+from lora_conductor.fusion.policies import Paper, Sum
+from lora_conductor.host.fusing import attachment_of, fused, set_policy
+from lora_conductor.host.fusing.attach import add_loras
+from lora_conductor.host.fusing.report import run_report
+from lora_conductor.host.fusing.results import record_of_latent
+from lora_conductor.host.loras import model_patches, read_lora
+
+from .. import tiny
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Our live LoRAs on a model, core's on the same, and another model."""
+    folder, model = tmp_path_factory.mktemp("loras"), tiny.tiny_flux()
+    shapes = tiny.layer_shapes(model)
+    files = [(tiny.make_lora(folder / f"{seed}.safetensors", shapes, seed=seed, size=0.2), 0.8) for seed in (1, 2)]
+    other = tiny.tiny_flux()
+    tiny.randomise(other.model.diffusion_model, 7)
+    return fused(model, *files, Paper()), tiny.core_stacked(model, *files), other, model
+
+
+def as_second(ours, other, node, **inputs):
+    return node().merge(model1=other, model2=ours, **inputs)[0]
+
+
+def as_first(ours, other, node, **inputs):
+    return node().merge(model1=ours, model2=other, **inputs)[0]
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs"),
+    [
+        (ModelMergeSimple, {"ratio": 0.3}),
+        (ModelMergeBlocks, {"input": 0.3, "middle": 0.6, "out": 0.1}),
+        (ModelAdd, {}),
+        (ModelSubtract, {"multiplier": 0.4}),
+    ],
+)
+def test_as_the_second_model_of_a_merge_they_are_cores_loaders(models, node, inputs, caplog):
+    ours, core, other, plain = models
+    with caplog.at_level(logging.WARNING, "lora_conductor"):
+        got = tiny.sample(as_second(ours, other, node, **inputs))
+    assert "BakeFusedLoRA" in caplog.text
+    expected = tiny.sample(as_second(core, other, node, **inputs))
+    assert tiny.relative(got, expected) < 1e-5
+    assert tiny.relative(tiny.sample(as_second(plain, other, node, **inputs)), expected) > 1e-3
+
+
+@pytest.mark.parametrize("policy", [Paper(), Sum()])
+def test_as_the_first_they_are_scaled_as_cores_loaders_and_it_is_said(models, caplog, policy):
+    ours, core, other, _ = models
+    with caplog.at_level(logging.WARNING, "lora_conductor"):
+        merged = as_first(set_policy(ours, policy), other, ModelMergeSimple, ratio=0.3)
+        assert not caplog.records
+        got = tiny.sample(merged)
+    assert tiny.relative(got, tiny.sample(as_first(core, other, ModelMergeSimple, ratio=0.3))) < 1e-5
+    if policy == Paper():
+        assert "scales the weights" in caplog.text
+        assert "scales the weights" in run_report(merged, record_of_latent(merged, got), {}, None)
+
+
+def test_what_is_scaled_before_the_loader_is_no_reason_to_warn(models, caplog):
+    ours, _, other, plain = models
+    merged = as_first(plain, other, ModelMergeSimple, ratio=0.3)
+    spec = attachment_of(ours).spec
+    routed = add_loras(merged, [(_patches(lora, merged), lora.role, lora.strength) for lora in spec.loras])
+    with caplog.at_level(logging.WARNING, "lora_conductor"):
+        tiny.sample(routed)
+        assert not caplog.records
+        tiny.sample(set_policy(as_first(routed, other, ModelMergeSimple, ratio=0.5), Paper()))
+    assert "scales the weights" in caplog.text
+
+
+def _patches(lora, model):
+    return model_patches(read_lora(lora.name, lora.path), model)
+
+
+def test_a_merge_that_scales_nothing_is_no_reason_to_warn(models, caplog):
+    ours, _, other, _ = models
+    with caplog.at_level(logging.WARNING, "lora_conductor"):
+        tiny.sample(as_first(ours, other, ModelAdd))
+    assert not caplog.records
+
+
+def test_saved_weights_have_the_sum_and_the_model_is_as_it_was(models, tmp_path, caplog):
+    ours, core, _, plain = models
+    before = tiny.sample(ours)
+    saved = {}
+    for name, model in (("plain", plain), ("ours", ours), ("core", core)):
+        node = ModelSave()
+        node.output_dir = str(tmp_path)
+        with caplog.at_level(logging.WARNING, "lora_conductor"):
+            node.save(model, name)
+        saved[name] = comfy.utils.load_torch_file(str(tmp_path / f"{name}_00001_.safetensors"))
+    assert "BakeFusedLoRA" in caplog.text
+    assert saved["ours"].keys() == saved["core"].keys()
+    for key, weight in saved["core"].items():
+        torch.testing.assert_close(saved["ours"][key], weight, atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(saved["ours"][key], weight) for key, weight in saved["plain"].items())
+    assert torch.equal(tiny.sample(ours), before)
+
+
+def test_cores_hooks_may_ask_for_weights_while_we_act(models, caplog):
+    ours, *_ = models
+    with caplog.at_level(logging.WARNING, "lora_conductor"):
+        found = ours.clone().get_key_patches()
+    assert not caplog.records
+    assert all(len(patches) == 1 for patches in found.values())
+
+
+def test_clones_are_freed_at_once(models):
+    clone = models[0].clone()
+    found = weakref.ref(clone)
+    gc.disable()
+    try:
+        del clone
+        assert found() is None
+    finally:
+        gc.enable()
