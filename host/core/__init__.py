@@ -7,10 +7,10 @@ from .files import annotated_path, model_path
 from .kept import Kept, Origin
 from .log import logger
 from .modules import find_module, geometry_of, head_width, weight_reader
-from .page import ids_of_prompt, page_of_prompt, send
 from .printable import printable
 from .progress import Progress
 from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled
+from .told import Story, answer_pages
 from .version import pack_version
 from .words import listed
 from .writing import place_of, write_new
@@ -24,22 +24,21 @@ __all__ = [
     "SAMPLER_NAMES",
     "SCHEDULER_NAMES",
     "SamplerCall",
+    "Story",
     "annotated_path",
+    "answer_pages",
     "chosen",
     "executing",
     "find_module",
     "geometry_of",
     "head_width",
-    "ids_of_prompt",
     "listed",
     "logger",
     "model_path",
     "pack_version",
-    "page_of_prompt",
     "place_of",
     "printable",
     "sampled",
-    "send",
     "sources",
     "weight_reader",
     "write_new",

@@ -20,6 +20,7 @@ from ..loras import LoraPatches, loras_on, remember
 from .live import ATTACHMENT, LiveFusion
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
+from .unrouted import announce
 
 
 @dataclass
@@ -45,11 +46,15 @@ def show_on(model: ModelPatcher, node: str | None, *, sets_policy: bool) -> Mode
     A loader leaves it to the router, wherever that stands. The attachment is changed in place: it is as new as the
     model.
     """
+    if model.get_attachment(ATTACHMENT) is None:
+        model.set_attachments(ATTACHMENT, Attachment())
     held = attachment_of(model)
     if node is not None and (sets_policy or held.policy is None):
         held.shown_on = node
         if held.live is not None:
             held.live.shown_on = node
+        else:
+            announce(model, held.spec, node)
     return model
 
 
@@ -127,6 +132,8 @@ def _attach(
         model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, now.live.pre_run)
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, now.live.cleanup)
         model.set_additional_models(key, [spec.bank.clone()])
+    if now.live is None:
+        announce(model, spec, held.shown_on)
     model.set_attachments(ATTACHMENT, now)
 
 
@@ -138,6 +145,7 @@ def _in_live_sum(spec: FusionSpec) -> bool:
 
 def _detach(model: ModelPatcher, held: Attachment) -> None:
     """Take off what an earlier policy put on this clone; patches of others stay."""
+    announce(model, None, None)
     if held.live is not None:
         key = f"{ATTACHMENT}:{held.live.spec.content_id}"
         model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
