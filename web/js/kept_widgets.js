@@ -17,9 +17,14 @@ export class KeptWidgets {
   attach(node, classes) {
     if (!classes.includes(node.comfyClass)) return
     const kept = this
-    const { onConfigure, onRemoved } = node
+    const { onConfigure, onAdded, onRemoved } = node
     node.onConfigure = function (...given) {
       onConfigure?.apply(this, given)
+      if (this.graph) kept.restore(this)
+    }
+    // A copy is made with the number of its original, and has its own only when it is in the graph.
+    node.onAdded = function (...given) {
+      onAdded?.apply(this, given)
       kept.restore(this)
     }
     node.onRemoved = function (...given) {
@@ -81,10 +86,12 @@ export class KeptWidgets {
     const widget = node.addDOMWidget(this.name, `lora_conductor_${this.name}`, view.root, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true, // the panel at the side would have an empty row for it
       getValue: () => view.data?.toStored() ?? null,
       setValue: () => {}, // the data comes from runs alone
       getMinHeight: () => view.height + 2 * MARGIN,
     })
+    node.expandToFitContent?.() // as the page does when it makes the node anew, which would grow at every step back
     widget.serialize = false // nor among the node's widget values, which go by position
     return view
   }
