@@ -9,9 +9,13 @@ async def comfy_entrypoint():
     """The extension ComfyUI asks for. Imported here so that the libraries work without ComfyUI."""
     from comfy_api.latest import ComfyExtension
 
+    from .host.core import answer_pages
     from .nodes import NODES
 
     class LoraConductor(ComfyExtension):
+        async def on_load(self):
+            answer_pages()
+
         async def get_node_list(self):
             return NODES
 

@@ -43,11 +43,12 @@ class RoutingReport(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
         origin = Origin(cls.hidden.prompt, cls.hidden.unique_id)
-        record, missing = record_or_reason(model, latent["samples"], origin)
+        record, missing, nothing = record_or_reason(model, latent["samples"], origin)
         plain = printable(record.to_json())
         text = printable(missing or run_report(model, record, cls.hidden.prompt, cls.hidden.unique_id))
         picture = routing_picture(record)
-        return io.NodeOutput(latent, json.dumps(plain), text, picture, ui={"routing": [plain], "text": [text]})
+        ui = {"routing": [plain | ({"nothing": nothing} if nothing else {})], "text": [text]}
+        return io.NodeOutput(latent, json.dumps(plain), text, picture, ui=ui)
 
 
 NODES = [RoutingReport]

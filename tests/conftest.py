@@ -28,6 +28,7 @@ import hypothesis  # noqa: E402
 
 import time_table  # noqa: E402
 import torchvision_shim  # noqa: E402
+from bootstrap_frontend import frontend_args  # noqa: E402
 from bootstrap_host import HostError, find_host, host_version  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from draws import TorchDraws, draws_of, seed_draws  # noqa: E402
@@ -106,8 +107,11 @@ def models_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A running ComfyUI with this pack and the small world; one for the whole session."""
-    with ComfyServer(host.path, make_base(tmp_path_factory.mktemp("server"))) as running:
+    """A running ComfyUI with this pack and the small world; one for the whole session.
+
+    Its page is the host's own, or the one that COMFYUI_FRONTEND names.
+    """
+    with ComfyServer(host.path, make_base(tmp_path_factory.mktemp("server")), frontend_args()) as running:
         yield running
 
 

@@ -13,24 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import uuid
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import screenshots
+from bootstrap_frontend import PACKAGE, bring_frontend
 from bootstrap_host import DISTRIBUTIONS, HostError, bring_host
 from comfy_server import ComfyServer, ServerError
 from host_base import make_base
-from repo_paths import HOSTS, REPO
+from repo_paths import REPO
 
 PAGE = REPO / "docs" / "compatibility.md"
 BEGIN = "<!-- made by `make test-frontends`: do not edit below -->"
 END = "<!-- made by `make test-frontends`: do not edit above -->"
-PACKAGE = "comfyui-frontend-package"
 TEMPLATE = REPO / "example_workflows" / "small_world_demo.json"
 PANELS = ("routing_map", "guidance_curves", "report_text")
 STEPS = 6
@@ -47,30 +45,6 @@ def asked_for() -> dict[str, list[str]]:
         if pinned:
             found.setdefault(pinned[1], []).append(host)
     return found
-
-
-def bring_frontend(version: str | None) -> tuple[str, Path]:
-    """A version of the page, the newest if None, and the folder that it lies in.
-
-    Raises:
-        HostError: it cannot be had.
-    """
-    if version is not None and (HOSTS / f"frontend-{version}").is_dir():
-        return version, HOSTS / f"frontend-{version}" / "static"
-    with tempfile.TemporaryDirectory(prefix="frontend-", dir=HOSTS) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-        command += ["--disable-pip-version-check", PACKAGE + (f"=={version}" if version else "")]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            raise HostError(f"pip could not download {PACKAGE} {version or ''}: {done.stderr.strip()}")
-        found = wheels[0].name.split("-")[1]
-        target = HOSTS / f"frontend-{found}"
-        if not target.is_dir():
-            with zipfile.ZipFile(wheels[0]) as wheel:
-                wheel.extractall(Path(folder) / "unpacked")
-            (Path(folder) / "unpacked" / "comfyui_frontend_package").rename(target)
-    return found, target / "static"
 
 
 def measure(frontend: Path) -> list[str]:

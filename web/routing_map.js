@@ -23,6 +23,6 @@ addPanel({
   },
   done: {
     nodes: REPORT,
-    read: ({ routing }, prompt) => (routing?.[0]?.layers?.length ? RunMap.ofRecord(routing[0], prompt) : null),
+    read: ({ routing }, prompt) => (routing?.[0] ? RunMap.ofRecord(routing[0], prompt) : null),
   },
 })

@@ -3,19 +3,21 @@
 from .attention import FUSED, projection_kind
 from .call import Call
 from .planned import planned
-from .refinement import Refinement
+from .refinement import OWN, Refinement
 from .router import Router
 from .rules import Rules, prepare
-from .settings import NAMED, SETTINGS, heeds, name_of, with_settings
+from .settings import NAMED, SETTINGS, acting, heeds, name_of, with_settings
 
 __all__ = [
     "Call",
     "FUSED",
     "NAMED",
+    "OWN",
     "Refinement",
     "Router",
     "Rules",
     "SETTINGS",
+    "acting",
     "heeds",
     "name_of",
     "planned",

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ..policies import POLICIES, RECOMMENDED, KLSoft, Policy, Setting, settings_of, title
+from ..policies import (
+    POLICIES,
+    RECOMMENDED,
+    KLSoft,
+    PassPolicy,
+    Policy,
+    ScoredPolicy,
+    Setting,
+    StaticPolicy,
+    settings_of,
+    title,
+)
 from ..records import Replay
 from .refinement import Refinement
 
@@ -42,6 +53,18 @@ def heeds(policy: Policy, name: str) -> bool:
     if isinstance(policy, Replay):
         return False
     return _FIELDS.get(name, name) in _GENERAL | {field.name for field in fields(policy)}
+
+
+def acting(policy: Policy) -> tuple[str, ...]:
+    """Names of the settings that can change what a policy does; the others are ignored where it is chosen."""
+    if isinstance(policy, StaticPolicy):
+        return ("emphasis",) if policy.is_sum else ()
+    if isinstance(policy, PassPolicy):
+        return ("emphasis",)
+    if not isinstance(policy, ScoredPolicy):
+        return ("floor", "start", "end", "cap", "freeze_after", "emphasis")
+    passed_over = set() if policy.hard else {"hysteresis"}
+    return tuple(its.name for its in SETTINGS if heeds(policy, its.name) and its.name not in passed_over)
 
 
 def name_of(policy: Policy) -> str:

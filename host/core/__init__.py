@@ -7,10 +7,11 @@ from .files import annotated_path, model_path
 from .kept import Kept, Origin
 from .log import logger
 from .modules import find_module, geometry_of, head_width, restore_modules, weight_reader
-from .page import ids_of_prompt, page_of_prompt, say_on_node, send
+from .page import say_on_node
 from .printable import printable, quoted
 from .progress import Progress
 from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled
+from .told import Story, answer_pages
 from .version import pack_version
 from .words import listed
 from .writing import place_of, write_new
@@ -24,26 +25,25 @@ __all__ = [
     "SAMPLER_NAMES",
     "SCHEDULER_NAMES",
     "SamplerCall",
+    "Story",
     "annotated_path",
+    "answer_pages",
     "chosen",
     "executing",
     "find_module",
     "geometry_of",
     "head_width",
-    "ids_of_prompt",
     "inputs_of",
     "listed",
     "logger",
     "model_path",
     "pack_version",
-    "page_of_prompt",
     "place_of",
     "printable",
     "quoted",
     "restore_modules",
     "sampled",
     "say_on_node",
-    "send",
     "sources",
     "unreadable",
     "weight_reader",

@@ -21,6 +21,7 @@ from .live import ATTACHMENT, LiveFusion
 from .order import Placed, left_to_core, of_others, placed_lora, put_on, refuse_reshaped, take_off
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
+from .unrouted import announce
 from .weights import give_own, give_sum
 
 
@@ -62,11 +63,15 @@ def show_on(model: ModelPatcher, node: str | None, *, sets_policy: bool) -> Mode
     A loader leaves it to the router, wherever that stands. The attachment is changed in place: it is as new as the
     model.
     """
+    if model.get_attachment(ATTACHMENT) is None:
+        model.set_attachments(ATTACHMENT, Attachment())
     held = attachment_of(model)
     if node is not None and (sets_policy or held.policy is None):
         held.shown_on = node
         if held.live is not None:
             held.live.shown_on = node
+        else:
+            announce(model, held.spec, node)
     return model
 
 
@@ -151,6 +156,8 @@ def _attach(
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, now.live.cleanup)
         model.set_additional_models(key, [now.live.spec.bank.clone()])
         give_sum(model, _summed)
+    if now.live is None:
+        announce(model, spec, held.shown_on)
     model.set_attachments(ATTACHMENT, now)
 
 
@@ -167,6 +174,7 @@ def _in_live_sum(spec: FusionSpec) -> bool:
 
 def _detach(model: ModelPatcher, held: Attachment) -> None:
     """Take off what an earlier policy put on this clone; patches of others stay."""
+    announce(model, None, None)
     if held.live is not None:
         key = f"{ATTACHMENT}:{held.live.spec.content_id}"
         model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)

@@ -32,6 +32,7 @@ from .guiders import patchers_of
 from .order import as_patches, left_to_core, said_of_left
 from .run import Run
 from .spec import FusionSpec, check_plan
+from .unrouted import why_nothing
 
 ATTACHMENT = "lora_conductor"
 KEPT_PLANS = 8  # they are much larger than records
@@ -167,6 +168,10 @@ class LiveFusion:
         try:
             with self._conditioning(executor.class_obj.model_patcher.model, run):
                 samples = executor(noise, latent_image, *arguments, **kwargs)
+        except BaseException:
+            if live_map is not None:
+                live_map.stop()
+            raise
         finally:
             self._open.remove(run)
             run.close()
@@ -177,7 +182,7 @@ class LiveFusion:
             guest._keep(samples, its_run)
         results = self._keep(samples, run)
         if live_map is not None:
-            live_map.finish(results.record)
+            live_map.finish(results.record, why_nothing(self.spec, is_merged=False))
         return samples
 
     @contextmanager

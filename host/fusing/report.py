@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..maps import block_of
 from .attach import Attachment, attachment_of, left_on
 from .order import said_of_left
 from .spec import FusionSpec
+from .verdict import cfg_of, verdict
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LoadedLora:
 
 
 def loader_report(
-    model: ModelPatcher, clip_given: bool, loras: Iterable[LoadedLora], idle: Iterable[LoraChoice] = ()
+    model: ModelPatcher, clip_given: bool, loras: Sequence[LoadedLora], idle: Iterable[LoraChoice] = ()
 ) -> str:
     """A text for the node: per LoRA what was applied, merged, refused and left, and where the two meet.
 
@@ -84,7 +85,14 @@ def loader_report(
     left = left_on(model)
     if left:
         lines += [said_of_left(left), *listed(left)]
-    return "\n".join(lines)
+    return "\n".join([_headline(spec, [lora.patches for lora in loras]), *lines])
+
+
+def _headline(spec: FusionSpec | None, patches: Sequence[LoraPatches]) -> str:
+    """All that is read while the report is folded."""
+    shared = 0 if spec is None else spec.shared_layers
+    left = sum(len(its.refused) + len(its.unmatched) for its in patches)
+    return f"{shared} layers routed, {left} keys left out" if patches else "no LoRAs"
 
 
 def _routed(patches: LoraPatches, held: Attachment) -> Iterator[str]:
@@ -137,6 +145,8 @@ def run_report(model: ModelPatcher, record: RoutingRecord, prompt: Mapping[str, 
     seeds = ", ".join(f"{value} ({kind})" for kind, value in seeds_of(prompt, node))
     lines.append(f"seeds: {seeds or 'none found'}")
     lines.append(f"LoRA Conductor {pack_version()}, ComfyUI {comfyui_version}, torch {torch.__version__}")
+    left_out = sum(lora.left_out for lora in loras_on(model))
+    lines += ["", *verdict(record, spec, left_out, cfg_of(prompt, node))]
     return "\n".join(lines)
 
 

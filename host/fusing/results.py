@@ -11,6 +11,7 @@ from ..core import ConductorError, Origin
 from .attach import attachment_of
 from .live import LiveFusion, RunResults
 from .spec import FusionSpec
+from .unrouted import why_nothing
 
 NO_LORAS = "The model carries no LoRAs of DualLoRADynamicLoader. Connect the model that goes into the sampler."
 NO_RUN = (
@@ -48,14 +49,21 @@ def record_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = 
     return empty_record(spec.header) if live is None else _run_of(live, samples, origin).record
 
 
-def record_or_reason(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> tuple[RoutingRecord, str]:
-    """As :func:`record_of_latent`; where there is none, an empty record and why: a report costs nobody a picture."""
-    spec = attachment_of(model).spec
+def record_or_reason(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> tuple[RoutingRecord, str, str]:
+    """As :func:`record_of_latent`; where there is none, an empty record and why: a report costs nobody a picture.
+
+    Returns:
+        The record, the reason in words ("" if there is a record), and why there is no map as the page knows it (""
+        if there is one).
+    """
+    held = attachment_of(model)
+    spec = held.spec
     header = {"policy": {"policy": "none"}, "loras": (), "refinement": {}} if spec is None else spec.header
     try:
-        return record_of_latent(model, samples, origin), ""
+        record = record_of_latent(model, samples, origin)
     except ConductorError as error:
-        return empty_record(header), str(error)
+        return empty_record(header), str(error), "no_loras" if spec is None else "no_run"
+    return record, "", "" if record.layers else why_nothing(spec, is_merged=held.live is None)
 
 
 def plan_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> Plan:

@@ -96,6 +96,9 @@ def guiding(
     _wrap(guider, WrappersMP.PREDICT_NOISE, run.predict)
     try:
         yield run
+    except BaseException:
+        run.stop()
+        raise
     finally:
         guider.model_options = options
         run.close()

@@ -127,6 +127,10 @@ class GuidedRun:
             scores = [self._objective.similarities(decoder(latent)) for latent in latents.split(1)]
         self._telemetry.finish(scores)
 
+    def stop(self) -> None:
+        """The run ends before its time: the page is told."""
+        self._telemetry.stop()
+
     def close(self) -> None:
         """Free everything that was made for the run."""
         self._decoders.current.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import psutil
 import torch
 
 from ...guidance.corrections import CorrectionResult
-from ..core import ids_of_prompt, page_of_prompt, send
+from ..core import Story
 from .plan import GuidancePlan, TermRequest
 
 EVENT = "lora_conductor.guidance"
@@ -22,7 +21,7 @@ MIB = 2**20
 
 
 class StepEvents:
-    """Sends one run's guided evaluations, several in a message if need be; nothing while nobody is there.
+    """Tells one run's guided evaluations to the page, several in a message if need be.
 
     header: what `Telemetry.report` says before the run. evaluations: its list of them, which grows.
     """
@@ -30,37 +29,27 @@ class StepEvents:
     def __init__(self, header: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> None:
         self._header = header
         self._evaluations = evaluations
-        self._id = uuid.uuid4().hex[:12]
-        self._sent = 0
-        self._page: Any = None
+        self._story = Story(EVENT)
+        self._told = 0
         self._next = 0.0
 
     def tick(self) -> None:
-        """Send what is new, unless something was just sent."""
+        """Tell what is new, unless something was just told."""
         now = time.monotonic()
-        if now < self._next:
-            return
-        server, page, client = page_of_prompt()
-        if page is None:
-            self._page = None
-            return
-        if page is not self._page:
-            self._page, self._sent = page, 0  # a page that was reloaded is told everything again
-        new = self._evaluations[self._sent :]
-        if not new:
+        if now < self._next or self._told == len(self._evaluations):
             return
         self._next = now + INTERVAL
-        message = {
-            "node": server.last_node_id,
-            **ids_of_prompt(server),
-            "run": self._id,
-            "first": self._sent,
-            "evaluations": list(new),
-        }
-        if self._sent == 0:
-            message |= self._header
-        self._sent = len(self._evaluations)
-        send(server, EVENT, message, client)
+        self._tell()
+
+    def stop(self) -> None:
+        """The run ended before its time."""
+        self._tell(stopped=True)
+
+    def _tell(self, **more: Any) -> None:
+        new = list(self._evaluations[self._told :])
+        header = self._header if self._told == 0 else {}
+        self._story.tell({**header, "first": self._told, "evaluations": new, **more})
+        self._told = len(self._evaluations)
 
 
 class Meter:
@@ -155,6 +144,10 @@ class Telemetry:
     def tick(self) -> None:
         """Send what was not told yet, unless something was just sent."""
         self._events.tick()
+
+    def stop(self) -> None:
+        """The run ended before its time; the page is told."""
+        self._events.stop()
 
     def evaluation(self, step: int, results: Sequence[CorrectionResult | None]) -> dict[str, Any]:
         """What a guided evaluation found, a result for each sample, None for those that were left out."""

@@ -7,10 +7,8 @@ device: a step's numbers are copied to the host when the step is over, and read 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +16,9 @@ from torch import Tensor
 
 from ...fusion.policies import title
 from ...fusion.records import CallDecisions, RoutingRecord
-from ..core import ids_of_prompt, page_of_prompt, send
+from ..core import Story
 from .codes import encode
 from .columns import Columns
-from .missed import tell_when_back
 
 EVENT = "lora_conductor.routing"
 RATE = 4.0  # events a second
@@ -42,7 +39,7 @@ class Watched(Protocol):
 
 @dataclass(eq=False)
 class LiveMap:
-    """Tells the page about one run.
+    """Tells the page about one run; made when the run begins, in the thread of execution.
 
     Attributes:
         run: the run.
@@ -53,12 +50,14 @@ class LiveMap:
     run: Watched
     node: str
     header: dict[str, Any]
-    _id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _columns: Columns = field(default_factory=Columns)
     _fetched: int = 0
-    _sent: dict[str, int] = field(default_factory=lambda: {"layers": 0, "steps": 0})
-    _page: Any = None
+    _layers: int = 0  # that were told
+    _steps: int = 0
     _next: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._story = Story(EVENT, self.node)
 
     def watching(self, callback: Callable[..., Any] | None) -> Callable[..., Any]:
         """The sampler's callback, with a look at the clock after it."""
@@ -75,68 +74,59 @@ class LiveMap:
         if now < self._next:
             return
         self._next = now + 1 / RATE
-        if not self._connected():
-            return
+        if self._story.is_heard:
+            self._look()
+
+    def _look(self) -> None:
+        """Tell what has been decided and has arrived."""
         done = [call for call in self.run.calls[self._fetched :] if call.step < self.run.step]
         self._fetched += len(done)
         self._columns.fetch(done)
-        self._send(self._columns.layers, self._columns.take_arrived(self._sent["steps"]), finished=False)
+        if columns := self._columns.take_arrived(self._steps):
+            self._tell(self._columns.layers, columns)
 
-    def finish(self, record: RoutingRecord) -> None:
-        """The run is over: send what the page has not seen yet, from the record itself; all of it if it comes back."""
-        server, _, client = page_of_prompt()
-        if not record.layers or client is None:
+    def finish(self, record: RoutingRecord, nothing: str) -> None:
+        """The run is over: tell what was not told yet, from the record itself.
+
+        nothing: why nothing was routed, if nothing was.
+        """
+        if not self._story.is_for_somebody:
             return
-        if self._connected():
-            self._send(record.layers, _columns_of(record), finished=True)
-        about = self._about(server)
-        tell = partial(_tell_all, server, client, about, self.header, record)
-        tell_when_back(server, (client, about["workflow"], self.node), tell)
+        if record.layers:
+            self._tell(record.layers, _columns_of(record, self._steps), finished=True)
+        else:
+            self._tell((), {}, finished=True, nothing=nothing)
 
-    def _connected(self) -> bool:
-        """Whether anybody is there; a page that was reloaded is told everything again."""
-        _, page, _ = page_of_prompt()
-        if page is not None and page is not self._page:
-            self._sent = {"layers": 0, "steps": 0}
-        self._page = page
-        return page is not None
+    def stop(self) -> None:
+        """The run ended before its time, by the stop button or an error; nothing more is asked of the device."""
+        self._tell(self._columns.layers, self._columns.take_arrived(self._steps), stopped=True)
 
-    def _send(self, layers: tuple[str, ...] | list[str], columns: dict[int, Tensor], *, finished: bool) -> None:
-        server, _, client = page_of_prompt()
-        new = {step: values for step, values in columns.items() if step >= self._sent["steps"]}
-        if not (new or finished):
-            return
-        first = self._sent["layers"]
-        message = _message(self._about(server), self.header, first, layers, new) | {"finished": finished}
-        self._sent = {"layers": len(layers), "steps": max(new, default=self._sent["steps"] - 1) + 1}
-        send(server, EVENT, message, client)
-
-    def _about(self, server: Any) -> dict[str, Any]:
-        return {"node": self.node, **ids_of_prompt(server), "run": self._id, "steps": self.run.steps}
+    def _tell(self, layers: Sequence[str], columns: dict[int, Tensor], **more: Any) -> None:
+        message = {"steps": self.run.steps, "first_layer": self._layers, "layers": list(layers[self._layers :])}
+        if self._layers == 0:
+            message |= _header(self.header)
+        self._layers, self._steps = len(layers), max(columns, default=self._steps - 1) + 1
+        self._story.tell({**message, "columns": _encoded(columns), "finished": False, **more})
 
 
-def _message(
-    about: dict[str, Any],
-    header: dict[str, Any],
-    first: int,
-    layers: tuple[str, ...] | list[str],
-    columns: dict[int, Tensor],
-) -> dict[str, Any]:
-    """What an event says: the layers from the ``first`` on, and columns of all of them."""
-    message = {**about, "first_layer": first, "layers": list(layers[first:]), "columns": _encoded(columns)}
-    if first == 0:
-        message["policy"] = title(header["policy"])
-        message["loras"] = [{key: lora[key] for key in ("name", "role")} for lora in header["loras"]]
-    return message
+def nothing_routed(node: str, why: str, header: dict[str, Any] | None) -> None:
+    """Tell the page that a run which begins now routes nothing: what the node shows is not of this run.
+
+    why: "merged", "no_loras" ..., see `host/fusing/unrouted.py`. header: policy and LoRAs, where there are any.
+    """
+    known = {} if header is None else _header(header)
+    told = {"steps": 0, "first_layer": 0, "layers": [], "columns": {}, "finished": True, "nothing": why}
+    Story(EVENT, node).tell({**known, **told})
 
 
-def _tell_all(server: Any, client: str, about: dict[str, Any], header: dict[str, Any], record: RoutingRecord) -> None:
-    message = _message(about, header, 0, record.layers, _columns_of(record))
-    send(server, EVENT, message | {"finished": True}, client)
+def _header(header: dict[str, Any]) -> dict[str, Any]:
+    loras = [{key: lora[key] for key in ("name", "role")} for lora in header["loras"]]
+    return {"policy": title(header["policy"]), "loras": loras}
 
 
-def _columns_of(record: RoutingRecord) -> dict[int, Tensor]:
-    return dict(enumerate(torch.cat([record.weights, record.scores]).permute(2, 0, 1)))
+def _columns_of(record: RoutingRecord, first: int) -> dict[int, Tensor]:
+    columns = torch.cat([record.weights, record.scores]).permute(2, 0, 1)
+    return {step: column for step, column in enumerate(columns) if step >= first}
 
 
 def _encoded(columns: dict[int, Tensor]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ...fusion.policies import POLICIES, Setting
-from ...fusion.routing import SETTINGS
+from ...fusion.routing import NAMED, SETTINGS, acting
 
 
 def policy_input(choices: list[str]) -> io.Input:
@@ -16,6 +16,8 @@ def policy_input(choices: list[str]) -> io.Input:
         options=choices,
         default="recommended",
         tooltip="Who gets a layer that both LoRAs touch. ssr_merge needs the two prompts and the latent below.",
+        # For the page, which shows the settings that do something.
+        extra_dict={"acting": {name: list(acting(NAMED[name])) if name in NAMED else [] for name in choices}},
     )
 
 

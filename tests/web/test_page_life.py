@@ -89,6 +89,69 @@ def test_socket_lost_in_the_middle_of_a_run(page: Any, renderer: str, server: Co
         assert_shows(page.evaluate(MAP, str(node)), record)
 
 
+def reload_page(page: Any, nodes: int) -> None:
+    page.wait_for_timeout(1500)  # the page saves its draft a moment later
+    page.reload()
+    page.wait_for_function(f"() => window.app?.graph?.nodes?.length === {nodes}", timeout=90_000)
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_reloaded_in_the_middle_of_a_run(page: Any, renderer: str, server: ComfyServer) -> None:
+    graph = guided_workflow(a_seed(), steps=90, every=10)
+    load(page, graph, "reloaded")
+    page.evaluate(START)
+    wait_until(page, lambda: shown_columns(page) > 0, "the map began")
+    reload_page(page, len(graph["nodes"]))
+    wait_until(page, lambda: 0 < shown_columns(page) < 90, "the map goes on", 20)
+    assert server.get("/prompt")["exec_info"]["queue_remaining"], "while the run does"
+    wait_until(page, lambda: page.evaluate(CURVES, SAMPLER) is not None, "the curves go on")
+    assert not page.evaluate(CURVES, SAMPLER)["finished"]
+    wait_for_the_server(page, server)
+    page.wait_for_timeout(1000)
+    record = record_of(server, page.evaluate(MAP, str(ROUTER))["prompt"])
+    for node in (ROUTER, REPORT):
+        assert_shows(page.evaluate(MAP, str(node)), record)
+    assert page.evaluate(CURVES, SAMPLER)["finished"]
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_a_run_that_ended_while_the_page_was_reloaded(page: Any, renderer: str, server: ComfyServer) -> None:
+    graph = workflow(seed=a_seed(), steps=12)
+    load(page, graph, "reloaded late")
+    page.wait_for_timeout(1500)
+    page.evaluate(START)
+    page.goto("about:blank")
+    wait_for_the_server(page, server)
+    page.goto(server.url)
+    page.wait_for_function(f"() => window.app?.graph?.nodes?.length === {len(graph['nodes'])}", timeout=90_000)
+    wait_until(page, lambda: page.evaluate(MAP, str(REPORT)) is not None, "the map is there", 10)
+    record = record_of(server, page.evaluate(MAP, str(ROUTER))["prompt"])
+    for node in (ROUTER, REPORT):
+        assert_shows(page.evaluate(MAP, str(node)), record)
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_an_interrupted_run_says_so(page: Any, renderer: str, server: ComfyServer) -> None:
+    graph = guided_workflow(a_seed(), steps=100)
+    load(page, graph, "interrupted")
+    page.evaluate(START)
+    wait_until(page, lambda: page.evaluate(CURVES, SAMPLER) is not None, "the curves began")
+    server.interrupt()
+    wait_for_the_server(page, server)
+    page.wait_for_timeout(500)
+
+    def says_so() -> None:
+        for panel, node in (("routing_map", ROUTER), ("guidance_curves", SAMPLER)):
+            element = f"window.app.graph.getNodeById({node}).widgets.find(w => w.name === '{panel}').element"
+            said = page.evaluate(f"() => {element}.querySelector('.lc-status').textContent")
+            assert "interrupted" in said and " of 100" in said, said
+
+    says_so()
+    reload_page(page, len(graph["nodes"]))
+    page.wait_for_timeout(1000)
+    says_so()
+
+
 @pytest.fixture
 def cut(page: Any) -> Iterator[Callable[[str], None]]:
     """Has the page's connection cut by its next event of a kind, until the test's `mend`, or its end."""

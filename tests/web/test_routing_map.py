@@ -182,3 +182,62 @@ def test_pointing_tells_and_folding_folds(page: Any, renderer: str) -> None:
     page.evaluate(at, [0.02, 0.001, "pointerdown"])
     assert page.evaluate(labels).startswith("\u25b8 double 0")
     assert "layers)" in page.evaluate(at, [0.99, 0.001, "pointermove"])
+
+
+SAID = """path => { const node = window.app.graph.getNodeById(path)
+    const { element } = node.widgets.find(w => w.name === 'routing_map')
+    return element.querySelector('.lc-status').textContent }"""
+SET_WIDGET = """([id, name, value]) => { const { widgets } = window.app.graph.getNodeById(id)
+    widgets.find(w => w.name === name).value = value }"""
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+@pytest.mark.parametrize("why", ["merged", "no_loras", "one_role"])
+def test_a_run_that_routes_nothing_takes_the_old_map_away(page: Any, renderer: str, why: str) -> None:
+    graph = workflow(seed=int(torch.randint(1, 10**6, ())), steps=3)
+    next(n for n in graph["nodes"] if n["id"] == SAMPLER)["widgets_values"][1] = "increment"
+    load(page, graph, f"nothing {why}")
+    queue(page, str(ROUTER))
+    changes = {
+        "merged": [(ROUTER, "policy", "sum")],
+        "no_loras": [(LOADER, "subject_lora", "None"), (LOADER, "style_lora", "None")],
+        "one_role": [(LOADER, "style_lora", "None")],
+    }
+    for change in changes[why]:
+        page.evaluate(SET_WIDGET, list(change))
+    queue(page, str(ROUTER))
+    sentences = {
+        "merged": "sum is merged before sampling, nothing is routed",
+        "no_loras": "no LoRAs, nothing is routed",
+        "one_role": "LoRAs of one role only, nothing is routed",
+    }
+    for node in (ROUTER, REPORT):
+        shown = page.evaluate(MAP, str(node))
+        assert (shown["layers"], shown["columns"], shown["nothing"]) == ([], {}, why)
+        assert page.evaluate(SAID, str(node)) == sentences[why]
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_nothing_to_say_where_no_map_was(page: Any, renderer: str) -> None:
+    load(page, workflow(seed=int(torch.randint(1, 10**6, ())), steps=2), "never a map")
+    page.evaluate(SET_WIDGET, [ROUTER, "policy", "sum"])
+    queue(page, str(ROUTER))
+    assert page.evaluate(MAP, str(ROUTER)) is None and page.evaluate(MAP, str(REPORT)) is None
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_a_template_opened_anew_has_no_map(page: Any, renderer: str) -> None:
+    """Though the page has seen one of the same template; and going back a step still takes none away."""
+    opened = copy.deepcopy(TEMPLATE)
+    assert "id" not in opened, "a template has none of its own, so that each opening is a workflow of its own"
+    mine = workflow(seed=int(torch.randint(1, 10**6, ())), steps=3)
+    opened["nodes"] = mine["nodes"]
+    load(page, opened, "template")
+    queue(page, str(ROUTER))
+    assert page.evaluate(MAP, str(ROUTER)) is not None
+    load(page, opened, "template once more")
+    assert page.evaluate(MAP, str(ROUTER)) is None
+    load(page, mine, "a file")
+    queue(page, str(ROUTER))
+    load(page, mine, "the file once more")
+    assert page.evaluate(MAP, str(ROUTER)) is None, "the file was saved without a map"

@@ -48,8 +48,7 @@ export class CurvesView extends Panel {
 
   /** What the line under the legend says, of the point under the pointer if there is one. */
   said(point) {
-    const { guided, samples } = this.data
-    if (!guided) return inWords("This node did not guide its last run.")
+    const { samples } = this.data
     if (this.focus === null) return inWords("Similarities; below, how far each step moved the picture.")
     if (!point) return inWords("finished picture")
     const { stopped } = point
@@ -65,7 +64,7 @@ export class CurvesView extends Panel {
 }
 
 function statusOf(run) {
-  if (!run.guided) return inWords("off")
+  if (!run.guided) return inWords("This node did not guide its last run.")
   const { steps, samples } = run
   const guided = new Set(run.points.map((point) => point.step)).size
   const step = (run.points.at(-1)?.step ?? 0) + 1
@@ -73,6 +72,7 @@ function statusOf(run) {
   const parts = [run.finished ? inWords("{guided} of {steps} steps guided", { guided, steps }) : reached]
   const stop = run.stop()
   if (stop >= 0) parts.push(inWords("guard stopped it at step {step}", { step: run.points[stop].step + 1 }))
+  if (run.stopped) parts.push(inWords("interrupted"))
   if (samples > 1) parts.push(inWords("mean of {samples}", { samples }))
   return parts.join(" \u00b7 ")
 }

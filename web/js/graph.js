@@ -28,3 +28,8 @@ export function changing(change) {
     app.canvas?.emitAfterChange?.()
   }
 }
+
+/** Whether the page is going a step back or forward in what was changed, which makes all nodes anew. */
+export function isUndoing() {
+  return app.extensionManager?.workflow?.activeWorkflow?.changeTracker?._restoringState === true
+}

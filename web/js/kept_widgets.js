@@ -1,6 +1,6 @@
 // What runs give to nodes: come in by events, kept with the workflow, shown by a widget once there is something.
 
-import { changing, nodeOfExecution, placeOf, rootGraph } from "./graph.js"
+import { changing, isUndoing, nodeOfExecution, placeOf, rootGraph } from "./graph.js"
 
 const MARGIN = 10 // that the page leaves around a widget's element on the canvas
 
@@ -17,9 +17,14 @@ export class KeptWidgets {
   attach(node, classes) {
     if (!classes.includes(node.comfyClass)) return
     const kept = this
-    const { onConfigure, onRemoved } = node
+    const { onConfigure, onAdded, onRemoved } = node
     node.onConfigure = function (...given) {
       onConfigure?.apply(this, given)
+      if (this.graph) kept.restore(this)
+    }
+    // A copy is made with the number of its original, and has its own only when it is in the graph.
+    node.onAdded = function (...given) {
+      onAdded?.apply(this, given)
       kept.restore(this)
     }
     node.onRemoved = function (...given) {
@@ -39,7 +44,7 @@ export class KeptWidgets {
     const node = nodeOfExecution(id)
     if (!node || !classes.includes(node.comfyClass)) return
     if (data.isNothing && !this.views.has(node)) return
-    if (data.run && data.run === node.properties?.[this.property]?.run) return // heard again after a lost connection
+    if (isKnown(data, node.properties?.[this.property])) return // heard again
     this.newest.set(placeOf(node), data)
     this.show(node, data)
     if (save) changing(() => this.store(node, data))
@@ -49,7 +54,7 @@ export class KeptWidgets {
   catchUp() {
     const waiting = this.elsewhere.get(rootGraph()?.id)
     this.elsewhere.delete(rootGraph()?.id)
-    for (const [id, { classes, data }] of waiting ?? []) this.give(null, id, classes, data, { save: data.finished })
+    for (const [id, { classes, data }] of waiting ?? []) this.give(null, id, classes, data, { save: data.hasEnded })
   }
 
   /** What a node had before: in this session, or when its workflow was saved. */
@@ -57,7 +62,9 @@ export class KeptWidgets {
     const stored = node.properties?.[this.property]
     // A copied node carries the data of the one it was copied from, which is not its own.
     const own = String(stored?.node) === String(node.id) ? this.ofStored(stored) : null
-    const data = this.newest.get(placeOf(node)) ?? own
+    // Opening a file shows what the file has, even if a newer run of it was seen; going back a step takes no map away.
+    const newest = this.newest.get(placeOf(node))
+    const data = newest && (isUndoing() || !newest.hasEnded) ? newest : own
     if (data) this.show(node, data)
   }
 
@@ -79,11 +86,19 @@ export class KeptWidgets {
     const widget = node.addDOMWidget(this.name, `lora_conductor_${this.name}`, view.root, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true, // the panel at the side would have an empty row for it
       getValue: () => view.data?.toStored() ?? null,
       setValue: () => {}, // the data comes from runs alone
       getMinHeight: () => view.height + 2 * MARGIN,
     })
+    node.expandToFitContent?.() // as the page does when it makes the node anew, which would grow at every step back
     widget.serialize = false // nor among the node's widget values, which go by position
     return view
   }
+}
+
+/** Whether a node has kept this very run: as it was told live, or as the output of the node that ran. */
+function isKnown({ run, prompt }, kept) {
+  if (!run || !kept) return false
+  return kept.run ? kept.run === run : kept.prompt === prompt
 }

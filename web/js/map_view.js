@@ -22,8 +22,10 @@ export class MapView extends Panel {
     if (!map) return
     const share = map.share()
     const { steps } = map
+    if (map.isNothing) return this.say(whyNothing(map))
     const reached = inWords("step {step} of {steps}", { step: map.columns.size, steps })
     const parts = [map.policy, map.finished ? inWords("{steps} steps", { steps }) : reached]
+    if (map.stopped) parts.push(inWords("interrupted"))
     if (share !== null) parts.push(inWords("subject {share} %", { share: Math.round(share * 100) }))
     this.say(parts.join(" \u00b7 "))
     if (this.layers !== map.layers.length || this.drawnRun !== map.run) {
@@ -80,4 +82,17 @@ export class MapView extends Panel {
       this.detail.textContent = inWords("{layer}, step {step}: weights {weights}, scores {scores}", values)
     }
   }
+}
+
+/** Why the last run left no map. */
+function whyNothing({ nothing, policy, stopped }) {
+  if (stopped) return inWords("interrupted before anything was routed")
+  const words = {
+    merged: () => inWords("{policy} is merged before sampling, nothing is routed", { policy }),
+    no_loras: () => inWords("no LoRAs, nothing is routed"),
+    one_role: () => inWords("LoRAs of one role only, nothing is routed"),
+    apart: () => inWords("no layer in common, nothing is routed"),
+    no_run: () => inWords("no run is known of this latent"),
+  }
+  return (words[nothing] ?? (() => inWords("nothing was routed in this run")))()
 }

@@ -53,18 +53,21 @@ export class Foldable {
   }
 
   get height() {
-    return this.open ? this.openHeight : SHUT_HEIGHT
+    return this.open && !this.data?.isNothing ? this.openHeight : SHUT_HEIGHT
   }
 
   show(data) {
+    const { height } = this
     this.data = data
+    this.applyFold()
     this.draw()
+    if (this.height !== height) this.onResize()
   }
 
   remove() {}
 
   applyFold() {
-    this.root.classList.toggle("lc-shut", !this.open)
+    this.root.classList.toggle("lc-shut", this.height === SHUT_HEIGHT)
     this.root.style.minHeight = `${this.height}px`
   }
 
@@ -77,8 +80,8 @@ export class Foldable {
 
   /** The headline's right part. */
   say(status) {
-    this.arrow.textContent = this.open ? "\u25be" : "\u25b8"
-    this.status.textContent = status
+    this.arrow.textContent = this.height === SHUT_HEIGHT ? "\u25b8" : "\u25be"
+    this.status.textContent = this.head.title = status
   }
 
   /** The wheel scrolls what is longer than its place, instead of zooming the graph. */

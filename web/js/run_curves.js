@@ -5,7 +5,7 @@ const DIGITS = 6
 
 export class RunCurves {
   constructor({ run = null, prompt = null, guided = true, steps = 0, window = [0, steps], terms = [], held_out = [] }) {
-    Object.assign(this, { run, prompt, guided, steps, window, finished: false, final: null })
+    Object.assign(this, { run, prompt, guided, steps, window, finished: false, stopped: false, final: null })
     this.curves = [...terms, ...held_out].map(({ name, role }) => ({ name, role, watched: false }))
     this.curves.slice(terms.length).forEach((curve) => (curve.watched = true))
     this.points = [] // { step, values: one a curve or null, displacement, stopped: samples, seconds }
@@ -13,7 +13,9 @@ export class RunCurves {
   }
 
   /** Take in evaluations as the scores JSON has them, averaged over the samples of a batch. */
-  add({ evaluations = [] }) {
+  add({ evaluations = [], stopped: hasStopped = false }) {
+    // A finished run's report has a list of samples there, which the guard stopped.
+    this.stopped ||= hasStopped === true
     for (const { step, similarities, displacement_rms, stopped, seconds } of evaluations) {
       this.samples = displacement_rms.length
       this.points.push({
@@ -47,13 +49,17 @@ export class RunCurves {
 
   /** What a workflow keeps. A run of very many evaluations keeps every nth. */
   toStored() {
-    const { run, prompt, guided, steps, window, curves, samples, final, finished } = this
+    const { run, prompt, guided, steps, window, curves, samples, final, finished, stopped } = this
     const every = Math.ceil(this.points.length / STORED_POINTS)
     const points = this.points
       .filter((_, i) => i % every === 0)
       .map((point) => ({ ...point, values: point.values.map(short), displacement: short(point.displacement) }))
-    const kept = { run, prompt, guided, steps, window: [...window], curves, samples, finished, points }
+    const kept = { run, prompt, guided, steps, window: [...window], curves, samples, finished, stopped, points }
     return { version: 1, ...plain(kept), final: final && final.map(short) }
+  }
+
+  get hasEnded() {
+    return this.finished || this.stopped
   }
 
   /** Nothing to show: the run was not guided. */

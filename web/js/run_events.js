@@ -1,4 +1,4 @@
-// How panels hear of runs: while they go on, when a node is done, and after the page was not connected for a while.
+// How panels hear of runs: while they go on, when a node is done, and after the page did not listen for a while.
 
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
@@ -25,11 +25,11 @@ export function addPanel(panel) {
 
 function onMessage({ kept, live, runs }, message) {
   const data = live.begins(message) ? live.make(message) : runs.get(message.run)
-  if (!data) return // its beginning went by before the page was there, and will be sent again
+  if (!data) return // its beginning went by before the page listened; it has asked for all of it
   runs.set(message.run, data)
   workflowOfPrompt.set(message.prompt, message.workflow)
   data.add(message)
-  kept.give(message.workflow, message.node, live.nodes, data, { save: data.finished })
+  kept.give(message.workflow, message.node, live.nodes, data, { save: data.hasEnded })
 }
 
 function onExecuted({ prompt_id, node, display_node, output }) {
@@ -39,13 +39,25 @@ function onExecuted({ prompt_id, node, display_node, output }) {
   }
 }
 
-/** Outputs of this page's prompts whose end it did not hear of, oldest first. */
+/** Ask for what the server told while this page was reloaded or not connected. */
 async function catchUp() {
+  const client = api.clientId ?? api.initialClientId
+  if (!client) return
+  try {
+    await hearOutputs(client)
+    await api.fetchApi(`/lora_conductor/tell_again?client=${encodeURIComponent(client)}`, { method: "POST" })
+  } catch (error) {
+    console.warn("LoRA Conductor: could not ask what was missed.", error)
+  }
+}
+
+/** Outputs of this page's prompts whose end it did not hear of, oldest first. */
+async function hearOutputs(client) {
   const answer = await api.fetchApi(`/history?max_items=${MISSED_PROMPTS}`)
   if (!answer.ok) return
   for (const [prompt_id, { prompt, outputs, meta }] of Object.entries(await answer.json())) {
     const extra = prompt[3] ?? {}
-    if (extra.client_id !== api.clientId || ended.has(prompt_id)) continue
+    if (extra.client_id !== client || ended.has(prompt_id)) continue
     workflowOfPrompt.set(prompt_id, extra.extra_pnginfo?.workflow?.id)
     for (const [node, output] of Object.entries(outputs ?? {}))
       onExecuted({ prompt_id, node, display_node: meta?.[node]?.display_node, output })
@@ -60,7 +72,7 @@ app.registerExtension({
     for (const end of ENDS) api.addEventListener(end, ({ detail }) => ended.set(detail.prompt_id, true))
     api.addEventListener("executed", ({ detail }) => onExecuted(detail))
     api.addEventListener("reconnected", catchUp)
-    await fetchWords()
+    await Promise.all([fetchWords(), catchUp()])
   },
   nodeCreated(node) {
     for (const { kept, nodes } of panels) kept.attach(node, nodes)

@@ -8,8 +8,8 @@ const VALUES = 4 // of a cell: weight of subject and style, score of subject and
 const STORED_CHARACTERS = 48_000
 
 export class RunMap {
-  constructor({ run = null, prompt = null, steps = 0, policy = "", loras = [], layers = [], finished = false }) {
-    Object.assign(this, { run, prompt, steps, policy, loras, finished })
+  constructor({ run = null, prompt = null, steps = 0, policy = "", loras = [], layers = [], finished = false, stopped = false, nothing = "" }) {
+    Object.assign(this, { run, prompt, steps, policy, loras, finished, stopped, nothing })
     this.layers = [...layers]
     this.columns = new Map() // step -> numbers, VALUES a layer
   }
@@ -21,14 +21,25 @@ export class RunMap {
     this.loras = message.loras ?? this.loras
     for (const [step, text] of Object.entries(message.columns)) this.columns.set(Number(step), decode(text))
     this.finished ||= message.finished
+    this.stopped ||= message.stopped ?? false
+    this.nothing = message.nothing ?? this.nothing
+  }
+
+  get hasEnded() {
+    return this.finished || this.stopped
+  }
+
+  /** The run routed nothing, or was stopped before it did. */
+  get isNothing() {
+    return this.hasEnded && !this.layers.length
   }
 
   /** From a routing record, as RoutingReport gives it. */
   static ofRecord(record, prompt) {
-    const { steps, layers, loras, title: policy } = record
-    const map = new RunMap({ prompt, steps, layers, loras, policy, finished: true })
+    const { steps, layers, loras, title: policy, nothing } = record
+    const map = new RunMap({ prompt, steps, layers, loras, policy, nothing, finished: true })
     const tables = [...record.weights, ...record.scores]
-    for (let step = 0; step < steps; step++) {
+    for (let step = 0; step < (layers.length && steps); step++) {
       const column = layers.flatMap((_, layer) => tables.map((table) => table[layer][step] ?? NaN))
       map.columns.set(step, Float64Array.from(column))
     }
@@ -45,12 +56,13 @@ export class RunMap {
 
   /** What a workflow keeps. A map too large for it keeps every nth step. */
   toStored() {
-    const { run, prompt, steps, policy, loras, layers, finished } = this
+    const { run, prompt, steps, policy, loras, layers, finished, stopped, nothing } = this
     const room = Math.max(2, Math.floor(STORED_CHARACTERS / (layers.length * VALUES * 2 || 1)))
     const every = Math.ceil(this.columns.size / room)
     const kept = [...this.columns].sort(([a], [b]) => a - b).filter((_, i) => i % every === 0)
     const columns = Object.fromEntries(kept.map(([step, values]) => [step, encode(values)]))
-    return { version: 1, run, prompt, steps, policy, loras, layers: [...layers], finished, columns }
+    const ended = { finished, stopped, nothing }
+    return { version: 1, run, prompt, steps, policy, loras, layers: [...layers], ...ended, columns }
   }
 
   /** Weights and scores of some layers at a step, on average; null where nothing is known. */

@@ -9,7 +9,7 @@ const STORED_CHARACTERS = 12_000 // a workflow should not grow without bounds fo
 /** What a node said in its last run. */
 export class Report {
   constructor({ text, prompt = null }) {
-    Object.assign(this, { text, prompt, finished: true })
+    Object.assign(this, { text, prompt, hasEnded: true })
   }
 
   static ofStored(stored) {

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
+import os
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+import torch
 
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from .catalogue import FAMILIES
@@ -54,19 +58,28 @@ def page(rows: list[list[Cell]], version: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def measured(name: str) -> list[Cell]:
+    """A family's row, in a process of its own."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_row(name, Path(folder))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", action="append", help="only this one; may be given several times")
     parser.add_argument("--output", type=Path, default=REPO / "docs" / "routing-grid.md")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="families at a time")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
+    names = options.family or [name for name, family in FAMILIES.items() if family.in_host]
     rows = []
-    for name in options.family or [name for name, family in FAMILIES.items() if family.in_host]:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure_row(name, Path(folder)))
-        print(name, f"{max(cell.worst for cell in rows[-1]):.0e}", file=sys.stderr, flush=True)
-        options.output.write_text(page(rows, HOST.version))
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for row in pool.imap(measured, names):
+            rows.append(row)
+            print(row[0].family, f"{max(cell.worst for cell in row):.0e}", file=sys.stderr, flush=True)
+            options.output.write_text(page(rows, HOST.version))
     failed = [cell for row in rows for cell in row if not cell.passed]
     for cell in failed:
         print(f"FAILED {cell.family} {cell.setting}: {cell.errors}")

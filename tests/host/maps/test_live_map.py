@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+import lora_conductor.host.core.told as told_module
 import lora_conductor.host.maps.live as live_map
-from comfy_server import ComfyServer
+from comfy_server import ComfyServer, WorkflowError
 from lora_conductor.fusion.layers import Batch
 from lora_conductor.fusion.records import CallDecisions, Decision, record_of
 from lora_conductor.host.fusing import attachment_of, load_loras
@@ -24,7 +25,6 @@ from lora_conductor.host.loras import LoraChoice
 from lora_conductor.host.maps.codes import encode
 from lora_conductor.host.maps.columns import Columns
 from lora_conductor.host.maps.live import EVENT, RATE
-from lora_conductor.host.maps.missed import INTERVAL
 
 from ..map_reading import decode
 from ..tiny import sample, tiny_flux
@@ -163,14 +163,15 @@ def test_copies_of_a_router_have_maps_of_their_own(server: ComfyServer) -> None:
 
 
 async def heard(server: ComfyServer, client: str) -> list[dict[str, Any]]:
-    """Our events in the first moments of a page's connection."""
+    """Our events in the first moments of a page's connection, once it has asked for what it missed."""
     import aiohttp
 
     messages: list[dict[str, Any]] = []
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
+        await asyncio.to_thread(server.post, f"/api/lora_conductor/tell_again?client={client}")
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
             while True:
-                message = await socket.receive(3 * INTERVAL)
+                message = await socket.receive(2.0)
                 messages.append(json.loads(message.data))
     return [message["data"] for message in messages if message["type"] == EVENT]
 
@@ -192,14 +193,47 @@ def test_a_page_that_comes_back_is_told_the_whole_map(server: ComfyServer) -> No
         layers, table = told.map_of("routed")
         assert layers == record(history[prompt]["outputs"], "a")["layers"]
         assert same(table, as_table(record(history[prompt]["outputs"], "a")))
-    assert asyncio.run(heard(server, "somebody else")) == []
+    assert asyncio.run(heard(server, "somebody_else")) == []
 
 
-def test_policies_without_decisions_send_nothing(server: ComfyServer) -> None:
+@pytest.mark.parametrize(
+    ("why", "policy", "files"),
+    [
+        ("merged", "sum", {}),
+        ("merged", "ties", {}),
+        ("one_role", "recommended", {"style": "None"}),
+        ("one_role", "sum", {"style": "None"}),
+        ("no_loras", "recommended", {"subject": "None", "style": "None"}),
+    ],
+)
+def test_runs_that_route_nothing_say_why(server: ComfyServer, why: str, policy: str, files: dict[str, str]) -> None:
+    """On the router, and on the loader where it routes alone."""
     told = Told()
-    graph = world(dual=loader(), routed=router("sum"), **sampled("a", "routed"))
-    server.queue(graph, timeout=300, on_event=told)
-    assert told.messages == []
+    graph = world(dual=loader(**files), routed=router(policy), **sampled("a", "routed", report=True))
+    graph |= sampled("b", "dual") if policy == "recommended" else {}
+    outputs = server.queue(graph, timeout=300, on_event=told)["outputs"]
+    said = {message["node"]: message for _, message in told.messages}
+    assert set(said) == ({"routed", "dual"} if policy == "recommended" else {"routed"})
+    assert len(told.messages) == len(said)
+    for message in said.values():
+        assert (message["layers"], message["columns"], message["finished"]) == ([], {}, True)
+        assert message["nothing"] == why
+    assert outputs["a.report"]["routing"][0]["nothing"] == why
+
+
+def test_a_stopped_run_says_so(server: ComfyServer) -> None:
+    told = Told()
+    graph = world(dual=loader(), routed=router("kl_soft"), **sampled("a", "routed", steps=400))
+
+    def stop(kind: str, data: dict[str, Any]) -> None:
+        told(kind, data)
+        if kind == EVENT and not data.get("stopped"):
+            server.interrupt()
+
+    with pytest.raises(WorkflowError, match="interrupted"):
+        server.queue(graph, timeout=300, on_event=stop)
+    last = told.messages[-1][1]
+    assert last["stopped"] and not last["finished"] and len(last["columns"]) < 400
 
 
 def test_frozen_steps_are_on_the_map(server: ComfyServer) -> None:
@@ -219,11 +253,9 @@ def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property:
     server = SimpleNamespace(
         send_sync=lambda event, message, client: sent.append(json.dumps(message)),
         prompt_queue=queue,
-        sockets={},
-        loop=SimpleNamespace(call_soon_threadsafe=lambda *_: None),
+        sockets={"page": object()} if connected else {},
     )
-    page = (server, object(), "page") if connected else (server, None, "page")
-    monkeypatch.setattr(live_map, "page_of_prompt", lambda: page)
+    monkeypatch.setattr(told_module, "page_of_prompt", lambda: (server, None, "page"))
     spent = 0.0
 
     def timed(name: str) -> None:
@@ -250,5 +282,5 @@ def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property:
     sample(model, steps=40, cfg=2.5)
     share = spent / (time.thread_time() - start)
     record_property(f"share of sampling time, {'a page' if connected else 'nobody'} connected", share)
-    assert bool(sent) is connected
+    assert len(sent) > 2 if connected else len(sent) == 2, "to nobody only the whole, kept for a page that comes back"
     assert share <= (0.01 if connected else 0.001)

@@ -1,0 +1,105 @@
+"""Routing Report's verdict, and what the help pages say of share, strengths and balance: on real runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from lora_conductor.fusion.policies import RECOMMENDED, ScoredPolicy, StepContext
+from lora_conductor.fusion.records import RoutingRecord
+from lora_conductor.fusion.routing import NAMED, Refinement, with_settings
+from lora_conductor.host.fusing import attachment_of, load_loras, record_of_latent, set_policy
+from lora_conductor.host.fusing.verdict import cfg_of, loudness, verdict
+from lora_conductor.host.loras import LoraChoice
+from repo_paths import REPO
+
+from ..tiny import sample, tiny_flux
+from ..workflows import STYLE, SUBJECT, node
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_flux()
+
+
+def run(model: Any, policy: str = "recommended", strength: float = 1.0, steps: int = 8, **settings: Any) -> Any:
+    choices = [LoraChoice(SUBJECT, "subject", strength, 1.0), LoraChoice(STYLE, "style", 1.0, 1.0)]
+    loaded = set_policy(load_loras(model, None, choices)[0], *with_settings(NAMED[policy], Refinement(), settings))
+    latent = sample(loaded, steps=steps, cfg=2.5)
+    return record_of_latent(loaded, latent), attachment_of(loaded).spec
+
+
+def share(record: RoutingRecord) -> float:
+    found = record.subject_share()
+    assert found is not None
+    return found
+
+
+def test_equally_loud_files_have_the_share_that_the_help_page_says() -> None:
+    assert isinstance(RECOMMENDED, ScoredPolicy)
+    shares = []
+    for step in range(20):
+        subject, style = RECOMMENDED.weights(torch.zeros(()), 0.0, StepContext(step, 20))
+        shares.append(float(subject / (subject + style)))
+    page = (REPO / "web" / "docs" / "RoutingReport.md").read_text(encoding="utf-8")
+    assert f"About {sum(shares) / 20:.0%}".replace("%", " %") in page
+
+
+def test_a_strength_is_evened_out_and_lowers_its_share_and_balance_raises_it(model: Any) -> None:
+    plain, spec = run(model)
+    louder, louder_spec = run(model, strength=2.0)
+    ratio = loudness(louder, louder_spec) / loudness(plain, spec)
+    assert ratio == pytest.approx(2.0, rel=0.15)
+    assert share(louder) < share(plain) < share(run(model, balance=1.0)[0])
+    added = [record.weights * record.scores.sqrt() for record in (plain, louder)]
+    of_subject = [float((part[0] / part.sum(0)).nanmean()) for part in added]
+    assert of_subject[1] == pytest.approx(of_subject[0], abs=0.01), "what both add keeps its proportion"
+
+
+def test_says_how_loud_and_what_to_turn(model: Any) -> None:
+    record, spec = run(model, strength=3.0, balance=0.5)
+    logs = (record.scores[0] / record.scores[1]).sqrt().log()
+    times = math.exp(float(logs.nanmean()))
+    said = verdict(record, spec, 4, 2.5)
+    louder, shown = ("subject", times) if times > 1 else ("style", 1 / times)
+    assert said[0].startswith(
+        f"verdict: {len(record.layers)} layers routed, 4 entries left out; the {louder}'s file is"
+    )
+    assert f"{shown:.1f} times as loud" in said[0]
+    assert said[1:] == [
+        "next: if the face is lost, balance 1.5; if the style is weak, balance -0.5",
+        "next: if it is burnt, emphasis 1.5, then both strengths down together",
+    ]
+    assert "emphasis does nothing at CFG 1" in verdict(record, spec, 0, 1.0)[2]
+    assert "4 steps are few" in verdict(*run(model, steps=4), 0, 2.5)[-1]
+
+
+def test_where_one_has_nearly_everything_it_says_which(model: Any) -> None:
+    record, spec = run(model, "paper", balance=9.0)
+    assert share(record) > 0.8
+    said = verdict(record, spec, 0, 2.5)
+    assert "the subject holds nearly everything" in said[0] and "balance 8" in said[1]
+    record, spec = run(model, "paper", balance=-9.0)
+    assert "the style holds nearly everything" in verdict(record, spec, 0, 2.5)[0]
+
+
+def test_where_nothing_was_routed_it_says_why(model: Any) -> None:
+    record, spec = run(model, "sum")
+    assert (
+        verdict(record, spec, 0, 2.5)[0] == "verdict: nothing was routed, since the policy was merged before sampling"
+    )
+
+
+def test_scale_is_that_of_the_latent_s_own_sampler() -> None:
+    prompt = {
+        "report": node("RoutingReport", latent=["second", 0]),
+        "second": node("SamplerCustomAdvanced", guider=["guider", 0], latent_image=["first", 0]),
+        "guider": node("CFGGuider", cfg=4),
+        "first": node("KSampler", cfg=7.0),
+        "other": node("KSampler", cfg=1.0),
+    }
+    assert cfg_of(prompt, "report") == 4.0
+    assert cfg_of({"report": node("RoutingReport", latent=["x", 0]), "x": node("BasicGuider")}, "report") is None
