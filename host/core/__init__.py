@@ -6,7 +6,7 @@ from .execution import Place, executing, sources
 from .files import annotated_path, model_path
 from .kept import Kept, Origin
 from .log import logger
-from .modules import find_module, geometry_of, head_width, weight_reader
+from .modules import find_module, geometry_of, head_width, stores_plainly, weight_reader
 from .page import ids_of_prompt, page_of_prompt, send
 from .printable import printable
 from .progress import Progress
@@ -41,6 +41,7 @@ __all__ = [
     "sampled",
     "send",
     "sources",
+    "stores_plainly",
     "weight_reader",
     "write_new",
 ]
