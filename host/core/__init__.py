@@ -6,7 +6,7 @@ from .execution import Place, executing, inputs_of, sources
 from .files import annotated_path, model_path
 from .kept import Kept, Origin
 from .log import logger
-from .modules import find_module, geometry_of, head_width, restore_modules, weight_reader
+from .modules import find_module, geometry_of, head_width, restore_modules, stores_plainly, weight_reader
 from .page import say_on_node
 from .printable import printable, quoted
 from .progress import Progress
@@ -45,6 +45,7 @@ __all__ = [
     "sampled",
     "say_on_node",
     "sources",
+    "stores_plainly",
     "unreadable",
     "weight_reader",
     "write_new",

@@ -105,6 +105,28 @@ def _number(owner: Any, names: tuple[str, ...]) -> int | None:
     return None
 
 
+PLAIN = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def stores_plainly(model: ModelPatcher, key: str) -> bool:
+    """Whether a layer's weight is stored as the numbers it stands for, so that what core merges is rounded no worse.
+
+    Weights in float8, quantised or packed ones lose more of a merge than of what is added while sampling.
+    """
+    weight, set_weight, convert = get_key_weight(model.model, key)
+    if key in model.backup:
+        weight = model.backup[key].weight
+    geometry = geometry_of(model.model, key)
+    return (
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.dtype in PLAIN
+        and set_weight is None
+        and convert is None
+        and isinstance(geometry, Geometry)
+        and tuple(weight.shape) == geometry.weight_shape
+    )
+
+
 def weight_reader(model: ModelPatcher, key: str) -> Callable[[], Tensor | None]:
     """A function that reads a layer's weight ``[out, in, *kernel]``, float32, on the CPU, without patches.
 

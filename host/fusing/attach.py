@@ -7,7 +7,7 @@ what static policies merge, and layers that one role has to itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from comfy.model_patcher import ModelPatcher
@@ -16,6 +16,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy, Sum
 from ...fusion.records import Plan
 from ...fusion.routing import Refinement
+from ..core import stores_plainly
 from ..loras import LoraPatches, loras_on, remember
 from .live import ATTACHMENT, LiveFusion
 from .order import Placed, left_to_core, of_others, placed_lora, put_on, refuse_reshaped, take_off
@@ -142,8 +143,8 @@ def _attach(
     if spec is not None and isinstance(spec.policy, StaticPolicy) and not (always_live or _in_live_sum(spec)):
         now.merged = merged_patches(spec)
     elif spec is not None:
-        settled = () if always_live or spec.concerns_lone_layers else (set(spec.layers) - set(spec.shared))
-        now.spec = spec = replace(spec, settled=frozenset(layer.name for layer in settled))
+        settled = frozenset() if always_live or spec.concerns_lone_layers else frozenset(_lone_layers(model, spec))
+        now.spec = spec = replace(spec, settled=settled)
         now.merged = [placed_lora(lora, spec.settled) for lora in spec.loras]
         if len(spec.settled) < len(spec.layers):
             now.live = LiveFusion(spec, held.shown_on)
@@ -164,6 +165,14 @@ def _attach(
 def _summed(model: ModelPatcher) -> ModelPatcher:
     """A clone with the LoRAs as ordinary patches."""
     return set_policy(model, Sum())
+
+
+def _lone_layers(model: ModelPatcher, spec: FusionSpec) -> Iterator[str]:
+    """Names of layers that one role has to itself, and whose weights core can merge as well as we can add to them."""
+    shared = {layer.name for layer in spec.shared}
+    for layer in spec.layers:
+        if layer.name not in shared and stores_plainly(model, f"{layer.name}.weight"):
+            yield layer.name
 
 
 def _in_live_sum(spec: FusionSpec) -> bool:

@@ -29,9 +29,9 @@ KOHYA = "kohya"
 
 
 def prefixes_of(bench: Bench) -> dict[str, dict[str, Shape]]:
-    """By head, the prefixes of layers with the shape that each is for; slices where the host has those."""
+    """By head, the prefixes of layers with the shape that each is for; slices that do not overlap where there are."""
     found: dict[str, dict[str, Shape]] = {}
-    taken: dict[str, set[str]] = {}
+    taken: dict[tuple[str, str], list[range]] = {}
     keys = list(bench.shapes)
     chosen = set(keys[:: max(1, len(keys) // LAYERS)]) | {key for key in keys if key.endswith("img_in.weight")}
     for prefix, raw in comfy.lora.model_lora_keys_unet(bench.model().model, {}).items():
@@ -40,12 +40,11 @@ def prefixes_of(bench: Bench) -> dict[str, dict[str, Shape]]:
         shape = bench.shapes.get(target.key)
         if shape is None or target.key not in chosen or target.function is not None:
             continue
-        if target.offset is None:
-            if target.key not in taken.setdefault(head, set()):
-                found.setdefault(head, {})[prefix] = shape
-                taken[head].add(target.key)
-        elif target.offset[0] == 0 and head != GENERIC and sum(target.offset[1:]) <= shape[0]:
-            found.setdefault(head, {})[prefix] = (target.offset[2], *shape[1:])
+        dim, start, length = target.offset or (0, 0, shape[0])
+        rows, others = range(start, start + length), taken.setdefault((head, target.key), [])
+        if dim == 0 and rows.stop <= shape[0] and all(rows.start >= r.stop or rows.stop <= r.start for r in others):
+            found.setdefault(head, {})[prefix] = (length, *shape[1:])
+            others.append(rows)
     return found
 
 

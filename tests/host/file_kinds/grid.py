@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
@@ -89,6 +90,8 @@ class Grid:
         self.name, self.folder = name, folder
         self.bench = Bench(FAMILIES[name], folder)
         self.prefixes = prefixes_of(self.bench)
+        weights = comfy.lora.model_lora_keys_unet(self.model.model, {}).items()
+        self._keys = {prefix: raw if isinstance(raw, str) else raw[0] for prefix, raw in weights}
         self._pictures: dict[Any, Tensor] = {}
         self._number = 0
 
@@ -129,29 +132,34 @@ class Grid:
     def _in_chain(
         self, cell: Cell, chain: Chain, files: dict[str, Path], layers: Layers, oddity: Oddity, tamper: Tamper | None
     ) -> Cell:
-        names = [name for step in chain for name in ((step,) if isinstance(step, str) else step) if name]
+        loaded = [name for step in chain for name in ((step,) if isinstance(step, str) else step) if name]
         victim = victim_of(layers)
-        core, useless = self._of_core([files[name] for name in names])
+        core, useless = self._of_core([files[name] for name in loaded])
         if useless or oddity.of_one_layer:
             # What remains of the file without the layer that core cannot use, or leaves out with a line in its log.
             rest = self._file({prefix: tensors for prefix, tensors in layers.items() if prefix != victim}, KOHYA)
-            without, _ = self._of_core([rest if name == "odd" else files[name] for name in names])
+            without, _ = self._of_core([rest if name == "odd" else files[name] for name in loaded])
             if core is not None and without is not None and torch.equal(core, without):
                 useless = "left out"
             core = without
+        if cell.oddity == "alpha inf" and ROWS[cell.kind].in_float32:
+            useless = "no constraint"
         moved = tiny.relative(self.bench.base(torch.float32), core) if core is not None else 0.0
         if not useless and moved == 0:
             useless = "no difference"
         cell = replace(cell, useless=cell.useless or useless, moved=min(cell.moved, moved))
         try:
-            pictures = list(self._ours(chain, files, oddity, tamper))
+            pictures = list(self._ours(chain, files, oddity, not ROWS[cell.kind].additive, tamper))
         except ConductorError as error:
             cell, pictures = replace(cell, said=str(error)), []
-        cell = replace(cell, named=victim in cell.said or files["odd"].name in cell.said)
+        blamed = victim, self._keys.get(victim, victim), files["odd"].name
+        cell = replace(cell, named=any(name in cell.said for name in blamed))
         errors = [tiny.relative(picture, core) for picture in pictures if core is not None]
         return replace(cell, error=max([cell.error, *errors]))
 
-    def _ours(self, chain: Chain, files: dict[str, Path], oddity: Oddity, tamper: Tamper | None) -> Iterator[Tensor]:
+    def _ours(
+        self, chain: Chain, files: dict[str, Path], oddity: Oddity, sees_weight: bool, tamper: Tamper | None
+    ) -> Iterator[Tensor]:
         """Pictures in which every layer gets both LoRAs whole: added while sampling, and as core's patches."""
         model = self.model
         for step in chain:
@@ -160,8 +168,10 @@ class Grid:
             else:
                 roles = {role: files[name] for role, name in zip(("subject", "style"), step, strict=True) if name}
                 model = _loaded(model, roles, tamper)
-        yield self.bench.sample(set_policy(model, Sum(), always_live=True))
         loads = [step for step in chain if not isinstance(step, str)]
+        # Added while sampling, each of the two looks at the model's own weight; one after the other is only for `sum`.
+        if not (sees_weight and any(load[0] and load[1] == "odd" for load in loads)):
+            yield self.bench.sample(set_policy(model, Sum(), always_live=True))
         if oddity.static or all("" in load or "rest" in load for load in loads):
             yield self.bench.sample(set_policy(model, Sum()) if oddity.static else model)
 

@@ -112,6 +112,9 @@ def test_live_sum_is_the_merge_into_what_the_weights_stand_for(models, kinds, tm
     error = tiny.relative(tiny.sample(set_policy(loaded, Sum(), always_live=True), steps=2), truth)
     record_property(f"{kinds}, without LoRAs {rounding:.1e}", error)
     assert tiny.relative(plain, truth) > 0.03 and error < max(1e-5, 1.5 * rounding) and rounding < 0.03
+    # One LoRA alone: what core would merge into such weights is rounded like them.
+    alone, exactly = fused(model, loras[0]), tiny.core_stacked(exact, loras[0])
+    assert tiny.relative(tiny.sample(alone, steps=2), tiny.sample(exactly, steps=2)) < max(1e-5, 1.5 * rounding)
     for policy, settings in ((RECOMMENDED, None), (RECOMMENDED, Refinement(granularity="head", cap=1.0))):
         assert tiny.sample(set_policy(loaded, policy, settings), steps=2).isfinite().all()
     assert torch.equal(tiny.sample(model, steps=2), plain)
