@@ -21,8 +21,9 @@ from ...fusion.routing import name_of
 from ..core import ConductorError, Origin, Progress, listed
 from ..fusing import FusionSpec, attachment_of, plan_of_latent, record_of_latent
 from ..loras import LoraOnModel, loras_on
-from .file import RANKS, BakedFile, BakedTensors, metadata_of, write
+from .file import RANKS, BakedFile, BakedTensors, write
 from .fused import Source, model_source, text_source
+from .header import headers_of, metadata_of, words_of
 from .merged import add_merged, low_rank_parts
 from .names import Reorder, covers
 
@@ -131,6 +132,7 @@ def bake_to_file(
     file = write(baked, metadata_of(baked, parents, texts, fusion, prompt, extra), filename_prefix)
     weights = _weights_in_words(baked, record, settings, policy)
     notes = [*_notes(spec, baked, bool(texts), _others_patch(model, parents)), *_readers(baked)]
+    notes += words_of(headers_of((*parents, *texts)))
     return file, _report(baked, file, weights, notes)
 
 

@@ -1,29 +1,21 @@
-"""The file of a baked LoRA: its tensors, its header, its place; written whole or not at all."""
+"""The file of a baked LoRA: its tensors and its place; written whole or not at all."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import comfy.utils
 import folder_paths
 import torch
-from comfy.cli_args import args
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ...fusion.averaging import Losses
 from ...fusion.baking import Factors, low_rank
-from ..core import ConductorError, pack_version, place_of, printable, write_new
-from ..loras import LoraOnModel
+from ..core import ConductorError, place_of, write_new
 
 RANKS = (4, 8, 16, 32, 64, 128)  # of which the report says what they would keep
-# What other programs read to know which models a LoRA is for: kept where all parents say the same.
-FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
 @dataclass
@@ -108,68 +100,6 @@ class BakedFile:
 
     path: Path
     name: str | None
-
-
-def metadata_of(
-    baked: BakedTensors,
-    parents: Sequence[LoraOnModel],
-    texts: Sequence[LoraOnModel],
-    fusion: dict[str, Any],
-    prompt: Any = None,
-    extra: Any = None,
-) -> dict[str, str]:
-    """The header of a baked file: what it was made of, for people, for us, and for other programs.
-
-    Args:
-        baked: the tensors.
-        parents: the LoRA files that went into its part for the diffusion model.
-        texts: those that went into its part for the text encoder.
-        fusion: policy and step, as JSON.
-        prompt, extra: the workflow, as ComfyUI's saving nodes get it. Left out under ``--disable-metadata``.
-    """
-    names = list(dict.fromkeys(parent.name for parent in (*parents, *texts)))
-    rank = max(baked.ranks.values(), default=0)
-    lost = list(baked.lost.values())
-    own = {
-        "version": pack_version(),
-        "parents": [parent.header() for parent in parents],
-        "text_encoder": [parent.header() for parent in texts],
-        **fusion,
-        "rank": rank,
-        "energy_lost_mean": sum(lost) / max(1, len(lost)),
-        "energy_lost_max": max(lost, default=0.0),
-        "averaged_away": {} if baked.losses is None else baked.losses.shares,
-        "left_out": baked.left_out,
-    }
-    metadata = {
-        "lora_conductor": json.dumps(own),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": printable(" x ".join(Path(name).stem for name in names)),
-        "modelspec.merged_from": printable(", ".join(names)),
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(rank),
-        **_agreed((*parents, *texts)),
-    }
-    if not args.disable_metadata:
-        metadata |= {} if prompt is None else {"prompt": json.dumps(prompt)}
-        metadata |= {key: json.dumps(value) for key, value in (extra or {}).items()}
-    return metadata
-
-
-def _agreed(parents: Sequence[LoraOnModel]) -> dict[str, str]:
-    """What all parents' own headers say of the models that they are for."""
-    headers = [_header_of(path) for path in dict.fromkeys(parent.path for parent in parents)]
-    said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
-    agreed = {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
-    return printable(agreed)
-
-
-def _header_of(path: str) -> dict[str, str]:
-    """The header of a safetensors file; nothing for other files, and for files that are gone by now."""
-    if not path.endswith(".safetensors") or not os.path.isfile(path):
-        return {}
-    return json.loads(comfy.utils.safetensors_header(path) or b"{}").get("__metadata__", {})
 
 
 def write(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -> BakedFile:
