@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,9 @@ class BakedTensors:
         odd: weights that are in it under names that only core knows.
         energy: of all low-rank updates.
         energies: by rank of ``RANKS``, how much of that the leading directions of each weight hold.
+        as_they_are: prefixes of updates that keep their kind of adapter.
+        dense: prefixes of low-rank updates that are of full rank.
+        enough: the share of its energy that a dense update keeps.
         losses: what its weights average away of a run; None where no run decided.
     """
 
@@ -46,6 +50,9 @@ class BakedTensors:
     odd: set[str] = field(default_factory=set)
     energy: float = 0.0
     energies: dict[int, float] = field(default_factory=lambda: dict.fromkeys(RANKS, 0.0))
+    as_they_are: set[str] = field(default_factory=set)
+    dense: set[str] = field(default_factory=set)
+    enough: float = 1.0
     losses: Losses | None = None
 
     def add_delta(self, prefix: str, delta: Factors | Tensor) -> None:
@@ -58,7 +65,7 @@ class BakedTensors:
         Raises:
             ConductorError: the dtype cannot hold it.
         """
-        cut = low_rank(delta, self.rank)
+        cut = low_rank(delta, self.rank, self.enough)
         if cut.rank == 0:
             return
         kernel = cut.down.ndim - 2
@@ -69,9 +76,24 @@ class BakedTensors:
             self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
         self.ranks[prefix] = cut.rank
         self.lost[prefix] = cut.lost / cut.energy
+        if cut.rank == min(cut.up.shape[0], cut.down[0].numel()):
+            self.dense.add(prefix)
         self.energy += cut.energy
         for rank in RANKS:
             self.energies[rank] += float(cut.energies[:rank].sum()) if len(cut.energies) else cut.energy - cut.lost
+
+    def add_as_it_is(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write an update in its own kind: tensors by what follows the prefix.
+
+        Raises:
+            ConductorError: the dtype cannot hold it.
+        """
+        for leaf, value in tensors.items():
+            if leaf == "alpha":
+                self.tensors[f"{prefix}.alpha"] = value.float()
+            else:
+                self.add(f"{prefix}.{leaf}", value)
+        self.as_they_are.add(prefix)
 
     def add(self, key: str, value: Tensor) -> None:
         """Write a tensor as it is.
