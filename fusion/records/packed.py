@@ -5,8 +5,6 @@ A run of SDXL decides some hundred thousand weights. As a tensor each they would
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import sys
 from array import array
@@ -92,7 +90,7 @@ class Packed(Sequence[Any]):
         return bool((self.values.abs() <= most).all()) and all(abs(number) <= most for number in self.numbers)
 
     def plain(self, layout: int) -> dict[str, Any]:
-        """As JSON: the number of its layout, float32 and float64 as base64, little end first."""
+        """As JSON: the number of its layout, float32 and float64 as hexadecimal digits, little end first."""
         plain: dict[str, Any] = {"layout": layout, "values": _text(array("f", self.values.numpy().tobytes()))}
         return plain | ({"numbers": _text(self.numbers)} if self.numbers else {})
 
@@ -164,7 +162,7 @@ def read_packed(value: dict[str, Any], layouts: Sequence[Layout], most: float, w
 
 
 def _text(numbers: array[float]) -> str:
-    return base64.b64encode(_little(numbers)).decode("ascii")
+    return _little(numbers).tobytes().hex()
 
 
 def _little(numbers: array[float]) -> array[float]:
@@ -179,9 +177,9 @@ def _numbers(kind: str, value: Any, count: int, where: str) -> array[float]:
     try:
         if not isinstance(value, str):
             raise ValueError
-        data = base64.b64decode(value.encode("ascii"), validate=True)
-    except (ValueError, binascii.Error):
-        raise PlanError(f"{where} must be numbers as base64, not {check.shown(value)}") from None
+        data = bytes.fromhex(value)
+    except ValueError:
+        raise PlanError(f"{where} must be numbers as hexadecimal digits, not {check.shown(value)}") from None
     if len(data) != count * numbers.itemsize:
         raise PlanError(f"{where} must have {count} numbers, and has {len(data) / numbers.itemsize:g}")
     numbers.frombytes(data)

@@ -13,8 +13,11 @@ from comfy_api.latest import io
 from ..core import ConductorError
 
 # What people write for a switch, in the languages that the nodes speak.
-OFF = "false off no nein aus falsch non faux falso 否 关 假 いいえ オフ 아니요 끔"
-ON = "true on yes ja ein an wahr oui vrai sí si 是 开 真 はい オン 예 켬"
+OFF = (
+    "false off no nein aus falsch non faux falso "
+    "\u5426 \u5173 \u5047 \u3044\u3044\u3048 \u30aa\u30d5 \uc544\ub2c8\uc694 \ub054"
+)
+ON = "true on yes ja ein an wahr oui vrai sí si \u662f \u5f00 \u771f \u306f\u3044 \u30aa\u30f3 \uc608 \ucf2c"
 SWITCH = dict.fromkeys(OFF.split(), False) | dict.fromkeys(ON.split(), True)
 
 
@@ -92,7 +95,7 @@ def _plain(value: Any, word: str) -> str:
 
 
 def _words(text: str, numbers: bool) -> Iterator[str]:
-    text = unicodedata.normalize("NFKC", text).replace("、", ",")
+    text = unicodedata.normalize("NFKC", text).replace("\u3001", ",")
     if numbers and ";" in text:
         text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     return (word for line in text.splitlines() for word in map(str.strip, re.split("[,;]", line)) if word)

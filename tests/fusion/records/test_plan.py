@@ -170,11 +170,13 @@ CHANGES_2 = {
     "layouts[0] must be for every layer: 2, not 1": lambda p: p["layouts"][0].pop(),
     f"{PACKED}.layout must be a whole number from 0 to 0": lambda p: p["calls"][0]["weights"].update(layout=1),
     f"{PACKED}.values is missing": lambda p: p["calls"][0]["weights"].pop("values"),
-    f"{PACKED}.values must be numbers as base64": lambda p: p["calls"][0]["weights"].update(values="*"),
-    f"{PACKED}.values must be numbers as base64, not 7": lambda p: p["calls"][0]["weights"].update(values=7),
-    f"{PACKED}.values must have 4 numbers, and has 1": lambda p: p["calls"][0]["weights"].update(values="AAAAAA=="),
+    f"{PACKED}.values must be numbers as hexadecimal digits": lambda p: p["calls"][0]["weights"].update(values="*"),
+    f"{PACKED}.values must be numbers as hexadecimal digits, not 7": lambda p: p["calls"][0]["weights"].update(
+        values=7
+    ),
+    f"{PACKED}.values must have 4 numbers, and has 1": lambda p: p["calls"][0]["weights"].update(values="00" * 4),
     f"{PACKED}.numbers must have 1 numbers, and has 0": lambda p: p["calls"][0]["weights"].pop("numbers"),
-    f"{PACKED} must be numbers from -10000": lambda p: p["calls"][0]["weights"].update(values="/" * 21 + "w=="),
+    f"{PACKED} must be numbers from -10000": lambda p: p["calls"][0]["weights"].update(values="ff" * 16),
 }
 
 
@@ -203,7 +205,7 @@ def test_a_plan_of_sdxl_is_small_and_read_fast(record_property):
     record_property("seconds to read", took)
     kept = sum(call.weights.values.numel() * 4 for call in read.calls)
     record_property("MB in memory", kept / 1e6)
-    assert len(text) < 3.5e6 and kept < 2.5e6 and took < 0.5
+    assert len(text) < 5e6 and kept < 2.5e6 and took < 0.5
     assert len({id(call.weights.layout) for call in read.calls}) == 1
     assert torch.equal(read.calls[99].weights[721][1], values[721, 1])
 
