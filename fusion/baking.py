@@ -130,7 +130,7 @@ def assembled(parts: Sequence[tuple[int, Factors | Tensor]], shape: tuple[int, .
     return dense.reshape(shape)
 
 
-def low_rank(delta: Factors | Tensor, rank: int = 0) -> LowRank:
+def low_rank(delta: Factors | Tensor, rank: int = 0, energy: float = 1.0) -> LowRank:
     """The best approximation of a delta of at most that rank (Eckart-Young); 0 keeps all of it.
 
     What is smaller than the delta's own rounding (see :func:`rounding`) is no part of its rank.
@@ -139,17 +139,20 @@ def low_rank(delta: Factors | Tensor, rank: int = 0) -> LowRank:
         delta: factors ``(up [out, r], down [r, in, *kernel])``, computed with in float64, or dense
             ``[out, in, *kernel]``, computed with as it is.
         rank: the most to keep.
+        energy: the share of a delta's energy ``||dW||_F^2`` that is enough of a dense one, which has full rank.
     """
     if rank < 0:
         raise ValueError(f"rank must not be negative, got {rank}")
     if isinstance(delta, Tensor):
-        return _of_dense(delta, rank)
+        return _of_dense(delta, rank, energy)
     up, down = delta
+    if down.shape[0] < min(up.shape[0], down[0].numel()):
+        energy = 1.0  # thin as it is
     q_up, r_up = torch.linalg.qr(up.double())
     q_down, r_down = torch.linalg.qr(down.double().flatten(1).T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
     noise = rounding((q_up.shape[0], q_down.shape[0]), torch.promote_types(up.dtype, down.dtype), s.dtype)
-    return _cut(q_up @ u, s, vh @ q_down.T, down.shape[1:], rank, noise)
+    return _cut(q_up @ u, s, vh @ q_down.T, down.shape[1:], rank, noise, enough=energy)
 
 
 def rounding(shape: Sequence[int], given: torch.dtype, computed: torch.dtype) -> float:
@@ -168,14 +171,14 @@ def rounding(shape: Sequence[int], given: torch.dtype, computed: torch.dtype) ->
     return (torch.finfo(given).eps + torch.finfo(computed).eps) / 2 * math.sqrt(sum(shape) + 1)
 
 
-def _of_dense(dense: Tensor, rank: int) -> LowRank:
+def _of_dense(dense: Tensor, rank: int, enough: float) -> LowRank:
     rows = dense.flatten(1)
     side = min(rows.shape)
     noise = rounding(rows.shape, rows.dtype, rows.dtype)
     rank = rank if rank < side else 0
-    if side <= (CUT_SVD_SIDE if rank else FULL_SVD_SIDE):
+    if enough < 1 or side <= (CUT_SVD_SIDE if rank else FULL_SVD_SIDE):
         u, s, vh = torch.linalg.svd(rows, full_matrices=False)
-        return _cut(u, s, vh, dense.shape[1:], rank, noise)
+        return _cut(u, s, vh, dense.shape[1:], rank, noise, enough=enough)
     energy = float(rows.square().sum(dtype=torch.float64))
     if rank == 0:
         # As it is, with the identity on the shorter side: nothing is lost, nor saved.
@@ -200,7 +203,16 @@ def _leading(rows: Tensor, count: int, rounds: int = 4) -> tuple[Tensor, Tensor,
     return u, s, vh @ basis.T
 
 
-def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, noise: float, beyond: float = 0.0) -> LowRank:
+def _cut(
+    u: Tensor,
+    s: Tensor,
+    vh: Tensor,
+    inner: torch.Size,
+    rank: int,
+    noise: float,
+    beyond: float = 0.0,
+    enough: float = 1.0,
+) -> LowRank:
     """Keep the leading directions of an SVD that leaves the energy ``beyond`` out, but no noise.
 
     Both sides share the singular values, so that neither leaves the range of float16.
@@ -209,6 +221,9 @@ def _cut(u: Tensor, s: Tensor, vh: Tensor, inner: torch.Size, rank: int, noise: 
     if rank:
         keep = min(keep, rank)
     energies = s.square().double()
+    if enough < 1:
+        missing = energies.sum() - energies.cumsum(0)
+        keep = min(keep, 1 + int((missing > (1 - enough) * energies.sum()).sum()))
     root = s[:keep].sqrt()
     return LowRank(
         u[:, :keep] * root,

@@ -76,6 +76,17 @@ class BakeFusedLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="The loader's CLIP, if the LoRAs trained a text encoder: its parts are written too.",
                 ),
+                io.Float.Input(
+                    "energy",
+                    default=1.0,
+                    min=0.5,
+                    max=1.0,
+                    step=0.005,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of changes that are not low-rank (DoRA, LoKr, OFT, ties, dare ...), the share of energy "
+                    "to keep. 1 keeps all, in files many times as large as the LoRAs.",
+                ),
             ],
             outputs=[
                 io.String.Output("file", tooltip="The file, as LoRA loaders list it."),
@@ -86,13 +97,22 @@ class BakeFusedLoRA(io.ComfyNode):
     @classmethod
     @typed
     def execute(
-        cls, model, steps: str, step: int, rank: int, dtype: str, filename_prefix: str, latent=None, clip=None
+        cls,
+        model,
+        steps: str,
+        step: int,
+        rank: int,
+        dtype: str,
+        filename_prefix: str,
+        latent=None,
+        clip=None,
+        energy: float = 1.0,
     ) -> io.NodeOutput:
         one = chosen(steps, (AVERAGE, ONE_STEP), "steps") == ONE_STEP
         hidden = cls.hidden
         origin = Origin(hidden.prompt, hidden.unique_id)
         kept = DTYPES[chosen(dtype, DTYPES, "dtype")]
-        settings = BakeSettings(step - 1 if one else None, rank, kept, origin)
+        settings = BakeSettings(step - 1 if one else None, rank, kept, origin, energy)
         samples = latent["samples"] if latent is not None else None
         file, report = bake_to_file(
             model, clip, samples, settings, filename_prefix, hidden.prompt, hidden.extra_pnginfo

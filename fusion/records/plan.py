@@ -2,9 +2,11 @@
 
 As JSON a plan is one object: ``format`` and ``version``; ``loras`` (name, role, strength, sha256 of the file);
 ``policy`` and ``refinement`` with their settings; ``sigmas``; ``layers``, in the order they run; ``calls``, one a
-condition, step and evaluation, with ``weights``: per layer ``[subject, style]``, each a number for all samples or
-``[sample][token][head]``, or null where it did not run; and ``frozen``, where the run was: per layer the weights of its
-rest. Numbers have nine digits, which is what a float32 needs to be read back as it was.
+condition, step and evaluation, with ``weights``; and ``frozen``, where the run was: per layer the weights of its rest.
+
+``weights`` are ``[subject, style]`` of every layer. In version 2 they are packed (:mod:`.packed`), by one of the plan's
+``layouts``. In version 1, which is read as ever, each is a number for all samples or ``[sample][token][head]``, or null
+where the layer did not run; numbers have nine digits, which is what a float32 needs to be read back as it was.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -27,12 +29,13 @@ from ..roles import ROLES
 from . import checks as check
 from .checks import PlanError, shown
 from .decisions import CallDecisions
+from .packed import Layout, Packed, Pair, pack, read_layout, read_packed
 
-FORMAT, VERSION = "lora-conductor-plan", 1
+FORMAT, VERSION, READ = "lora-conductor-plan", 2, (1, 2)
 MOST_BYTES, MOST_IN_MEMORY = 2**30, 2**32
 MOST_LORAS, MOST_LAYERS, MOST_CALLS, MOST_STEPS = 1000, 100_000, 1_000_000, 100_000
+MOST_LAYOUTS, MOST_ROWS = 1000, 10**7  # rows: of all layouts
 MOST_OF_A_WEIGHT = 1e4  # policies give from 0 to a few
-Pair = tuple[Weight, Weight]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,10 @@ class PlannedCall:
     step: int
     condition: str
     evaluation: int
-    weights: tuple[Pair | None, ...] = field(repr=False)
+    weights: Sequence[Pair | None] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", pack(self.weights))
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,24 @@ class Plan:
     def heads(self) -> dict[str, set[int]]:
         """By layer, how many numbers its weights have for the heads of a token."""
         found: dict[str, set[int]] = {layer: set() for layer in self.layers}
-        for call in self.calls:
-            for layer, pair in zip(self.layers, call.weights, strict=True):
-                found[layer].update(w.shape[-1] for w in pair or () if isinstance(w, Tensor))
+        for layout in self._layouts:
+            for layer, row in zip(self.layers, layout.rows, strict=True):
+                found[layer].update(shape[-1] for shape in row or () if shape)
         return found
+
+    @cached_property
+    def _layouts(self) -> dict[Layout, int]:
+        """Of the calls, numbered."""
+        layouts = dict.fromkeys(call.weights.layout for call in self.calls if isinstance(call.weights, Packed))
+        return {layout: i for i, layout in enumerate(layouts)}
 
     @cached_property
     def unsound(self) -> str | None:
         """Where it holds what no file may hold, as after a run that diverged; None for nowhere."""
         for i, call in enumerate(self.calls):
-            if _all_bounded(weight for pair in call.weights for weight in pair or ()):
+            if pack(call.weights).within(MOST_OF_A_WEIGHT):
                 continue
-            j = next(j for j, pair in enumerate(call.weights) if not _all_bounded(pair or ()))
+            j = next(j for j, pair in enumerate(call.weights) if not pack([pair]).within(MOST_OF_A_WEIGHT))
             return f"calls[{i}].weights[{j}] holds NaN, or a number beyond {MOST_OF_A_WEIGHT:g}"
         return None
 
@@ -115,14 +127,16 @@ class Plan:
                 "sigmas": list(self.sigmas),
                 "roles": list(ROLES),
                 "layers": list(self.layers),
+                "layouts": [layout.plain() for layout in self._layouts],
                 "calls": [
                     {
                         "step": call.step,
                         "condition": call.condition,
                         "evaluation": call.evaluation,
-                        "weights": [pair and [_plain(w) for w in pair] for pair in call.weights],
+                        "weights": call.weights.plain(self._layouts[call.weights.layout]),
                     }
                     for call in self.calls
+                    if isinstance(call.weights, Packed)
                 ],
                 "frozen": None if self.frozen is None else [list(pair) for pair in self.frozen],
             },
@@ -167,8 +181,8 @@ def loads(text: str | bytes) -> Plan:
     if not isinstance(read, dict) or read.get("format") != FORMAT:
         raise PlanError("it is no routing plan")
     version = check.entry(read, "version")
-    if isinstance(version, bool) or version != VERSION:
-        raise PlanError(f"it has version {shown(version)}, and this release reads version {VERSION}")
+    if isinstance(version, bool) or version not in READ:
+        raise PlanError(f"it has version {shown(version)}, and this release reads up to version {VERSION}")
     roles = read.get("roles", list(ROLES))
     if roles != list(ROLES):
         raise PlanError(f"roles must be {', '.join(ROLES)}, not {shown(roles)}")
@@ -176,13 +190,18 @@ def loads(text: str | bytes) -> Plan:
     calls = check.items(check.entry(read, "calls"), "calls", MOST_CALLS)
     if calls and not layers:
         raise PlanError("layers must name those that were decided, and is empty")
+    most = min(MOST_LAYOUTS, MOST_ROWS // max(1, len(layers)))
+    layouts = [
+        read_layout(layout, f"layouts[{i}]", len(layers))
+        for i, layout in enumerate(check.items(read.get("layouts", []), "layouts", most))
+    ]
     plan = Plan(
         tuple(_lora(lora, f"loras[{i}]") for i, lora in enumerate(check.items(read.get("loras"), "loras", MOST_LORAS))),
         _settings(check.entry(read, "policy"), "policy"),
         _settings(check.entry(read, "refinement"), "refinement"),
         tuple(check.number(s, f"sigmas[{i}]") for i, s in enumerate(_sigmas(check.entry(read, "sigmas")))),
         layers,
-        tuple(_call(call, f"calls[{i}]", len(layers)) for i, call in enumerate(calls)),
+        tuple(_call(call, f"calls[{i}]", len(layers), layouts) for i, call in enumerate(calls)),
         _frozen(read.get("frozen"), len(layers)),
     )
     # What the properties would find, for a file of ours; they look at everything once more.
@@ -230,7 +249,7 @@ def _a_number(value: Any, where: str) -> float:
 
 def _compact(read: dict[str, Any]) -> Any:
     """A call as tensors while the rest of the JSON is still read: as lists its weights would fill the memory."""
-    if read.keys() >= {"step", "condition", "evaluation", "weights"}:
+    if read.keys() >= {"step", "condition", "evaluation", "weights"} and isinstance(read["weights"], list):
         try:
             return _call(read, "", None)
         except PlanError:
@@ -238,15 +257,19 @@ def _compact(read: dict[str, Any]) -> Any:
     return read
 
 
-def _call(value: Any, where: str, layers: int | None) -> PlannedCall:
+def _call(value: Any, where: str, layers: int | None, layouts: Sequence[Layout] = ()) -> PlannedCall:
     if not isinstance(value, PlannedCall):
         call = check.an_object(value, where)
-        weights = check.items(check.entry(call, "weights", where), f"{where}.weights", MOST_LAYERS)
+        given = check.entry(call, "weights", where)
+        if isinstance(given, dict):
+            weights: Sequence[Pair | None] = read_packed(given, layouts, MOST_OF_A_WEIGHT, f"{where}.weights")
+        else:
+            weights = _weights(check.items(given, f"{where}.weights", MOST_LAYERS), f"{where}.weights")
         value = PlannedCall(
             check.whole(check.entry(call, "step", where), f"{where}.step", 0, MOST_STEPS),
             check.text(check.entry(call, "condition", where), f"{where}.condition"),
             check.whole(check.entry(call, "evaluation", where), f"{where}.evaluation"),
-            _weights(weights, f"{where}.weights"),
+            weights,
         )
     if layers is not None and len(value.weights) != layers:
         raise PlanError(f"{where}.weights must name every layer: {layers}, not {len(value.weights)}")
@@ -305,19 +328,8 @@ def _tensors(flat: list[Any], shapes: dict[tuple[int, int], tuple[int, int, int]
     return [part.reshape(shape) for part, shape in zip(values.split(sizes), shapes.values(), strict=True)]
 
 
-def _all_bounded(weights: Iterable[Weight]) -> bool:
-    known = [weight.flatten() if isinstance(weight, Tensor) else torch.tensor([float(weight)]) for weight in weights]
-    return not known or _bounded(torch.cat(known))
-
-
 def _bounded(values: Tensor) -> bool:
     return bool((values.abs() <= MOST_OF_A_WEIGHT).all())  # NaN is not
-
-
-def _plain(weight: Weight) -> Any:
-    if not isinstance(weight, Tensor):
-        return weight
-    return [[[float(f"{value:.9g}") for value in row] for row in rows] for rows in weight.tolist()]
 
 
 def plan_of(

@@ -21,8 +21,9 @@ from ...fusion.routing import name_of
 from ..core import ConductorError, Origin, Progress, listed
 from ..fusing import FusionSpec, attachment_of, left_on, plan_of_latent, record_of_latent, said_of_left
 from ..loras import LoraOnModel, loras_on
-from .file import RANKS, BakedFile, BakedTensors, metadata_of, write
+from .file import RANKS, BakedFile, BakedTensors, write
 from .fused import Source, model_source, text_source
+from .header import headers_of, metadata_of, words_of
 from .merged import add_merged, low_rank_parts
 from .names import Reorder, covers
 
@@ -38,12 +39,14 @@ class BakeSettings:
         rank: the most a weight may have; 0 for as much as it needs.
         dtype: of the file.
         origin: where the latent comes from, in a workflow.
+        energy: the share of its energy that is kept of an update that is dense (DoRA, LoKr, OFT, ties ...); 1 for all.
     """
 
     step: int | None = None
     rank: int = 0
     dtype: torch.dtype = torch.float32
     origin: Origin | None = None
+    energy: float = 1.0
 
 
 def bake(
@@ -78,13 +81,15 @@ def bake(
     kohya = sources[0].naming.kohya
     if clip is not None:
         sources.append(text_source(clip, kohya))
-    baked = BakedTensors(settings.rank, settings.dtype, kohya, losses=sources[0].losses)
+    baked = BakedTensors(settings.rank, settings.dtype, kohya, enough=settings.energy, losses=sources[0].losses)
     progress = Progress(sum(len(source.layers) for source in sources))
     for source in sources:
         beside, rest = low_rank_parts(source.merged, source.shapes)
         for layer in source.layers:
             progress.step()
             key = f"{layer.name}.weight"
+            if settings.rank == 0 and key not in beside and _add_as_it_is(baked, source, key):
+                continue
             _add_weight(baked, source, key, _parts_of(baked, layer, source) + beside.pop(key, []))
         for key, parts in beside.items():
             _add_weight(baked, source, key, parts)
@@ -133,6 +138,7 @@ def bake_to_file(
     notes = [
         *_notes(spec, baked, bool(texts), _others_patch(model, parents), left_on(model)),
         *_readers(baked),
+        *words_of(headers_of((*parents, *texts))),
     ]
     return file, _report(baked, file, weights, notes)
 
@@ -170,6 +176,15 @@ def _parts_of(baked: BakedTensors, layer: FusedLayer, source: Source) -> list[Pa
         else:
             parts.append((segment.start, segment.stop, delta))
     return parts
+
+
+def _add_as_it_is(baked: BakedTensors, source: Source, key: str) -> bool:
+    """Write a weight's only update in its own kind, if it has one and the file has one name for the weight."""
+    slots = source.naming.slots.get(key, ())
+    if key not in source.alone or len(slots) != 1 or slots[0].reorder is not None:
+        return False
+    baked.add_as_it_is(slots[0].prefix, source.alone[key])
+    return True
 
 
 def _add_weight(baked: BakedTensors, source: Source, key: str, parts: list[Part]) -> None:
@@ -269,6 +284,11 @@ def _readers(baked: BakedTensors) -> Iterator[str]:
             f"{len(baked.odd)} weights have names that ComfyUI alone knows, such as {min(baked.odd)}: other programs "
             "leave them out, and some refuse the file"
         )
+    if baked.as_they_are:
+        yield (
+            f"{len(baked.as_they_are)} weights that one LoRA has alone keep its kind of adapter, such as "
+            f"{min(baked.as_they_are)}: ComfyUI reads it, few other programs do. Any rank but 0 makes them plain"
+        )
     beside = [key for key in baked.tensors if key.endswith((".diff", ".diff_b", ".set_weight"))]
     if beside:
         yield (
@@ -289,6 +309,10 @@ def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[
     lines += _distance(baked.losses) if baked.losses is not None else ()
     if baked.ranks:
         lines.append(f"{len(baked.ranks)} weights, of rank {max(baked.ranks.values())} at most")
+        if baked.dense and baked.rank == 0 and baked.enough == 1:
+            lines.append(
+                f"  {len(baked.dense)} of them are of full rank, larger than their weights: energy below 1 cuts them"
+            )
         lost = baked.lost.values()
         worst = max(baked.lost, key=baked.lost.__getitem__)
         lines.append(

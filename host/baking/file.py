@@ -1,29 +1,22 @@
-"""The file of a baked LoRA: its tensors, its header, its place; written whole or not at all."""
+"""The file of a baked LoRA: its tensors and its place; written whole or not at all."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import comfy.utils
 import folder_paths
 import torch
-from comfy.cli_args import args
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ...fusion.averaging import Losses
 from ...fusion.baking import Factors, low_rank
-from ..core import ConductorError, pack_version, place_of, printable, write_new
-from ..loras import LoraOnModel
+from ..core import ConductorError, place_of, write_new
 
 RANKS = (4, 8, 16, 32, 64, 128)  # of which the report says what they would keep
-# What other programs read to know which models a LoRA is for: kept where all parents say the same.
-FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
 @dataclass
@@ -41,6 +34,9 @@ class BakedTensors:
         odd: weights that are in it under names that only core knows.
         energy: of all low-rank updates.
         energies: by rank of ``RANKS``, how much of that the leading directions of each weight hold.
+        as_they_are: prefixes of updates that keep their kind of adapter.
+        dense: prefixes of low-rank updates that are of full rank.
+        enough: the share of its energy that a dense update keeps.
         losses: what its weights average away of a run; None where no run decided.
     """
 
@@ -54,6 +50,9 @@ class BakedTensors:
     odd: set[str] = field(default_factory=set)
     energy: float = 0.0
     energies: dict[int, float] = field(default_factory=lambda: dict.fromkeys(RANKS, 0.0))
+    as_they_are: set[str] = field(default_factory=set)
+    dense: set[str] = field(default_factory=set)
+    enough: float = 1.0
     losses: Losses | None = None
 
     def add_delta(self, prefix: str, delta: Factors | Tensor) -> None:
@@ -66,7 +65,7 @@ class BakedTensors:
         Raises:
             ConductorError: the dtype cannot hold it.
         """
-        cut = low_rank(delta, self.rank)
+        cut = low_rank(delta, self.rank, self.enough)
         if cut.rank == 0:
             return
         kernel = cut.down.ndim - 2
@@ -77,9 +76,24 @@ class BakedTensors:
             self.tensors[f"{prefix}.alpha"] = torch.tensor(float(cut.rank))
         self.ranks[prefix] = cut.rank
         self.lost[prefix] = cut.lost / cut.energy
+        if cut.rank == min(cut.up.shape[0], cut.down[0].numel()):
+            self.dense.add(prefix)
         self.energy += cut.energy
         for rank in RANKS:
             self.energies[rank] += float(cut.energies[:rank].sum()) if len(cut.energies) else cut.energy - cut.lost
+
+    def add_as_it_is(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write an update in its own kind: tensors by what follows the prefix.
+
+        Raises:
+            ConductorError: the dtype cannot hold it.
+        """
+        for leaf, value in tensors.items():
+            if leaf == "alpha":
+                self.tensors[f"{prefix}.alpha"] = value.float()
+            else:
+                self.add(f"{prefix}.{leaf}", value)
+        self.as_they_are.add(prefix)
 
     def add(self, key: str, value: Tensor) -> None:
         """Write a tensor as it is.
@@ -108,75 +122,6 @@ class BakedFile:
 
     path: Path
     name: str | None
-
-
-def metadata_of(
-    baked: BakedTensors,
-    parents: Sequence[LoraOnModel],
-    texts: Sequence[LoraOnModel],
-    fusion: dict[str, Any],
-    prompt: Any = None,
-    extra: Any = None,
-) -> dict[str, str]:
-    """The header of a baked file: what it was made of, for people, for us, and for other programs.
-
-    Args:
-        baked: the tensors.
-        parents: the LoRA files that went into its part for the diffusion model.
-        texts: those that went into its part for the text encoder.
-        fusion: policy and step, as JSON.
-        prompt, extra: the workflow, as ComfyUI's saving nodes get it. Left out under ``--disable-metadata``.
-    """
-    names = list(dict.fromkeys(parent.name for parent in (*parents, *texts)))
-    rank = max(baked.ranks.values(), default=0)
-    lost = list(baked.lost.values())
-    own = {
-        "version": pack_version(),
-        "parents": [parent.header() for parent in parents],
-        "text_encoder": [parent.header() for parent in texts],
-        **fusion,
-        "rank": rank,
-        "energy_lost_mean": sum(lost) / max(1, len(lost)),
-        "energy_lost_max": max(lost, default=0.0),
-        "averaged_away": {} if baked.losses is None else baked.losses.shares,
-        "left_out": baked.left_out,
-    }
-    metadata = {
-        "lora_conductor": json.dumps(own),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": printable(" x ".join(Path(name).stem for name in names)),
-        "modelspec.merged_from": printable(", ".join(names)),
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(rank),
-        **_agreed((*parents, *texts)),
-    }
-    if not args.disable_metadata:
-        metadata |= {} if prompt is None else {"prompt": json.dumps(prompt)}
-        # Core hands on what the page sent, whatever it is; our own entries stay.
-        sent = extra if isinstance(extra, dict) else {}
-        metadata = {printable(key): json.dumps(value) for key, value in sent.items()} | metadata
-    return metadata
-
-
-def _agreed(parents: Sequence[LoraOnModel]) -> dict[str, str]:
-    """What all parents' own headers say of the models that they are for."""
-    headers = [_header_of(path) for path in dict.fromkeys(parent.path for parent in parents)]
-    said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
-    agreed = {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
-    return printable(agreed)
-
-
-def _header_of(path: str) -> dict[str, str]:
-    """What the header of a safetensors file says of the family; nothing for other files, and for files that are gone or
-    damaged by now: they were whole when they were loaded, and nothing else is read of them again."""
-    if not path.endswith(".safetensors"):
-        return {}
-    try:
-        said = json.loads(comfy.utils.safetensors_header(path) or b"{}")["__metadata__"]
-        return {key: said[key] for key in FAMILY_KEYS if isinstance(said.get(key), str)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
-        return {}
 
 
 def write(baked: BakedTensors, metadata: dict[str, str], filename_prefix: str) -> BakedFile:

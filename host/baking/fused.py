@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.lora
 import torch
@@ -15,12 +15,13 @@ from ...fusion.adapters import Delta, Geometry
 from ...fusion.averaging import Kept, Losses
 from ...fusion.baking import BakedWeights, Factors, baked_weights, weighted
 from ...fusion.layers import FusedLayer, SegmentDeltas
-from ...fusion.policies import StaticPolicy
+from ...fusion.policies import PassPolicy, StaticPolicy
 from ...fusion.records import RoutingRecord
 from ...fusion.roles import ROLES
 from ..core import ConductorError, geometry_of, weight_reader
 from ..fusing import FusionSpec, attachment_of, left_on
 from ..loras import Entry, Target, Unroutable, delta_of, loras_on
+from .alone import alone_of
 from .names import Naming, naming_of, text_naming
 
 # A segment's fused delta from those of its roles; None where nobody knows its weights.
@@ -37,6 +38,7 @@ class Source:
         merged: strength and entry of what core merges.
         shapes: of all weights of the two.
         naming: their names in the file.
+        alone: by weight, the tensors of updates that keep their kind of adapter.
         losses: what the weights average away of a run; None where no run decided.
     """
 
@@ -45,6 +47,7 @@ class Source:
     merged: list[tuple[float, Entry]]
     shapes: dict[str, tuple[int, ...]]
     naming: Naming
+    alone: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     losses: Losses | None = None
 
 
@@ -130,6 +133,7 @@ def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept |
         merged,
         shapes,
         naming_of(model.model, comfy.lora.model_lora_keys_unet(model.model, {}), shapes, targets),
+        {} if spec is not None and isinstance(spec.policy, PassPolicy) else alone_of(parents),
         losses,
     )
 

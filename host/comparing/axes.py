@@ -13,8 +13,10 @@ from comfy_api.latest import io
 from ..core import ConductorError
 
 # What people write for a switch, in the languages that the nodes speak.
-OFF = "false off no nein aus falsch non faux falso "
-OFF += "\u5426 \u5173 \u5047 \u3044\u3044\u3048 \u30aa\u30d5 \uc544\ub2c8\uc694 \ub054"
+OFF = (
+    "false off no nein aus falsch non faux falso "
+    "\u5426 \u5173 \u5047 \u3044\u3044\u3048 \u30aa\u30d5 \uc544\ub2c8\uc694 \ub054"
+)
 ON = "true on yes ja ein an wahr oui vrai sí si \u662f \u5f00 \u771f \u306f\u3044 \u30aa\u30f3 \uc608 \ucf2c"
 SWITCH = dict.fromkeys(OFF.split(), False) | dict.fromkeys(ON.split(), True)
 

@@ -157,6 +157,14 @@ def check_plan(spec: FusionSpec, plan: Plan, *, more_to_come: bool = False) -> N
     carried = Counter((lora.digest, lora.role) for lora in spec.loras)
     if planned == carried:
         _check_layers(spec, plan)
+    elif not more_to_come and not carried - planned:
+        missing = [lora for lora in plan.loras if (lora["sha256"], lora["role"]) in planned - carried]
+        named = " and ".join(f"{lora['role']} '{lora['name']}'" for lora in missing)
+        raise ConductorError(
+            f"plan: it also decides for {named}, which the model does not carry: the loader has no such file, or its "
+            "strength is 0. Give it another strength (the picture is the plan's own at the strength that the plan was "
+            "made with), or take the plan off KLLayerRouter."
+        )
     elif not more_to_come or carried - planned:
         wanted = " and ".join(f"{lora['role']} '{lora['name']}' ({lora['sha256'][:10]})" for lora in plan.loras)
         found = " and ".join(f"{lora.role} '{lora.name}' ({lora.digest[:10]})" for lora in spec.loras)

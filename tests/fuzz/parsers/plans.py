@@ -37,12 +37,16 @@ def _plan(**changes: Any) -> bytes:
 def _plans() -> list[bytes]:
     frozen = {"frozen": [[1.0, 0.5]] * 4, "refinement": {"freeze_after": 1, "granularity": "head"}}
     settled = {"calls": [], "layers": [], "sigmas": []}
+    from lora_conductor.fusion.records.plan import loads
+
     return [
         _plan(),
         _plan(**frozen),
         _plan(policy={"policy": "balanced", "emphasis": 2.5}),
         _plan(**settled, policy={"policy": "dare", "density": 0.5, "seed": 3}),
         _plan(**settled, policy={"policy": "k_lora", "variant": "s*", "alpha": 1.5}),
+        loads(_plan()).dumps().encode(),  # as version 2 has it
+        loads(_plan(**frozen)).dumps().encode(),
     ]
 
 

@@ -61,7 +61,7 @@ def folders(models_dir, tmp_path, monkeypatch):
 
     yield put
     for path in made:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def parent(model, seed, more=(), **kw):
@@ -192,6 +192,33 @@ def test_header_says_what_it_is(model, folders, monkeypatch):
     monkeypatch.setattr(args, "disable_metadata", True)
     second, _ = bake_to_file(fused, None, live, BakeSettings(), "loras/say", {"1": {}}, workflow)
     assert second.name == "say_00002_.safetensors" and not {"prompt", "workflow"} & set(read(second)[1])
+
+
+def test_what_trainers_said_of_the_parents_is_kept_by_name(model, folders):
+    words = {"subject": "zorvath fox", "style": "openmoji"}
+    tags = {"subject": {"10_fox": {"fox": 13, "zorvath": 12, "red": 3}}, "style": "no table"}
+    for seed, role in enumerate(words):
+        metadata = {
+            "modelspec.trigger_phrase": words[role],
+            "modelspec.usage_hint": f"as {role}",
+            "ss_tag_frequency": json.dumps(tags[role]) if role == "subject" else tags[role],
+            "ss_clip_skip": "2",
+            "ss_learning_rate": f"{seed}",
+            "other": "not of theirs",
+        }
+        folders(f"{role}.safetensors", parent(model, seed), metadata)
+    fused = set_policy(load(model)[0], Sum())
+    file, report = bake_to_file(fused, None, None, EXACT, "loras/words")
+    metadata = read(file)[1]
+    assert metadata["modelspec.trigger_phrase"] == "zorvath fox, openmoji" and metadata["ss_clip_skip"] == "2"
+    assert json.loads(metadata["ss_tag_frequency"]) == {"subject: 10_fox": tags["subject"]["10_fox"]}
+    kept = json.loads(metadata["lora_conductor_parents"])
+    assert [kept[f"{role}.safetensors"]["modelspec.usage_hint"] for role in words] == ["as subject", "as style"]
+    assert kept["style.safetensors"]["ss_learning_rate"] == "1" and "other" not in kept["style.safetensors"]
+    assert all(f"trigger words of {role}.safetensors: {said}" in report for role, said in words.items())
+    folders("subject.safetensors", parent(model, 0), {"ss_tag_frequency": json.dumps(tags["subject"])})
+    _, report = bake_to_file(set_policy(load(model)[0], Sum()), None, None, EXACT, "loras/words")
+    assert "subject.safetensors names no trigger words; its data most often said: fox, zorvath, red" in report
 
 
 def test_notes(model, folders):

@@ -250,6 +250,43 @@ def test_other_adapters_beside_a_lora(tmp_path, record_property, kind):
     assert tiny.relative(tiny.sample(model), made) > 1e-3 and error < 1e-4
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr_factored", "glora", "oft", "boft", "dora_out_lora", "diff"])
+def test_what_one_file_has_alone_keeps_its_kind(tmp_path, record_property, kind, strength):
+    """As small as it was, and what core makes of the parent; at other strengths where a tensor can take them."""
+    model = tiny.tiny_flux()
+    shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
+    path = make_file(tmp_path / "other.safetensors", kind, shapes)
+    routed = fused(model, (path, strength))
+    baked, _ = bake(routed, None, None, EXACT)
+    live = tiny.sample(tiny.core_stacked(model, (path, strength)))
+    error = tiny.relative(tiny.sample(with_file(model, baked, tmp_path / "baked.safetensors")), live)
+    record_property(f"{kind} alone at {strength}", error)
+    assert tiny.relative(tiny.sample(model), live) > 1e-3 and error < 1e-4
+    keeps = strength == 1 or kind in ("loha", "lokr", "lokr_factored", "diff")
+    assert len(baked.as_they_are) == (len(shapes) if keeps else 0)
+    if keeps:
+        assert baked.size <= 1.1 * path.stat().st_size
+    plain, _ = bake(routed, None, None, BakeSettings(None, 8, torch.float32))
+    assert not plain.as_they_are and 0 < max(plain.ranks.values()) <= 8
+
+
+def test_a_dense_update_keeps_the_energy_that_is_asked_for(tmp_path):
+    model = tiny.tiny_flux()
+    shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}
+    lora = tiny.make_lora(tmp_path / "lora.safetensors", shapes, size=0.3)
+    routed = fused(model, (lora, 0.9), (make_file(tmp_path / "other.safetensors", "lokr", shapes), 0.8), Sum())
+    whole, _ = bake(routed, None, None, EXACT)
+    cut, _ = bake(routed, None, None, replace(EXACT, energy=0.9))
+    assert cut.size < whole.size and whole.dense == set(whole.ranks) and not cut.dense
+    for prefix, rank in cut.ranks.items():
+        values = torch.linalg.svdvals(dense(whole, prefix)).square()
+        kept = values.cumsum(0) / values.sum()
+        assert kept[rank - 1] >= 0.9 - 1e-6 and (rank == 1 or kept[rank - 2] < 0.9 + 1e-6)
+    thin = fused(model, (lora, 0.9), (tiny.make_lora(tmp_path / "two.safetensors", shapes, seed=3), 0.8), Sum())
+    assert set(bake(thin, None, None, replace(EXACT, energy=0.5))[0].ranks.values()) == {8}, "low-rank sums stay whole"
+
+
 def test_what_needs_a_base_weight_that_cannot_be_read_is_named(tmp_path):
     model = tiny.tiny_flux()
     shapes = {key: shape for key, shape in tiny.layer_shapes(model).items() if "img_mlp" in key}

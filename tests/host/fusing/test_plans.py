@@ -105,6 +105,19 @@ def test_a_plan_of_other_loras_is_refused_by_the_node_it_comes_to(setting, polic
         fused(early, other, other)
 
 
+def test_a_lora_of_strength_0_is_named(setting, tmp_path):
+    model = set_policy(setting[1], KLSoft())
+    plan = plan_of_latent(model, tiny.sample(model, **KW))
+    shapes = tiny.layer_shapes(setting[0])
+    paths = {
+        role: tiny.make_lora(tmp_path / f"{role}.safetensors", shapes, seed=seed, size=0.2)
+        for role, seed in (("subject", 1), ("style", 2))
+    }
+    one_side = replaying(fused(setting[0], (paths["subject"], 0.8), (paths["style"], 0.0)), plan)
+    with pytest.raises(ConductorError, match=r"also decides for style 'style\.s.*its strength is 0.*another strength"):
+        tiny.sample(one_side, **KW)
+
+
 @pytest.mark.parametrize("policy", [KLSoft(), TIES()], ids=lambda p: p.name)
 def test_a_plan_may_come_before_between_and_after_its_loaders(setting, policy, tmp_path):
     model = set_policy(setting[1], policy)
