@@ -11,6 +11,7 @@ export function makeFoldable(node) {
   const inputs = inputsOf(node)
   if (!Object.values(inputs).some(([, options]) => options?.advanced)) return
   node.showAdvanced ??= false
+  for (const { name, options } of node.widgets) if (ALWAYS.includes(name)) options.advanced = false // in Nodes 2.0
   const button = node.addWidget("button", "lora_conductor_more", "", () => turn(node, inputs), {
     serialize: false,
     canvasOnly: true,
