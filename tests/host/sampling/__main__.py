@@ -1,7 +1,7 @@
 """Measure every way to sample and write it as tables: ``make sampling-grid``, into docs/compatibility.md.
 
-Our LoRAs, fused at run time by the plain sum, against ComfyUI's stacked loaders, with the same noise. Exits with 1 when a
-cell fails. ``--section NAME`` measures one section anew; the others stay as measured before (output/sampling.json).
+Our LoRAs, fused at run time by the plain sum, against ComfyUI's stacked loaders, with the same noise. Exits with 1 when
+a cell fails. ``--section NAME`` measures one section anew; the others stay as measured before (output/sampling.json).
 """
 
 from __future__ import annotations
