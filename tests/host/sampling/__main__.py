@@ -1,35 +1,49 @@
 """Measure every way to sample and write it as tables: ``make sampling-grid``, into docs/compatibility.md.
 
 Our LoRAs, fused at run time by the plain sum, against ComfyUI's stacked loaders, with the same noise. Exits with 1 when
-a cell fails. ``--section NAME`` measures one section, and writes it to ``--output`` only.
+a cell fails. ``--section NAME`` measures one section anew; the others stay as measured before (output/sampling.json).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from repo_paths import OUTPUT
 
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from .catalogue import SECTIONS, WAYS
 from .flags import FLAGS, FlagCell, measure_flags, rows
 from .table import table
-from .ways import Cell, World, measure
+from .ways import Cell, Way, World, measure
 
 PAGE = REPO / "docs" / "compatibility.md"
 BEGIN = "<!-- made by `make sampling-grid`: do not edit below -->"
 END = "<!-- made by `make sampling-grid`: do not edit above -->"
 OPTIONS = "Options"
 COSTLY = ("Samplers",)
+MEASURED = OUTPUT / "sampling.json"
+Place = tuple[str, str, str]
 
 
-def measured(sections: list[str]) -> list[Cell]:
+def place_of(way: Way) -> Place:
+    return way.section, way.row, way.column
+
+
+def measured(sections: Collection[str]) -> Iterator[Cell]:
     """The cells of these sections."""
-    cells, worlds = [], {}
+    worlds: dict[str, World] = {}
+    row: tuple[str, str] | None = None
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
             if way.section not in sections:
@@ -37,50 +51,77 @@ def measured(sections: list[str]) -> list[Cell]:
             if way.family not in worlds:
                 worlds[way.family] = World(way.family, Path(folder))
             # How far the LoRAs move the picture is asked once a row of samplers: it costs a third of the time.
-            asked = not cells or cells[-1].way.row != way.row or way.section != cells[-1].way.section
-            cells.append(measure(way, worlds[way.family], moves=asked or way.section not in COSTLY))
-            print(_line(cells[-1]), file=sys.stderr, flush=True)
-    return cells
+            asked = way.section not in COSTLY or row != (way.section, way.row)
+            row = way.section, way.row
+            yield measure(way, worlds[way.family], moves=asked)
 
 
-def _line(cell: Cell) -> str:
-    way = cell.way
-    return f"{way.section}: {way.row}, {way.column}: {cell.error:.1e} {cell.failure or cell.core_refuses}".rstrip()
+def line_of(cell: Cell) -> str:
+    """A cell for the terminal."""
+    said = cell.failure or cell.core_refuses
+    return f"{cell.way.section}: {cell.way.row}, {cell.way.column}: {cell.error:.1e} {said}".rstrip()
+
+
+def before() -> tuple[dict[Place, Cell], dict[tuple[str, ...], FlagCell]]:
+    """What earlier calls have measured, of the cells that there still are."""
+    if not MEASURED.exists():
+        return {}, {}
+    kept: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    ways = {place_of(way): way for way in WAYS}
+    cells = {tuple(place): values for place, values in kept["cells"]}
+    flags = [FlagCell(**{**values, "flags": tuple(values["flags"])}) for values in kept["flags"]]
+    found = {place: Cell(ways[place], **values) for place, values in cells.items() if place in ways}
+    return found, {cell.flags: cell for cell in flags if cell.flags in FLAGS}
+
+
+def keep(cells: dict[Place, Cell], flags: dict[tuple[str, ...], FlagCell]) -> None:
+    """Write down what was measured."""
+    plain = [
+        (place, {name: value for name, value in vars(cell).items() if name != "way"}) for place, cell in cells.items()
+    ]
+    MEASURED.parent.mkdir(exist_ok=True)
+    MEASURED.write_text(
+        json.dumps({"cells": plain, "flags": [asdict(cell) for cell in flags.values()]}, indent=1), encoding="utf-8"
+    )
 
 
 def with_table(page: str, text: str) -> str:
-    """The page with this text between our marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    """The page with this text between our marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    above, begin, rest = page.partition(BEGIN)
+    _, end, below = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page needs the lines\n{BEGIN}\n{END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    return f"{above}{BEGIN}\n\n{text}\n\n{END}{below}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", action="append", choices=[*SECTIONS, OPTIONS], help="only this one; repeatable")
-    parser.add_argument("--output", type=Path, help="a file for the tables, instead of the page")
     options = parser.parse_args()
-    if options.section and not options.output:
-        parser.error("a part of the tables needs --output")
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    began, sections = time.monotonic(), options.section or [*SECTIONS, OPTIONS]
-    cells = measured(sections)
-    flagged: list[FlagCell] = [measure_flags(flags) for flags in FLAGS] if OPTIONS in sections else []
-    minutes = (time.monotonic() - began) / 60
-    made = f"Made with ComfyUI {HOST.version}, in {minutes:.0f} minutes on a CPU."
-    text = f"{made} {table(cells, list(rows(flagged)) if flagged else [])}" if cells else "\n".join(rows(flagged))
-    if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    else:
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
-    failed = [_line(cell) for cell in cells if not cell.passed]
-    failed += [f"{' '.join(c.flags)}: {c.said or c.text}" for c in flagged if not c.passed]
+    began, sections = time.process_time(), options.section or [*SECTIONS, OPTIONS]
+    cells, flags = before()
+    for cell in measured(sections):
+        cells[place_of(cell.way)] = cell
+        print(line_of(cell), file=sys.stderr, flush=True)
+    for given in FLAGS if OPTIONS in sections else ():
+        flags[given] = measure_flags(given)
+    keep(cells, flags)
+    ordered = [cells[place_of(way)] for way in WAYS if place_of(way) in cells]
+    shown = [flags[given] for given in FLAGS if given in flags]
+    text = f"Made with ComfyUI {HOST.version}, on a CPU. {table(ordered, list(rows(shown)) if shown else [])}"
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    failed = [line_of(cell) for cell in ordered if not cell.passed]
+    failed += [f"{' '.join(cell.flags)}: {cell.said or cell.text}" for cell in shown if not cell.passed]
     for line in failed:
         print(f"FAILED {line}")
-    print(f"{len(cells) + len(flagged)} cells, {len(failed)} failed: {options.output or PAGE}")
+    minutes = math.ceil((time.process_time() - began) / 60)
+    print(f"{len(ordered) + len(shown)} cells, {len(failed)} failed, {minutes} minutes of one core: {PAGE}")
     return 1 if failed else 0
 
 

@@ -150,7 +150,7 @@ def measure(way: Way, world: World, *, moves: bool = True) -> Cell:
         got = way.run(world, one, world.ours)
     except Exception as error:
         return Cell(way, failure=_words(error))
-    moved = tiny.relative(way.run(world, other, none), expected) if moves else float("inf")
+    moved = tiny.relative(way.run(world, other, none), expected) if moves else 1.0
     return Cell(way, tiny.relative(got, expected), moved)
 
 
