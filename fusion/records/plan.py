@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers import Batch, Weight
+from ..layers import Weight
 from ..policies import StepContext
 from ..roles import ROLES
 from . import checks as check
 from .checks import PlanError, shown
 from .decisions import CallDecisions
+from .pairs import Pair, Place, pairs_of
 
 FORMAT, VERSION = "lora-conductor-plan", 1
 MOST_BYTES, MOST_IN_MEMORY = 2**30, 2**32
 MOST_LORAS, MOST_LAYERS, MOST_CALLS, MOST_STEPS = 1000, 100_000, 1_000_000, 100_000
 MOST_OF_A_WEIGHT = 1e4  # policies give from 0 to a few
-Pair = tuple[Weight, Weight]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PlannedCall:
     step: int
     condition: str
     evaluation: int
-    weights: tuple[Pair | None, ...] = field(repr=False)
+    weights: Sequence[Pair | None] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -326,39 +326,39 @@ def plan_of(
     header: dict[str, Any],
     frozen: Mapping[str, tuple[float, float]] | None = None,
 ) -> Plan:
-    """What was decided, for every sample apart; and, if it was frozen, at what weights."""
-    planned: list[PlannedCall] = []
+    """What was decided in calls that were read back, for every sample apart; if it was frozen, at what weights."""
     layers = _layers(calls)
-    rows = {place: row for row, place in enumerate(layers)}
-    for call in calls:
-        places = _places(call)
-        for i, (key, evaluation) in enumerate(zip(call.batch.keys, call.evaluations, strict=True)):
-            weights: list[Any] = [None] * len(layers)
-            for place, d in zip(places, call.decisions, strict=True):
-                weights[rows[place]] = tuple(_part(d.weights[role], i, call.batch) for role in ROLES)
-            planned.append(PlannedCall(call.step, key, evaluation, tuple(weights)))
+    planned = [
+        PlannedCall(call.step, key, evaluation, weights)
+        for call, places in zip(calls, _places_of_all(calls), strict=True)
+        for key, evaluation, weights in zip(
+            call.batch.keys, call.evaluations, pairs_of(call, places, layers), strict=True
+        )
+    ]
     names = tuple(name for name, _ in layers)
     still = None if frozen is None else tuple(frozen[name] for name in names)
     return Plan(**header, sigmas=sigmas, layers=names, calls=tuple(planned), frozen=still)
 
 
-def _places(call: CallDecisions) -> list[tuple[str, int]]:
-    """Name of each decision's segment, and how often it had run in the call before."""
+def _places(names: Iterable[str]) -> tuple[Place, ...]:
+    """Of each decision of a call: its segment's name, and how often that had run in the call before."""
     seen: dict[str, int] = {}
     places = []
-    for d in call.decisions:
-        places.append((d.layer, seen.get(d.layer, 0)))
-        seen[d.layer] = places[-1][1] + 1
-    return places
+    for name in names:
+        places.append((name, seen.get(name, 0)))
+        seen[name] = places[-1][1] + 1
+    return tuple(places)
 
 
-def _layers(calls: Sequence[CallDecisions]) -> list[tuple[str, int]]:
+def _places_of_all(calls: Sequence[CallDecisions]) -> list[tuple[Place, ...]]:
+    """Of each call; calls of the same layers share them."""
+    found: dict[tuple[str, ...], tuple[Place, ...]] = {}
+    for names in {call.layers: None for call in calls}:
+        found[names] = _places(names)
+    return [found[call.layers] for call in calls]
+
+
+def _layers(calls: Sequence[CallDecisions]) -> tuple[Place, ...]:
     """All places of all calls, in the order they first ran."""
-    return list(dict.fromkeys(place for call in calls for place in _places(call)))
-
-
-def _part(weight: Weight, index: int, batch: Batch) -> Weight:
-    if not isinstance(weight, Tensor):
-        return weight
-    parts = batch.parts(weight)
-    return weight.mean(0, keepdim=True) if parts is None else parts[index].clone()
+    different = dict.fromkeys(_places_of_all(calls))
+    return tuple(dict.fromkeys(place for places in different for place in places))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..layers import Weight, together
 from ..policies import Policy
-from .plan import Pair, Plan, PlannedCall
+from .pairs import Pair
+from .plan import Plan, PlannedCall
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..layers import Batch, FusedLayer, Probe, Segment, Weight
 from ..policies import PassPolicy, ScoredPolicy, StaticPolicy, StepContext
-from ..records import Decision, ReplayedCall
+from ..records import CallDecisions, Decision, ReplayedCall
 from ..roles import ROLES
 from .attention import attention_group
 from .emphasis import Emphasis
@@ -61,6 +61,10 @@ class Call:
     def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
         """Weights of a segment's branches (see ``FusedLayer.fuse``). Nothing is read back to the host."""
         return self.emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
+
+    def decided(self) -> CallDecisions:
+        """All that was decided, put together: for when the call is over."""
+        return CallDecisions.of(self.context.step, self.batch, self.evaluations, self.decisions)
 
     def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
         """Keep that a pass of the whole model ran with one role's LoRAs alone."""

@@ -117,7 +117,7 @@ class Run:
         with self._ending:
             self.fusing += call.fusing
             if call.decisions:
-                self.calls.append(CallDecisions(call.context.step, call.batch, call.evaluations, call.decisions))
+                self.calls.append(call.decided())
 
     def _keys(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the conditions in a call's batch, the same in every run, however they are packed."""
