@@ -90,17 +90,21 @@ class CallDecisions:
 
     @classmethod
     def of(
-        cls, step: int, batch: Batch, evaluations: tuple[int, ...], decisions: Sequence[Decision | None], *more: Block
+        cls, step: int, batch: Batch, evaluations: tuple[int, ...], decisions: Sequence[Decision | str], *more: Block
     ) -> CallDecisions:
         """From decisions one by one.
 
         Args:
-            decisions: in the order they were made; None where ``more`` has it, whose names are then to be put in.
+            decisions: in the order they were made; the segment's name where ``more`` has it.
+            more: with their rows among all of them.
         """
-        columns = [(math.nan,) * len(KINDS) if d is None else d.values() for d in decisions]
-        numbers = [[math.nan if v is None or isinstance(v, Tensor) else v for v in column] for column in columns]
-        names = tuple("" if d is None else d.layer for d in decisions)
-        table = torch.tensor(numbers, dtype=torch.float64).reshape(-1, len(KINDS)).T
+        columns = [() if isinstance(d, str) else d.values() for d in decisions]
+        table = torch.full((len(KINDS), len(columns)), math.nan, dtype=torch.float64)
+        if any(isinstance(v, float) for column in columns for v in column):
+            blank = (None,) * len(KINDS)
+            numbers = [[v if isinstance(v, float) else math.nan for v in column or blank] for column in columns]
+            table = torch.tensor(numbers, dtype=torch.float64).T
+        names = tuple(d if isinstance(d, str) else d.layer for d in decisions)
         return cls(step, batch, evaluations, names, (*more, *_blocks(columns)), table)
 
     def means(self) -> Tensor:
@@ -119,13 +123,16 @@ class CallDecisions:
 @torch.no_grad()
 def _blocks(columns: Sequence[Sequence[Any]]) -> Iterator[Block]:
     """The tensors among the values of decisions, those of one shape together."""
+    rows = tuple(row for row, column in enumerate(columns) if column)
+    if not rows:
+        return
     try:  # nearly always all are tensors of one shape: not even a look at each, there are thousands
         values = torch.stack([value for column in columns for value in column]).float()
     except (TypeError, RuntimeError):
         yield from _blocks_by_shape(columns)
     else:
-        values = values.unflatten(0, (len(columns), len(KINDS))).transpose(0, 1)
-        yield Block(tuple(range(len(columns))), tuple(range(len(KINDS))), values)
+        values = values.unflatten(0, (len(rows), len(KINDS))).transpose(0, 1)
+        yield Block(rows, tuple(range(len(KINDS))), values)
 
 
 def _blocks_by_shape(columns: Sequence[Sequence[Any]]) -> Iterator[Block]:

@@ -64,6 +64,14 @@ class Emphasis:
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
+    def of_pair(self, pair: Tensor) -> Tensor:
+        """Both weights ``[batch, 2]`` of a segment as they are to be used."""
+        if self._is_one or pair.shape[0] % len(self.shares):
+            return pair
+        if len(set(self.shares)) == 1:
+            return pair * self.shares[0]
+        return pair * self._factor(pair)[:, 0]
+
     def _factor(self, features: Tensor) -> Tensor:
         """``[batch, 1, 1]`` float32, filled on the device: nothing is copied there."""
         key = features.shape[0], features.device
