@@ -28,26 +28,26 @@ class Cost:
     Attributes:
         launches: a routed layer and model call.
         bytes: a step.
-        waits: of the host for the device, within a step.
-        waits_a_run: before the first step and after the last one.
+        waits: of the host for the device, within a model call, a step.
+        reads: between model calls, a step: what the map and the record read, on a GPU from copies that are there.
         kinds: launches a step by operation.
     """
 
     launches: float
     bytes: int
     waits: float
-    waits_a_run: int
+    reads: float
     kinds: dict[str, float] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """What the last steps of a run asked for, and how often the host waited in them and beside all steps."""
+    """What the last steps of a run asked for."""
 
     launches: Counter[str]
     bytes: int
     waits: int
-    waits_beside: int
+    reads: int
 
 
 class Variants:
@@ -98,25 +98,28 @@ class Variants:
             more.total() / steps / self.layers,
             (mine.bytes - merged.bytes) // steps,
             (mine.waits - merged.waits) / steps,
-            mine.waits_beside - merged.waits_beside,
+            (mine.reads - merged.reads) / steps,
             {name: count / steps for name, count in more.most_common() if count},
         )
 
     def _counted(self, model: Any) -> _Counted:
         sample(self.shape, model, 1, self.cfg)  # whatever is made once
-        few, waits_few, _ = self._run(model, FEW)
-        many, waits_many, beside = self._run(model, MANY)
+        few, waits_few = self._run(model, FEW)
+        many, waits_many = self._run(model, MANY)
         launches = many.counts.copy()
         launches.subtract(few.counts)
-        return _Counted(launches, many.bytes - few.bytes, waits_many - waits_few, beside)
+        within, beside = (
+            getattr(waits_many, kind).total() - getattr(waits_few, kind).total() for kind in ("within", "beside")
+        )
+        return _Counted(launches, many.bytes - few.bytes, within, beside)
 
-    def _run(self, model: Any, steps: int) -> tuple[Launches, int, int]:
-        """Of a whole run: launches; waits from the first step to the last one; the other waits."""
-        stamps: list[int] = []
+    def _run(self, model: Any, steps: int) -> tuple[Launches, Waits]:
+        """Of a whole run."""
         with _a_page(), Launches() as launches, Waits() as waits:
-            sample(self.shape, model, steps, self.cfg, lambda *_: stamps.append(waits.total))
-        within = stamps[-1] - stamps[0]
-        return launches, within, waits.total - within
+            model = model.clone()
+            model.set_model_unet_function_wrapper(waits.model_call)
+            sample(self.shape, model, steps, self.cfg)
+        return launches, waits
 
 
 @contextmanager

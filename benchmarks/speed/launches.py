@@ -53,24 +53,35 @@ class Launches(TorchDispatchMode):
 
 
 class Waits(TorchFunctionMode):
-    """Counts, by name, calls that have to wait for the device: numbers read, and selections by a boolean tensor."""
+    """Counts, by name, calls that have to wait for the device: numbers read, and selections by a boolean tensor.
+
+    Attributes:
+        within: those in a model call.
+        beside: those between calls; of tensors on the host too, which cost nothing: they look the same.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.within: Counter[str] = Counter()
+        self.beside: Counter[str] = Counter()
+        self._counts = self.beside
+
+    def model_call(self, apply_model: Any, args: Any) -> Any:
+        """Core's model function wrapper."""
+        self._counts = self.within
+        try:
+            return apply_model(args["input"], args["timestep"], **args["c"])
+        finally:
+            self._counts = self.beside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in WAITS:
-            self.counts[name] += 1
+            self._counts[name] += 1
         elif name in ("__getitem__", "__setitem__"):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            self.counts["boolean index"] += any(isinstance(i, Tensor) and i.dtype == torch.bool for i in index)
+            self._counts["boolean index"] += any(isinstance(i, Tensor) and i.dtype == torch.bool for i in index)
         return func(*args, **(kwargs or {}))
-
-    @property
-    def total(self) -> int:
-        return self.counts.total()
 
 
 def _is_view(func: Any) -> bool:

@@ -114,7 +114,7 @@ def lora_of(shape: Shape, model: Any, path: Path, rank: int, seed: int) -> Path:
     return path
 
 
-def sample(shape: Shape, model: Any, steps: int, cfg: float, callback: Any = None) -> Any:
+def sample(shape: Shape, model: Any, steps: int, cfg: float) -> Any:
     """Core's Euler on a square latent, with a positive and, above CFG 1, a negative prompt."""
     import comfy.sample
     import torch
@@ -129,5 +129,5 @@ def sample(shape: Shape, model: Any, steps: int, cfg: float, callback: Any = Non
     noise = comfy.sample.prepare_noise(latent, 0)
     with torch.inference_mode():
         return comfy.sample.sample(
-            model, noise, steps, cfg, "euler", "simple", *prompts, latent, callback=callback, disable_pbar=True, seed=0
+            model, noise, steps, cfg, "euler", "simple", *prompts, latent, disable_pbar=True, seed=0
         )

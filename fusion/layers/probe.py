@@ -60,6 +60,27 @@ class Probe:
         """Whether the hidden features are as loud as what they add (:meth:`norms`)."""
         return self.segment.orthonormal and not self.segment.bypasses and self.hidden is not None
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether both roles have low-rank deltas here, and no others (:meth:`deltas`)."""
+        return self.hidden is not None and not self.segment.bypasses and len(self.segment.rows) == len(ROLES)
+
+    def deltas(self, tokens: int = 0) -> Tensor:
+        """What both roles add to that many tokens, 0 for all, ``[2, batch, tokens, channels]`` float32.
+
+        Only where ``is_low_rank``.
+        """
+        assert self.hidden is not None and self._up is not None
+        thin = take(self.hidden, tokens)
+        batch, count, _ = thin.shape
+        up = like(self._up, thin)
+        if self.segment.rank(ROLES[0]) == self.segment.rank(ROLES[1]):
+            # The same products as one by one, of both roles at once.
+            pairs = thin.reshape(batch * count, 2, -1).transpose(0, 1)
+            return torch.bmm(pairs, up.unflatten(1, (2, -1)).permute(1, 2, 0)).float().unflatten(1, (batch, count))
+        columns = [self.segment.columns(role) for role in ROLES]
+        return torch.stack([F.linear(thin[..., own], up[:, own]) for own in columns]).float()
+
     def norms(self, tokens: int = 0) -> Tensor:
         """``||h||`` of subject, style, and the subject again over that many tokens, 0 for all, ``[batch, 3]`` float32.
 

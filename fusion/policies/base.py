@@ -110,8 +110,8 @@ class ScoredPolicy(Policy):
         """:meth:`weights` by arithmetic that is closed: few operations for a layer, on small tensors.
 
         Args:
-            measured: float32 ``[batch, 3]``: of subject, style, and the subject again, the norm ``||h||`` where the
-                score is the energy, else the score, or a multiple of it. None is 0.
+            measured: float32: where the score is the energy, the norms ``||h||`` of subject, style, and the subject
+                again ``[batch, 3]``, none of them 0; else the scores ``[batch, 2]``, or the same multiple of both.
             lean: as there.
             context: as there.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 
 from ..layers import Batch, Weight
@@ -49,6 +50,15 @@ class Pairs(Sequence[Pair | None]):
     def __iter__(self) -> Iterator[Pair | None]:
         return iter(self._all)
 
+    def table(self) -> Tensor | None:
+        """See :func:`table_of`."""
+        if self._rows is not None or len(self._blocks) != 1:
+            return None
+        rows, kinds, values = self._blocks[0]
+        if rows != tuple(range(self._length)) or kinds != WEIGHTS or values.shape[3:] != (1, 1):
+            return None
+        return values[..., 0, 0].permute(1, 2, 0)
+
     @property
     def _all(self) -> tuple[Pair | None, ...]:
         if "_made" not in self.__dict__:
@@ -63,6 +73,17 @@ class Pairs(Sequence[Pair | None]):
                     found[kind][row] = value
         pairs = list(zip(*found, strict=True))
         yield from pairs if self._rows is None else (None if row is None else pairs[row] for row in self._rows)
+
+
+def table_of(pairs: Sequence[Pair | None]) -> Tensor | None:
+    """Weights of all rows ``[rows, batch, 2]`` float32; None unless they are a number for each sample of each."""
+    if isinstance(pairs, Pairs):
+        return pairs.table()
+    try:
+        values = torch.stack([weight for pair in pairs for weight in pair])  # type: ignore[union-attr, misc]
+    except (TypeError, RuntimeError):
+        return None
+    return values.unflatten(0, (-1, 2))[..., 0, 0].transpose(1, 2) if values.shape[2:] == (1, 1) else None
 
 
 def pairs_of(call: CallDecisions, places: tuple[Place, ...], layers: tuple[Place, ...]) -> list[Pairs]:

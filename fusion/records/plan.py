@@ -79,6 +79,11 @@ class Plan:
         return hashlib.sha256(self.dumps().encode()).hexdigest()
 
     @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each layer; of its last run, where it runs several times a call."""
+        return {name: row for row, name in enumerate(self.layers)}
+
+    @cached_property
     def heads(self) -> dict[str, set[int]]:
         """By layer, how many numbers its weights have for the heads of a token."""
         found: dict[str, set[int]] = {layer: set() for layer in self.layers}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers import Weight, together
 from ..policies import Policy
-from .pairs import Pair
+from .pairs import Pair, table_of
 from .plan import Plan, PlannedCall
 
 
@@ -35,11 +35,21 @@ class ReplayedCall:
     """One model call as planned: the planned calls of its conditions, side by side."""
 
     def __init__(self, plan: Plan, planned: Sequence[PlannedCall]) -> None:
-        self._planned = planned
+        self._planned, self._all = planned, plan.layers
         self._rows: dict[str, list[int]] = {}
         for row, name in enumerate(plan.layers):
             self._rows.setdefault(name, []).append(row)
         self._called: dict[str, int] = {}
+
+    def table(self) -> Tensor | None:
+        """All weights ``[layers, batch, 2]`` float32 on the host; None unless each layer runs once, with a number for
+        each sample."""
+        if len(self._rows) < len(self._all):
+            return None
+        parts = [table_of(call.weights) for call in self._planned]
+        if any(part is None for part in parts) or len({part.shape for part in parts if part is not None}) > 1:
+            return None
+        return torch.cat([part for part in parts if part is not None], dim=1)
 
     def weights(self, name: str, base: Tensor) -> Pair:
         """Weights of a segment for features ``[batch, tokens, channels]``; 1 where the plan does not know it."""

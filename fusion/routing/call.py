@@ -19,6 +19,7 @@ from ..roles import ROLES
 from .attention import attention_group
 from .closed import Closed, allows
 from .emphasis import Emphasis
+from .given import Given
 from .measuring import Measured, measure
 from .rules import Rules
 from .steadying import Steady
@@ -40,8 +41,9 @@ class Call:
         latent: size of the latent, ``(..., height, width)``.
         fixed: once nothing is decided any more, the weights (subject, style) by segment.
         replayed: what a plan says of this call, if one is replayed.
+        given: either of them as one tensor, where they are of one shape.
         role: in a pass of the whole model with one role's LoRAs alone, that role.
-        decisions: in the order they were made; the segment's name where it was made in closed form.
+        decisions: in the order they were made; the segment's name where it was made in closed form, or given.
         fusing: seconds that scoring and fusing took so far, by the host's clock.
     """
 
@@ -54,6 +56,7 @@ class Call:
     latent: tuple[int, ...] = ()
     fixed: Mapping[str, tuple[float, float]] | None = None
     replayed: ReplayedCall | None = None
+    given: Given | None = None
     role: str | None = None
     decisions: list[Decision | str] = field(default_factory=list)
     fusing: float = 0.0
@@ -63,6 +66,13 @@ class Call:
 
     def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight] | Tensor:
         """Weights of a segment's branches (see ``FusedLayer.fuse``). Nothing is read back to the host."""
+        if self.given is not None and segment.shared:
+            pair = self.given.pair(segment.name, probe.base, self.emphasis)
+            if pair is not None:
+                if self.fixed is None:
+                    self.given.note(segment.name, len(self.decisions))
+                    self.decisions.append(segment.name)
+                return pair
         pair = self._in_closed_form(segment, probe)
         if pair is not None:
             return self.emphasis.of_pair(pair)
@@ -71,8 +81,8 @@ class Call:
     def decided(self) -> CallDecisions:
         """All that was decided, put together: for when the call is over."""
         more = [self._closed.block()] if self._closed.rows else []
-        decisions = self.decisions
-        return CallDecisions.of(self.context.step, self.batch, self.evaluations, decisions, *more)
+        more += self.given.blocks() if self.given is not None else []
+        return CallDecisions.of(self.context.step, self.batch, self.evaluations, self.decisions, *more)
 
     def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
         """Keep that a pass of the whole model ran with one role's LoRAs alone."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..layers import Probe, take
-from ..policies import ScoredPolicy, StepContext
+from ..policies import ScoredPolicy, StepContext, scores_of_pair
 from ..records import Block
 from .refinement import OWN, Refinement
 
@@ -52,9 +52,8 @@ class _Samples:
     def all_norms(self) -> Tensor:
         """``||F||``, ``[layers, batch]`` float32."""
         self._measure()
-        order = torch.tensor([place for places, _ in self.norms for place in places]).argsort().tolist()
-        norms = [row for _, rows in self.norms for row in rows.unbind()]
-        return torch.stack([norms[i] for i in order])
+        placed = {place: row for places, rows in self.norms for place, row in zip(places, rows.unbind(), strict=True)}
+        return torch.stack([placed[place] for place in range(len(placed))])
 
     def _measure(self) -> None:
         for some in self.held.values():
@@ -75,20 +74,26 @@ class Closed:
     rows: list[int] = field(default_factory=list)
     _measured: list[Tensor] = field(default_factory=list)
     _weights: list[Tensor] = field(default_factory=list)
+    _factors: dict[int, float] = field(default_factory=dict)  # of what was measured, to be the score
     _samples: _Samples = field(default_factory=_Samples)
 
     def decide(self, policy: ScoredPolicy, lean: float, context: StepContext, probe: Probe, row: int) -> Tensor | None:
         """Both weights ``[batch, 2]`` of a segment, or None where it has to be measured in the straightforward way."""
-        if policy.score != "energy" or not probe.measures_hidden or _differentiated(probe):
+        by_norms = policy.score == "energy"
+        if not (probe.measures_hidden if by_norms else probe.is_low_rank) or _differentiated(probe):
             return None
         if self._weights and self._weights[0].shape[0] != probe.base.shape[0]:
             return None  # layers of one batch lie in one table
-        measured = probe.norms(policy.max_tokens)
+        sample = take(probe.base, policy.max_tokens)
+        if by_norms:
+            measured = probe.norms(policy.max_tokens)
+        else:
+            measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(policy.max_tokens))
         weights = policy.pair(measured, lean, context)
         if weights is not None:
-            sample = take(probe.base, policy.max_tokens)
-            # The layer's output is written where its own part was.
-            self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample)
+            if by_norms:
+                # The layer's output is written where its own part was.
+                self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample)
             self.rows.append(row)
             self._measured.append(measured)
             self._weights.append(weights)
@@ -97,8 +102,14 @@ class Closed:
     def block(self) -> Block:
         """As they are recorded."""
         # The bounds are those of ``relative_energy`` and ``measure``.
-        loudness = self._samples.all_norms().square().clamp_min(1e-12)
-        scores = torch.stack(self._measured)[..., :2].square() / loudness[..., None]
+        scores = torch.stack(self._measured)
+        if self._factors:
+            scores = scores * torch.tensor([self._factors[row] for row in self.rows])[:, None, None].to(
+                scores.device, non_blocking=True
+            )
+        if scores.shape[-1] == 3:  # norms
+            loudness = self._samples.all_norms().square().clamp_min(1e-12)
+            scores = scores[..., :2].square() / loudness[..., None]
         logs = scores.clamp_min(1e-30).log()
         values = torch.cat([torch.stack(self._weights), scores, logs[..., :1] - logs[..., 1:]], dim=-1)
         return Block(tuple(self.rows), tuple(range(5)), values.permute(2, 0, 1)[..., None, None])

@@ -66,11 +66,15 @@ class Emphasis:
 
     def of_pair(self, pair: Tensor) -> Tensor:
         """Both weights ``[batch, 2]`` of a segment as they are to be used."""
-        if self._is_one or pair.shape[0] % len(self.shares):
-            return pair
+        return self.of_pairs(pair[None], pair)[0]
+
+    def of_pairs(self, pairs: Tensor, features: Tensor) -> Tensor:
+        """The same for many segments ``[segments, batch or 1, 2]`` with features of one batch."""
+        if self._is_one or features.shape[0] % len(self.shares):
+            return pairs
         if len(set(self.shares)) == 1:
-            return pair * self.shares[0]
-        return pair * self._factor(pair)[:, 0]
+            return pairs * self.shares[0]
+        return pairs * self._factor(features)[:, 0]
 
     def _factor(self, features: Tensor) -> Tensor:
         """``[batch, 1, 1]`` float32, filled on the device: nothing is copied there."""
