@@ -31,28 +31,24 @@ def _half_variance(base: Tensor, deltas: Tensor) -> Tensor:
     batch, tokens, channels = base.shape
     p = torch.softmax(base, dim=-1, dtype=torch.float32)
     flat = deltas.reshape(2, batch * tokens, channels)
-    means = _over_channels(p, flat)[:, 0].T[..., None]
+    means = torch.bmm(p.reshape(-1, 1, channels), flat.permute(1, 2, 0))[:, 0].T[..., None]
     # (h - mean)^2 in one pass, with no difference of squares to lose a faint delta in.
     squares = F.mse_loss(flat, means.expand_as(flat), reduction="none").reshape(2, batch, tokens * channels)
     return torch.bmm(p.reshape(batch, 1, tokens * channels), squares.permute(1, 2, 0))[:, 0]
 
 
 def _kl_softmax(base: Tensor, deltas: Tensor) -> Tensor:
-    # As ``kl_softmax``, whose names these are.
+    # As ``kl_softmax``, whose names these are. Sums are taken of each role alone: in a matrix product the two columns
+    # may be rounded apart, and a tie has to be one.
     batch, tokens, channels = base.shape
     p = torch.softmax(base, dim=-1, dtype=torch.float32)
     flat = deltas.reshape(2, batch * tokens, channels)
-    centred = flat - _over_channels(p, flat)[:, 0].T[..., None]
+    shares = p.flatten(0, 1)
+    centred = flat - (shares * flat).sum(-1, keepdim=True)
     shift = F.softshrink(centred.amax(-1, keepdim=True), EXP_LIMIT)  # the largest is never below 0
     both = centred.new_empty(2, *centred.shape)
     torch.expm1(centred - shift, out=both[0])
     torch.mul(both[0], centred, out=both[1])
-    total, first = _over_channels(p, both.flatten(0, 1))[:, 0].chunk(2, dim=-1)
-    rest = torch.special.xlog1py(-1.0, total).sub_(shift[..., 0].T)
-    return torch.addcdiv(rest, first, total + 1).reshape(batch, tokens, 2).mean(1)
-
-
-def _over_channels(p: Tensor, features: Tensor) -> Tensor:
-    """Sums over channels weighted by ``p`` ``[batch, tokens, channels]``, of ``[n, batch tokens, channels]``: ``[batch
-    tokens, 1, n]``."""
-    return torch.bmm(p.reshape(-1, 1, p.shape[-1]), features.permute(1, 2, 0))
+    total, first = both.mul_(shares).sum(-1)
+    rest = torch.special.xlog1py(-1.0, total).sub_(shift[..., 0])
+    return torch.addcdiv(rest, first, total + 1).reshape(2, batch, tokens).mean(2).T
