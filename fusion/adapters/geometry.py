@@ -30,21 +30,22 @@ class Geometry:
         """``[out, in / groups, *kernel]``."""
         return (self.out_features, self.in_features // self.groups, *self.kernel)
 
-    def project(self, x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-        """What a layer of this geometry without bias, but of any widths, does with another weight.
+    def project(self, x: Tensor, weight: Tensor, groups: int = 1, bias: Tensor | None = None) -> Tensor:
+        """What a layer of this geometry, but of any widths, does with another weight.
 
         Args:
             x: ``[..., in]``, or ``[batch, in, *space]`` for a convolution.
             weight: ``[out, in / groups, *kernel]``.
+            bias: ``[out]``.
         """
         if not self.is_conv:
-            return F.linear(x, weight)
+            return F.linear(x, weight, bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, [p for pair in reversed(self.pads()) for p in pair], mode=self.padding_mode)
             padding = (0,) * len(self.kernel)
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-        return conv(x, weight, None, self.stride, padding, self.dilation, groups)
+        return conv(x, weight, bias, self.stride, padding, self.dilation, groups)
 
     def pads(self) -> list[tuple[int, int]]:
         """How far a convolution pads its input before and after, by dimension."""

@@ -26,6 +26,27 @@ def weighted(features: Tensor, weights: Sequence[tuple[Weight, int]]) -> Tensor:
     return features * torch.cat(gains, dim=-1)
 
 
+def times_pair(features: Tensor, pair: Tensor, ranks: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Hidden features of both roles, each times its weight, in one pass and rounded once.
+
+    Args:
+        features: ``[batch, tokens, rank]``, the subject's columns first.
+        pair: float32 ``[batch, 2]``.
+        ranks: of both roles.
+        dtype: of the result.
+    """
+    if ranks[0] == ranks[1]:
+        features, gains = features.unflatten(-1, (2, -1)), pair[:, None, :, None]
+    else:
+        columns = [pair[:, i : i + 1].expand(-1, rank) for i, rank in enumerate(ranks)]
+        gains = torch.cat(columns, dim=1)[:, None]
+    if dtype == pair.dtype or (torch.is_grad_enabled() and (features.requires_grad or pair.requires_grad)):
+        scaled = (features * gains).to(dtype)
+    else:
+        scaled = torch.mul(features, gains, out=torch.empty_like(features, dtype=dtype))
+    return scaled.flatten(2)
+
+
 def by_head(delta: Tensor, weight: Weight) -> Tensor:
     assert isinstance(weight, Tensor)
     heads = delta.unflatten(-1, (weight.shape[-1], -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,13 +11,24 @@ from torch import Tensor, nn
 
 from ..adapters import BaseLayer, Bypass, Delta, DeltaError, Geometry, LowRankDelta, frozen, like
 from ..roles import ROLES
-from .additions import add_product, by_head, weighted
+from .additions import add_product, by_head, times_pair, weighted
+from .basis import orthonormal
 from .probe import Probe
 from .rows import Rows
 from .segment import Segment, SegmentDeltas, Weight
 
-# Asked once per segment; gives the weights of its branches by role, 1 where a role is missing.
-Decide = Callable[[Segment, Probe], dict[str, Weight]]
+# Asked once per segment; gives the weights of its branches by role, 1 where a role is missing; or of both roles as one
+# float32 tensor [batch, 2].
+Decide = Callable[[Segment, Probe], dict[str, Weight] | Tensor]
+SILENCE = 1e-18  # its square, too, is a number in float32
+LEAST_HALF = 6e-8  # the least number of float16
+
+
+class _Shared(list[tuple[str, float, LowRankDelta]]):
+    """Deltas as the files have them. They are never written to: a copy of the layer for another device shares them."""
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
 
 
 class FusedLayer(nn.Module):
@@ -24,8 +36,10 @@ class FusedLayer(nn.Module):
 
     All low-rank down-projections are joined into one ``[total rank, in, *kernel]``, and the up-projections of each
     segment into one ``[channels, rank]``; strength and scale are folded into those in float32 before they are rounded
-    to ``dtype``. Deltas of other kinds are bypasses of their own. Fused weights (qkv) are cut at every slice border, so
-    whole and sliced LoRAs can meet on one module.
+    to ``dtype``. Where a segment's down-projections are its own, both are put in a basis with orthonormal columns in
+    the up-projections: how loud a branch is can then be read off the hidden features. Deltas of other kinds are
+    bypasses of their own. Fused weights (qkv) are cut at every slice border, so whole and sliced LoRAs can meet on one
+    module.
 
     Args:
         name: the layer's name in the model, e.g. ``diffusion_model.double_blocks.0.img_attn.qkv``.
@@ -55,8 +69,8 @@ class FusedLayer(nn.Module):
         thin = [(role, s, d) for role, s, d in deltas if isinstance(d, LowRankDelta)]
         other = [(role, s, d) for role, s, d in deltas if not isinstance(d, LowRankDelta)]
         self.bypasses = nn.ModuleList(delta.bypass(strength, strength, dtype) for _, strength, delta in other)
-        downs = [_whole_input(d, geometry.in_features) for _, _, d in thin]
-        self.down = frozen(torch.cat(downs).to(dtype)) if downs else None
+        self._thin = _Shared(thin)
+        down = torch.cat([_whole_input(d, geometry.in_features) for _, _, d in thin]) if thin else None
         starts = [0]
         for _, _, delta in thin:
             starts.append(starts[-1] + delta.rank)
@@ -66,11 +80,13 @@ class FusedLayer(nn.Module):
             ups: dict[str, list[Tensor]] = {role: [] for role in ROLES}
             rows: dict[str, list[int]] = {role: [] for role in ROLES}
             beside: dict[str, tuple[int, ...]] = {}
+            own = True
             for i, (role, strength, low) in enumerate(thin):
                 if low.out_start <= start and stop <= low.out_stop:
                     part = low.up[start - low.out_start : stop - low.out_start]
                     ups[role].append(part.float() * (low.scale * strength))
                     rows[role] += range(starts[i], starts[i + 1])
+                    own = own and (start, stop) == (low.out_start, low.out_stop)
             for i, (role, _, dense) in enumerate(other):
                 if dense.out_start <= start and stop <= dense.out_stop:
                     beside[role] = (*beside.get(role, ()), i)
@@ -83,20 +99,40 @@ class FusedLayer(nn.Module):
                     {role: tuple(rows[role]) for role in ROLES if rows[role]},
                     beside,
                     head_width if head_width and (stop - start) % head_width == 0 else None,
+                    own and any(ups.values()),
                 )
                 self.segments.append(segment)
-                joined = [up for role in ROLES for up in ups[role]]
-                if joined:
-                    self._join(segment, torch.cat(joined, dim=1), dtype)
+                joined = {role: torch.cat(ups[role], dim=1) for role in ROLES if ups[role]}
+                if joined and down is not None:
+                    if own:
+                        for role, up in joined.items():
+                            joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
+                    self._join(segment, torch.cat(list(joined.values()), dim=1), dtype)
+        self.down = None if down is None else frozen(down.to(dtype))
+        self.faint = None if down is None else frozen(self._faint(down.shape[0], dtype))
+
+    def _faint(self, rank: int, dtype: torch.dtype) -> Tensor:
+        """What is added to hidden features so that none is exactly silent: log ratios are then finite. The same for
+        both roles together, and lost in rounding wherever there is anything to hear."""
+        faint = torch.zeros(rank)
+        for segment in self.segments:
+            for role in segment.roles if segment.orthonormal and segment.shared else ():
+                if role in segment.rows:
+                    loud = LEAST_HALF if dtype == torch.float16 else SILENCE * segment.rank(role) ** -0.5
+                    faint[list(segment.rows[role])] = loud
+        return faint.to(dtype)
 
     def _join(self, segment: Segment, up: Tensor, dtype: torch.dtype) -> None:
-        """Keep a segment's joined up-projection ``[channels, rank]`` and its Gram matrix ``[rank, rank]``."""
+        """Keep a segment's joined up-projection ``[channels, rank]`` and, unless its columns are orthonormal, its Gram
+        matrix ``[rank, rank]``."""
         rounded = up.to(dtype)
         self.register_parameter(f"up_{segment.start}", frozen(rounded))
-        gram = rounded.float().T @ rounded.float()
-        # Energies are asked for by role: terms between the roles have no place in them.
-        ranks = [segment.rank(role) for role in ROLES]
-        self.register_parameter(f"gram_{segment.start}", frozen(torch.block_diag(*_blocks(gram, ranks))))
+        gram = None
+        if not segment.orthonormal:
+            # Energies are asked for by role: terms between the roles have no place in them.
+            blocks = _blocks(rounded.float().T @ rounded.float(), [segment.rank(role) for role in ROLES])
+            gram = frozen(torch.block_diag(*blocks))
+        self.register_parameter(f"gram_{segment.start}", gram)
         self.register_parameter(
             f"rows_{segment.start}",
             None if segment.span else nn.Parameter(torch.tensor(segment.all_rows), requires_grad=False),
@@ -107,7 +143,7 @@ class FusedLayer(nn.Module):
         return self.get_parameter(f"up_{segment.start}")
 
     def segment_deltas(self, segment: Segment) -> SegmentDeltas:
-        """The factors of a segment by role, float32, on the CPU: for statistics and static merges.
+        """The factors of a segment by role as the files have them, float32, on the CPU: for statistics and merges.
 
         Deltas that depend on the base weight are taken as what they add to it as it is.
 
@@ -116,14 +152,23 @@ class FusedLayer(nn.Module):
         """
         down, up = {}, {}
         for role in segment.roles:
-            pairs = []
-            if role in segment.rows:
-                assert self.down is not None
-                pairs.append((self.up(segment)[:, segment.columns(role)], self.down[list(segment.rows[role])]))
+            pairs = [
+                (
+                    low.up[segment.start - low.out_start : segment.stop - low.out_start].float()
+                    * (low.scale * strength),
+                    _whole_input(low, self.geometry.in_features),
+                )
+                for its, strength, low in self._thin
+                if its == role and low.out_start <= segment.start and segment.stop <= low.out_stop
+            ]
             pairs += [self._factors(self._bypass(i), segment) for i in segment.bypasses.get(role, ())]
             up[role] = torch.cat([pair[0].float().cpu() for pair in pairs], dim=1)
             down[role] = torch.cat([pair[1].float().cpu() for pair in pairs])
         return SegmentDeltas(segment.name, down, up)
+
+    @cached_property
+    def _is_measured(self) -> bool:
+        return any(segment.orthonormal and segment.shared for segment in self.segments)
 
     def _bypass(self, index: int) -> Bypass:
         bypass = self.bypasses[index]
@@ -168,7 +213,11 @@ class FusedLayer(nn.Module):
         if not self.geometry.is_conv:
             x, base = rows.arranged(x), rows.arranged(base)
         tokens = self.geometry.tokens(base)
-        hidden = None if self.down is None else self.geometry.tokens(self.geometry.project(x, like(self.down, x)))
+        hidden = None
+        if self.down is not None and self.faint is not None:
+            hidden = self.geometry.tokens(
+                self.geometry.project(x, like(self.down, x), bias=like(self.faint, x) if self._is_measured else None)
+            )
         beside = self._beside(x, tokens, layer)
         if self.geometry.is_conv and rows is Rows.MIXED:
             tokens = rows.arranged(tokens)
@@ -194,7 +243,8 @@ class FusedLayer(nn.Module):
     ) -> Probe:
         up = gram = None
         if segment.rows:
-            up, gram = self.up(segment), self.get_parameter(f"gram_{segment.start}")
+            up = self.up(segment)
+            gram = None if segment.orthonormal else self.get_parameter(f"gram_{segment.start}")
         own = {}
         for i in (i for indices in segment.bypasses.values() for i in indices):
             start = self._bypass(i).start
@@ -209,9 +259,15 @@ class FusedLayer(nn.Module):
             return hidden[..., slice(*segment.span)]
         return hidden.index_select(-1, self.get_parameter(f"rows_{segment.start}").to(hidden.device))
 
-    def _add(self, part: Tensor, probe: Probe, weights: dict[str, Weight]) -> None:
+    def _add(self, part: Tensor, probe: Probe, weights: dict[str, Weight] | Tensor) -> None:
         """Add both branches to a part of the output, in place, rounding once."""
         segment, hidden = probe.segment, probe.hidden
+        if isinstance(weights, Tensor):
+            if hidden is not None and not segment.bypasses and len(segment.rows) == len(ROLES):
+                ranks = [segment.rank(role) for role in ROLES]
+                add_product(part, times_pair(hidden, weights, ranks, part.dtype), like(self.up(segment), part))
+                return
+            weights = {role: weights[:, i, None, None] for i, role in enumerate(ROLES)}
         off = {role for role, weight in weights.items() if isinstance(weight, float) and weight == 0.0}
         heads = {role for role, w in weights.items() if isinstance(w, Tensor) and w.shape[-1] > 1}
         joined = [role for role in ROLES if role in segment.rows and role not in off | heads]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapters import like
 from ..roles import ROLES
 from .segment import Segment
-from .tokens import take
+from .tokens import take, take_rows
 
 
 class Probe:
@@ -56,11 +57,56 @@ class Probe:
             total = total + part
         return total
 
+    @property
+    def measures_hidden(self) -> bool:
+        """Whether the hidden features are as loud as what they add (:meth:`norms`)."""
+        return self.segment.orthonormal and not self.segment.bypasses and self.hidden is not None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether both roles have low-rank deltas here, and no others (:meth:`deltas`)."""
+        return self.hidden is not None and not self.segment.bypasses and len(self.segment.rows) == len(ROLES)
+
+    def deltas(self, tokens: int = 0) -> Tensor:
+        """What both roles add to that many tokens, 0 for all, ``[2, batch, tokens, channels]`` float32.
+
+        Only where ``is_low_rank``.
+        """
+        assert self.hidden is not None and self._up is not None
+        thin = take(self.hidden, tokens)
+        batch, count, _ = thin.shape
+        up = like(self._up, thin)
+        if self.segment.rank(ROLES[0]) == self.segment.rank(ROLES[1]):
+            # The same products as one by one, of both roles at once.
+            pairs = thin.reshape(batch * count, 2, -1).transpose(0, 1)
+            return torch.bmm(pairs, up.unflatten(1, (2, -1)).permute(1, 2, 0)).float().unflatten(1, (batch, count))
+        columns = [self.segment.columns(role) for role in ROLES]
+        return torch.stack([F.linear(thin[..., own], up[:, own]) for own in columns]).float()
+
+    def norms(self, tokens: int = 0) -> Tensor:
+        """``||h||`` of subject, style, and the subject again over that many tokens, 0 for all, ``[batch, 3]`` float32.
+
+        So both ``(subject, style)`` and ``(style, subject)`` are views of it. Only where ``measures_hidden``.
+        """
+        assert self.hidden is not None
+        rank, other = (self.segment.rank(role) for role in ROLES)
+        hidden = self.hidden
+        if rank == other and hidden.is_contiguous():
+            thin = take_rows(hidden.unflatten(-1, (2, rank)).flatten(1, 2), hidden.shape[1], tokens)
+            return torch.linalg.vector_norm(thin.unflatten(1, (-1, 3)), dim=(1, 3), dtype=torch.float32)
+        thin = take(hidden, tokens)
+        parts = [thin[..., self.segment.columns(role)] for role in ROLES]
+        norms = [torch.linalg.vector_norm(part, dim=(1, 2), dtype=torch.float32)[:, None] for part in parts]
+        return torch.cat([*norms, norms[0]], dim=1)
+
     def energies(self, tokens: int = 0) -> dict[str, Tensor]:
         """``||h||^2`` of both roles over that many tokens, 0 for all, ``[batch]`` float32.
 
         Low-rank deltas are not unfolded for it: ``||B z||^2 = z^T (B^T B) z``.
         """
+        if self.measures_hidden:
+            norms = self.norms(tokens)
+            return {role: norms[:, i].square() for i, role in enumerate(ROLES)}
         if self.segment.bypasses or self.hidden is None or self._gram is None:
             return {role: self.delta(role, tokens).float().square().sum((-2, -1)) for role in ROLES}
         thin = take(self.hidden, tokens).float()

@@ -23,6 +23,8 @@ class Segment:
         rows: by role, the rows of the layer's joined down-projection.
         bypasses: by role, indices of the other deltas among the layer's bypasses.
         head_width: channels of an attention head, where the segment is made of heads.
+        orthonormal: whether each role's up-projection has orthonormal columns, so that its hidden features are as loud
+            as what they add.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Segment:
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     bypasses: dict[str, tuple[int, ...]] = field(default_factory=dict)
     head_width: int | None = None
+    orthonormal: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:

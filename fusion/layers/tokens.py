@@ -30,6 +30,18 @@ def take(features: Tensor, most: int) -> Tensor:
     return features.index_select(1, _positions(tokens, most, features.device))
 
 
+def take_rows(features: Tensor, tokens: int, most: int) -> Tensor:
+    """Of ``[batch, 2 tokens, channels]``, the rows of subject and style of each token in turn: for at most that many
+    tokens the subject's, the style's and the subject's again."""
+    return features.index_select(1, _rows(tokens, most, features.device))
+
+
+@lru_cache(maxsize=256)
+def _rows(tokens: int, most: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([2 * at + role for at in spread(tokens, most) for role in (0, 1, 0)], device=device)
+
+
 @lru_cache(maxsize=256)
 def _positions(tokens: int, most: int, device: torch.device) -> Tensor:
     # Sent to the device once: a copy in every call would make the host wait. Not an inference tensor, so that calls

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..layers import SegmentDeltas
@@ -45,6 +47,17 @@ class StepContext:
     def along(self) -> float:
         """0 at the first step, 1 at the last."""
         return self.step / max(1, self.steps - 1)
+
+
+@lru_cache(maxsize=64)
+def two_numbers(first: float, second: float, device: torch.device) -> Tensor:
+    """``[2]`` float32, filled on the device: nothing is copied there."""
+    # Not an inference tensor, so that calls that are differentiated can use it as well.
+    with torch.inference_mode(False), torch.no_grad():
+        pair = torch.full((2,), first, device=device)
+        if second != first:
+            pair[1].fill_(second)
+    return pair
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,20 @@ class ScoredPolicy(Policy):
             context: where in the run.
         """
         raise NotImplementedError
+
+    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+        """:meth:`weights` by arithmetic that is closed: few operations for a layer, on small tensors.
+
+        Args:
+            measured: float32: where the score is the energy, the norms ``||h||`` of subject, style, and the subject
+                again ``[batch, 3]``, none of them 0; else the scores ``[batch, 2]``, or the same multiple of both.
+            lean: as there.
+            context: as there.
+
+        Returns:
+            Both weights ``[batch, 2]``, or None where they are not known in this way.
+        """
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What a run decided: kept, reported, planned and made again."""
 
-from .decisions import CallDecisions, Decision, in_order, log_ratios_of, merged, read_back
+from .decisions import SCORES, WEIGHTS, Block, CallDecisions, Decision, Rows, in_order, log_ratios_of, merged, read_back
 from .plan import MOST_BYTES, Plan, PlanError, PlannedCall, loads, plan_of
 from .record import RoutingRecord, empty_record, record_of
 from .replay import Replay, ReplayedCall
 
 __all__ = [
+    "Block",
     "CallDecisions",
     "Decision",
     "MOST_BYTES",
@@ -15,6 +16,9 @@ __all__ = [
     "Replay",
     "ReplayedCall",
     "RoutingRecord",
+    "Rows",
+    "SCORES",
+    "WEIGHTS",
     "empty_record",
     "in_order",
     "loads",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers import Batch, Weight
 from ..policies import StepContext
 from ..roles import ROLES
 from . import checks as check
 from .checks import PlanError, shown
 from .decisions import CallDecisions
 from .packed import Layout, Packed, Pair, pack, read_layout, read_packed
+from .pairs import Pairs, Place, pairs_of
 
 FORMAT, VERSION, READ = "lora-conductor-plan", 2, (1, 2)
 MOST_BYTES, MOST_IN_MEMORY = 2**30, 2**32
@@ -51,7 +51,13 @@ class PlannedCall:
     weights: Sequence[Pair | None] = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", pack(self.weights))
+        if not isinstance(self.weights, Pairs):  # which are made when they are asked for
+            object.__setattr__(self, "weights", pack(self.weights))
+
+    @cached_property
+    def packed(self) -> Packed:
+        """Its weights, packed."""
+        return pack(self.weights)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class Plan:
         return hashlib.sha256(self.dumps().encode()).hexdigest()
 
     @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each layer; of its last run, where it runs several times a call."""
+        return {name: row for row, name in enumerate(self.layers)}
+
+    @cached_property
     def heads(self) -> dict[str, set[int]]:
         """By layer, how many numbers its weights have for the heads of a token."""
         found: dict[str, set[int]] = {layer: set() for layer in self.layers}
@@ -96,14 +107,14 @@ class Plan:
     @cached_property
     def _layouts(self) -> dict[Layout, int]:
         """Of the calls, numbered."""
-        layouts = dict.fromkeys(call.weights.layout for call in self.calls if isinstance(call.weights, Packed))
+        layouts = dict.fromkeys(call.packed.layout for call in self.calls)
         return {layout: i for i, layout in enumerate(layouts)}
 
     @cached_property
     def unsound(self) -> str | None:
         """Where it holds what no file may hold, as after a run that diverged; None for nowhere."""
         for i, call in enumerate(self.calls):
-            if pack(call.weights).within(MOST_OF_A_WEIGHT):
+            if call.packed.within(MOST_OF_A_WEIGHT):
                 continue
             j = next(j for j, pair in enumerate(call.weights) if not pack([pair]).within(MOST_OF_A_WEIGHT))
             return f"calls[{i}].weights[{j}] holds NaN, or a number beyond {MOST_OF_A_WEIGHT:g}"
@@ -133,10 +144,9 @@ class Plan:
                         "step": call.step,
                         "condition": call.condition,
                         "evaluation": call.evaluation,
-                        "weights": call.weights.plain(self._layouts[call.weights.layout]),
+                        "weights": call.packed.plain(self._layouts[call.packed.layout]),
                     }
                     for call in self.calls
-                    if isinstance(call.weights, Packed)
                 ],
                 "frozen": None if self.frozen is None else [list(pair) for pair in self.frozen],
             },
@@ -338,39 +348,39 @@ def plan_of(
     header: dict[str, Any],
     frozen: Mapping[str, tuple[float, float]] | None = None,
 ) -> Plan:
-    """What was decided, for every sample apart; and, if it was frozen, at what weights."""
-    planned: list[PlannedCall] = []
+    """What was decided in calls that were read back, for every sample apart; if it was frozen, at what weights."""
     layers = _layers(calls)
-    rows = {place: row for row, place in enumerate(layers)}
-    for call in calls:
-        places = _places(call)
-        for i, (key, evaluation) in enumerate(zip(call.batch.keys, call.evaluations, strict=True)):
-            weights: list[Any] = [None] * len(layers)
-            for place, d in zip(places, call.decisions, strict=True):
-                weights[rows[place]] = tuple(_part(d.weights[role], i, call.batch) for role in ROLES)
-            planned.append(PlannedCall(call.step, key, evaluation, tuple(weights)))
+    planned = [
+        PlannedCall(call.step, key, evaluation, weights)
+        for call, places in zip(calls, _places_of_all(calls), strict=True)
+        for key, evaluation, weights in zip(
+            call.batch.keys, call.evaluations, pairs_of(call, places, layers), strict=True
+        )
+    ]
     names = tuple(name for name, _ in layers)
     still = None if frozen is None else tuple(frozen[name] for name in names)
     return Plan(**header, sigmas=sigmas, layers=names, calls=tuple(planned), frozen=still)
 
 
-def _places(call: CallDecisions) -> list[tuple[str, int]]:
-    """Name of each decision's segment, and how often it had run in the call before."""
+def _places(names: Iterable[str]) -> tuple[Place, ...]:
+    """Of each decision of a call: its segment's name, and how often that had run in the call before."""
     seen: dict[str, int] = {}
     places = []
-    for d in call.decisions:
-        places.append((d.layer, seen.get(d.layer, 0)))
-        seen[d.layer] = places[-1][1] + 1
-    return places
+    for name in names:
+        places.append((name, seen.get(name, 0)))
+        seen[name] = places[-1][1] + 1
+    return tuple(places)
 
 
-def _layers(calls: Sequence[CallDecisions]) -> list[tuple[str, int]]:
+def _places_of_all(calls: Sequence[CallDecisions]) -> list[tuple[Place, ...]]:
+    """Of each call; calls of the same layers share them."""
+    found: dict[tuple[str, ...], tuple[Place, ...]] = {}
+    for names in {call.layers: None for call in calls}:
+        found[names] = _places(names)
+    return [found[call.layers] for call in calls]
+
+
+def _layers(calls: Sequence[CallDecisions]) -> tuple[Place, ...]:
     """All places of all calls, in the order they first ran."""
-    return list(dict.fromkeys(place for call in calls for place in _places(call)))
-
-
-def _part(weight: Weight, index: int, batch: Batch) -> Weight:
-    if not isinstance(weight, Tensor):
-        return weight
-    parts = batch.parts(weight)
-    return weight.mean(0, keepdim=True) if parts is None else parts[index].clone()
+    different = dict.fromkeys(_places_of_all(calls))
+    return tuple(dict.fromkeys(place for places in different for place in places))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..policies import title
 from ..roles import ROLES
-from .decisions import CallDecisions, mean_of
+from .decisions import SCORES, WEIGHTS, CallDecisions, Rows
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,15 @@ def _plain(values: Tensor) -> list[list[list[float | None]]]:
 
 
 def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any]) -> RoutingRecord:
-    """Means over the batch, over conditions and over the evaluations of a step."""
+    """Means over the batch, over conditions and over the evaluations of a step, of calls that were read back."""
     steps = max(1, len(sigmas) - 1)
-    layers = list(dict.fromkeys(d.layer for call in calls for d in call.decisions))
-    index = {name: i for i, name in enumerate(layers)}
-    total = torch.zeros(4, len(layers), steps, dtype=torch.float64)
-    count = torch.zeros(4, len(layers), steps, dtype=torch.float64)
-    for call in calls:
-        for d in call.decisions:
-            values = torch.tensor(
-                [mean_of(d.scores.get(role, math.nan)) for role in ROLES]
-                + [mean_of(d.weights[role]) for role in ROLES],
-                dtype=torch.float64,
-            )
-            total[:, index[d.layer], call.step] += values.nan_to_num(0.0)
-            count[:, index[d.layer], call.step] += ~values.isnan()
+    table = Rows()
+    rows = [table.of(call.layers) for call in calls]
+    total = torch.zeros(4, len(table.layers), steps, dtype=torch.float64)
+    count = torch.zeros_like(total)
+    for call, at in zip(calls, rows, strict=True):
+        means = call.means()[[*SCORES, *WEIGHTS]]
+        total[:, :, call.step].index_add_(1, at, means.nan_to_num(0.0))
+        count[:, :, call.step].index_add_(1, at, (~means.isnan()).double())
     mean = total / count
-    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(layers), scores=mean[:2], weights=mean[2:])
+    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(table.layers), scores=mean[:2], weights=mean[2:])

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..layers import Batch, Weight
 from ..policies import Policy
-from .plan import Pair, Plan, PlannedCall
+from .pairs import Pair, table_of
+from .plan import Plan, PlannedCall
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,26 @@ class ReplayedCall:
     """One model call as planned: the planned calls of its conditions, side by side."""
 
     def __init__(self, plan: Plan, planned: Sequence[PlannedCall]) -> None:
-        self._planned = planned
+        self._planned, self._all = planned, plan.layers
         self._rows: dict[str, list[int]] = {}
         for row, name in enumerate(plan.layers):
             self._rows.setdefault(name, []).append(row)
         self._called: dict[str, int] = {}
+
+    def table(self, batch: Batch) -> Tensor | None:
+        """All weights ``[layers, rows, 2]`` float32 on the host; None unless each layer runs once, with a number for
+        each sample."""
+        if len(self._rows) < len(self._all):
+            return None
+        parts = [table_of(call.weights) for call in self._planned]
+        if any(part is None for part in parts) or len({part.shape for part in parts if part is not None}) > 1:
+            return None
+        by_row = [part.transpose(0, 1) for part in parts if part is not None]
+        if batch.only is not None:
+            by_row = [part[batch.only % len(part)][None] for part in by_row]
+        elif any(len(part) % batch.repeats for part in by_row):
+            return None
+        return batch.joined(by_row).transpose(0, 1)
 
     def weights(self, name: str, base: Tensor, batch: Batch) -> Pair:
         """Weights of a segment for features ``[rows, tokens, channels]``; 1 where the plan does not know it."""

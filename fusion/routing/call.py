@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from ..layers import Batch, FusedLayer, Probe, Segment, Weight
 from ..policies import PassPolicy, ScoredPolicy, StaticPolicy, StepContext
-from ..records import Decision, ReplayedCall
+from ..records import CallDecisions, Decision, ReplayedCall
 from ..roles import ROLES
 from .attention import attention_group
+from .closed import Closed, allows
 from .emphasis import Emphasis
+from .given import Given
 from .measuring import Measured, measure
 from .rules import Rules
 from .steadying import Steady
@@ -38,8 +41,9 @@ class Call:
         latent: size of the latent, ``(..., height, width)``.
         fixed: once nothing is decided any more, the weights (subject, style) by segment.
         replayed: what a plan says of this call, if one is replayed.
+        given: either of them as one tensor, where they are of one shape.
         role: in a pass of the whole model with one role's LoRAs alone, that role.
-        decisions: in the order they were made.
+        decisions: in the order they were made; the segment's name where it was made in closed form, or given.
         mixed: whether a layer mixed the rows of the call, so that none got what is its own.
         fusing: seconds that scoring and fusing took so far, by the host's clock.
     """
@@ -53,17 +57,35 @@ class Call:
     latent: tuple[int, ...] = ()
     fixed: Mapping[str, tuple[float, float]] | None = None
     replayed: ReplayedCall | None = None
+    given: Given | None = None
     role: str | None = None
-    decisions: list[Decision] = field(default_factory=list)
+    decisions: list[Decision | str] = field(default_factory=list)
     mixed: bool = False
     fusing: float = 0.0
     _times_called: dict[str, int] = field(default_factory=dict)
+    _closed: Closed = field(default_factory=Closed)
     _of_group: dict[str, Measured] = field(default_factory=dict)
 
-    def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
+    def decide(self, segment: Segment, probe: Probe) -> dict[str, Weight] | Tensor:
         """Weights of a segment's branches (see ``FusedLayer.fuse``). Nothing is read back to the host."""
         self.mixed |= probe.mixed and self.batch.rows > 1
+        if self.given is not None and segment.shared:
+            pair = self.given.pair(segment.name, probe.base, self.emphasis)
+            if pair is not None:
+                if self.fixed is None:
+                    self.given.note(segment.name, len(self.decisions))
+                    self.decisions.append(segment.name)
+                return pair
+        pair = self._in_closed_form(segment, probe)
+        if pair is not None:
+            return self.emphasis.of_pair(pair)
         return self.emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
+
+    def decided(self) -> CallDecisions:
+        """All that was decided, put together: for when the call is over."""
+        more = [self._closed.block()] if self._closed.rows else []
+        more += self.given.blocks() if self.given is not None else []
+        return CallDecisions.of(self.context.step, self.batch, self.evaluations, self.decisions, *more)
 
     def note_pass(self, role: str, layers: Sequence[FusedLayer]) -> None:
         """Keep that a pass of the whole model ran with one role's LoRAs alone."""
@@ -71,6 +93,29 @@ class Call:
         self.decisions += [
             Decision(segment.name, {}, weights) for layer in layers for segment in layer.segments if segment.shared
         ]
+
+    def _in_closed_form(self, segment: Segment, probe: Probe) -> Tensor | None:
+        """Both weights ``[batch, 2]`` before emphasis, where they can be had so."""
+        if not (self._may_be_closed and segment.shared):
+            return None
+        policy, refinement = self.rules.policy, self.rules.refinement
+        assert isinstance(policy, ScoredPolicy)
+        lean = refinement.preference(segment.name, self.context)
+        pair = self._closed.decide(policy, lean, self.context, probe, len(self.decisions))
+        if pair is not None:
+            self.decisions.append(segment.name)
+        return pair
+
+    @cached_property
+    def _may_be_closed(self) -> bool:
+        policy, refinement = self.rules.policy, self.rules.refinement
+        given = self.role is not None or self.fixed is not None or self.replayed is not None
+        return (
+            not given
+            and isinstance(policy, ScoredPolicy)
+            and refinement.routes(self.context)
+            and allows(policy, refinement)
+        )
 
     def _decided(self, segment: Segment, probe: Probe) -> dict[str, Weight]:
         """The weights before emphasis: those that are recorded, planned and baked."""

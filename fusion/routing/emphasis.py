@@ -67,6 +67,20 @@ class Emphasis:
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
+    def of_pair(self, pair: Tensor) -> Tensor:
+        """Both weights ``[batch, 2]`` of a segment as they are to be used."""
+        return self.of_pairs(pair[None], pair)[0]
+
+    def of_pairs(self, pairs: Tensor, features: Tensor) -> Tensor:
+        """The same for many segments ``[segments, batch or 1, 2]`` with features of one batch."""
+        if self._is_one:
+            return pairs
+        if len(set(self.shares)) == 1:
+            return pairs * self.shares[0]
+        if features.shape[0] % len(self.shares):
+            return pairs
+        return pairs * self._factor(features)[:, 0]
+
     def _factor(self, features: Tensor) -> Tensor:
         """``[batch, 1, 1]`` float32, filled on the device: nothing is copied there."""
         key = features.shape[0], features.device

@@ -11,6 +11,7 @@ from ..policies import StepContext
 from ..records import Replay, ReplayedCall
 from .call import Call
 from .emphasis import Emphasis, effective
+from .given import Given
 from .rules import Rules
 from .steadying import Steady
 
@@ -31,6 +32,7 @@ class Router:
     context: StepContext = StepContext(0, 1)
     fixed: Mapping[str, tuple[float, float]] | None = None
     _evaluations: dict[tuple[int, str], int] = field(default_factory=dict)
+    _given: tuple[Mapping[str, tuple[float, float]], Given] | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,12 @@ class Router:
             plan = self.rules.policy.plan
             at = zip(batch.keys, evaluations, strict=True)
             call.replayed = ReplayedCall(plan, [plan.planned(context, key, n) for key, n in at])
+            values = call.replayed.table(batch)
+            call.given = None if values is None else Given(plan.rows, values)
+        if self.fixed is not None:
+            if self._given is None or self._given[0] is not self.fixed:
+                self._given = self.fixed, Given.of_numbers(self.fixed)
+            call.given = self._given[1].again()
         return call
 
     def forget(self, call: Call) -> None:

@@ -132,10 +132,10 @@ class Run:
 
     def end_calls(self, calls: Sequence[Call], batch: Batch) -> None:
         """The same of calls that stand for a single one, a row of its batch each."""
-        decided = [CallDecisions(call.context.step, call.batch, call.evaluations, call.decisions) for call in calls]
         with self._ending:
             self.fusing += sum(call.fusing for call in calls)
-            if any(each.decisions for each in decided):
+            if any(call.decisions for call in calls):
+                decided = [call.decided() for call in calls]
                 self.calls.append(decided[0] if len(decided) == 1 else merged(decided, batch))
 
     def _keys(self, options: Mapping[str, Any]) -> tuple[str, ...]:

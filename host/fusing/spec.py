@@ -33,7 +33,7 @@ class DeltaBank(nn.Module):
         self._layers = nn.ModuleList(layers)
         self.content = uuid.uuid4().hex  # the same in its copies for other devices
 
-    @property
+    @cached_property  # asked for in every model call
     def layers(self) -> list[FusedLayer]:
         return [layer for layer in self._layers if isinstance(layer, FusedLayer)]
 

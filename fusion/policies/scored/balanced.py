@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..base import ScoredPolicy, StepContext
+from ..base import ScoredPolicy, StepContext, two_numbers
 from ..registry import listed
 
 
@@ -65,10 +66,23 @@ class Balanced(ScoredPolicy):
         return self.tokens
 
     def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
-        lead = -self.subject_lead + (self.subject_lead + self.style_lead) * context.along
-        r = (self.evenness * log_ratio + lead - lean) / 2
+        r = (self.evenness * log_ratio + self._lead(context) - lean) / 2
         drive = self._drive(context.emphasis)
         return 2 * drive * torch.sigmoid(-r), 2 * drive * torch.sigmoid(r)
+
+    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+        # With n = ||h|| and k = exp((b - lean) / 2):  w_c = 2 drive n_s / (n_s + k n_c),  w_s = 2 drive n_c / (n_c +
+        # n_s / k), n to the power of the evenness.
+        if self.evenness != 1:
+            measured = measured.pow(self.evenness)
+        k = math.exp((self._lead(context) - lean) / 2)
+        own, other = measured[:, :2], measured[:, 1:]
+        both = torch.addcmul(other, own, two_numbers(k, 1 / k, measured.device))
+        nothing = two_numbers(0.0, 0.0, measured.device)
+        return torch.addcdiv(nothing, other, both, value=2 * self._drive(context.emphasis))
+
+    def _lead(self, context: StepContext) -> float:
+        return -self.subject_lead + (self.subject_lead + self.style_lead) * context.along
 
     def _drive(self, emphasis: float) -> float:
         if self.emphasis <= 1 or emphasis <= 1:

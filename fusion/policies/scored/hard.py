@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..base import ScoredPolicy, StepContext
@@ -30,6 +32,15 @@ class HardChoice(ScoredPolicy):
     def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
         wins = (log_ratio + lean >= 0).to(log_ratio.dtype)
         return wins, 1.0 - wins
+
+    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+        # Norms are compared as energies are, whatever their square.
+        factor = math.exp(-lean / 2 if self.score == "energy" else -lean)
+        subject, style = measured[:, 0], measured[:, 1] if factor == 1 else measured[:, 1] * factor
+        won = measured.new_empty(len(measured), 2)
+        torch.ge(subject, style, out=won[:, 0])
+        torch.lt(subject, style, out=won[:, 1])
+        return won
 
 
 @listed(2)

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ScoredPolicy, StepContext
+from ..base import ScoredPolicy, StepContext, two_numbers
 from ..registry import listed
 from ..scores import SCORES
 from ..setting import setting
+
+LEAST = 1e-30  # of a score, so that it has a logarithm
 
 
 @listed(3)
@@ -63,3 +65,12 @@ class KLSoft(ScoredPolicy):
         if self.share == "both":
             return (2 * w_subject).clamp_max(1.0), (2 * w_style).clamp_max(1.0)
         return w_subject, w_style
+
+    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+        # sigmoid((log d_c - log d_s + lean) / tau) is a softmax over the roles.
+        power = (2.0 if self.score == "energy" else 1.0) / self.temperature
+        logs = torch.xlogy(power, measured[:, :2] if self.score == "energy" else measured.clamp_min(LEAST))
+        if lean:
+            logs += two_numbers(lean / self.temperature, 0.0, logs.device)
+        shares = torch.softmax(logs, dim=1)
+        return (2 * shares).clamp_max_(1.0) if self.share == "both" else shares

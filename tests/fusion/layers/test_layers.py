@@ -13,6 +13,8 @@ from lora_conductor.fusion.layers.layer import FusedLayer, Geometry
 from lora_conductor.fusion.policies import KLSoft, Paper, StepContext, Sum
 from lora_conductor.fusion.routing import Router, Rules
 
+from ..decided import decisions_of
+
 FIRST_STEP = StepContext(0, 1)
 
 
@@ -20,7 +22,7 @@ def fuse(layer, x, base, policy, decisions=None):
     call = Router(Rules(policy)).open_call()
     out = layer.fuse(x, base, call.decide)
     if decisions is not None:
-        decisions += call.decisions
+        decisions += decisions_of(call)
     return out
 
 

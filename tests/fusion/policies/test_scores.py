@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_conductor.fusion.policies.scores import SCORES, half_variance, kl_softmax, relative_energy, standardised_kl
+from lora_conductor.fusion.policies.scores_of_pairs import scores_of_pair
 
 
 def features(seed: int, size: float, batch: int = 2, tokens: int = 5, channels: int = 24):
@@ -85,6 +86,16 @@ def test_scores_are_per_sample_and_zero_without_a_delta(name):
     assert together.shape == (3,) and together.dtype == torch.float32
     torch.testing.assert_close(together, apart)
     assert SCORES[name](base, torch.zeros_like(delta)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("size", [1e-3, 0.3, 30.0, 300.0])
+def test_scores_of_both_roles_at_once_are_the_scores_one_by_one(name, size):
+    base, subject = features(7, size, batch=3)
+    style = features(8, 0.5 * size, batch=3)[1]
+    found, factor = scores_of_pair(name, base, torch.stack([subject, style]))
+    expected = torch.stack([SCORES[name](base, delta) for delta in (subject, style)], dim=1)
+    torch.testing.assert_close(found * factor, expected, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SCORES)

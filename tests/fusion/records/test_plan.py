@@ -114,20 +114,24 @@ def test_what_was_decided_latent_by_latent_is_one_call_of_all():
     """An expert ("b") that the second latent sent nothing to stands at the mean of the others."""
     batch = Batch(("negative.0", "positive.0"), "positive.0", 4, 2)
 
+    def both(score):
+        return {"subject": score, "style": score}
+
     def call(index, latent, *names):
         value = float(10 * index + latent)
         made = [
-            Decision(n, {"subject": weight(value, (1, 1, 1))}, {"subject": 1.0}, weight(value, (1, 1, 1)))
+            Decision(n, both(weight(value, (1, 1, 1))), {"subject": 1.0, "style": 0.5}, weight(value, (1, 1, 1)))
             for n in names
         ]
-        return CallDecisions(3, batch.of_one(index, latent), (index,), made)
+        return CallDecisions.of(3, batch.of_one(index, latent), (index,), made)
 
     calls = [call(0, 0, "a", "b", "a"), call(0, 1, "a", "a"), call(1, 0, "a", "b", "a"), call(1, 1, "a", "b", "a")]
     one = merged(calls, batch)
-    assert (one.step, one.evaluations, [d.layer for d in one.decisions]) == (3, (0, 1), ["a", "b", "a"])
-    assert one.decisions[0].log_ratio.flatten().tolist() == [0.0, 1.0, 10.0, 11.0]
-    assert one.decisions[1].scores["subject"].flatten().tolist() == [0.0, 7.0, 10.0, 11.0]
-    assert one.decisions[1].weights == {"subject": 1.0}
+    assert (one.step, one.evaluations, one.layers) == (3, (0, 1), ("a", "b", "a"))
+    first, second, _ = one.values()
+    assert first[4].flatten().tolist() == [0.0, 1.0, 10.0, 11.0]
+    assert second[2].flatten().tolist() == [0.0, 7.0, 10.0, 11.0]
+    assert second[:2] == (1.0, 0.5)
 
 
 def nested(depth):

@@ -11,6 +11,8 @@ from lora_conductor.fusion.layers import Batch, FusedLayer
 from lora_conductor.fusion.policies import SCORES, Chance, KLSoft, Paper, StepContext, settings_of
 from lora_conductor.fusion.routing import Refinement, Router, Rules, prepare
 
+from ..decided import decisions_of
+
 WIDTH, OUT = 12, 16
 
 
@@ -35,7 +37,7 @@ class Bench:
         self.router.context = StepContext(step, self.steps)
         call = self.router.open_call(Batch(tuple(keys), "positive.0"))
         outputs = [layer.fuse(x, F.linear(x, self.weight), call.decide) for layer in self.layers]
-        return call.decisions, outputs
+        return decisions_of(call), outputs
 
     def log_ratio(self, x, score, layer=0):
         base = F.linear(x, self.weight)

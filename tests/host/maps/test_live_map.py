@@ -65,7 +65,7 @@ def decisions(steps: int, layers: int) -> list[CallDecisions]:
         for i in range(call % 3, layers):
             scores = {"subject": tensor(), "style": tensor()} if i % 4 else {}
             made.append(Decision(f"layer.{i}", scores, {"subject": tensor(), "style": float(i % 2)}))
-        calls.append(CallDecisions(call // 2, Batch(), (0,), made))
+        calls.append(CallDecisions.of(call // 2, Batch(), (0,), made))
     return calls
 
 
@@ -87,7 +87,7 @@ def test_columns_of_plain_numbers() -> None:
     """As policies that measure nothing give them."""
     made = [Decision(f"layer.{i}", {}, {"subject": 1.0, "style": 0.25 * i}) for i in range(3)]
     columns = Columns()
-    columns.fetch([CallDecisions(0, Batch(), (0,), made)])
+    columns.fetch([CallDecisions.of(0, Batch(), (0,), made)])
     (values,) = columns.take_arrived().values()
     assert values[:2].tolist() == [[1.0, 1.0, 1.0], [0.0, 0.25, 0.5]] and values[2:].isnan().all()
 

@@ -3,8 +3,7 @@
 A full-size SD1.5 UNet (860M parameters, random weights), 256 px, CFG (batch 2), two rank-16 LoRAs on the 192 layers of
 its transformer blocks. Variants are timed in turn, round after round, and compared by the median of their per-round
 ratios, so that a noisy machine disturbs all of them alike. Wall time is what a user waits for; the processor time of
-all threads is what the work takes, and on a busy machine the steadier of the two. Run it with ``make bench-speed``; the
-last line is JSON.
+all threads is what the work takes, and on a busy machine the steadier of the two. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from .full_size import sample, sd15_unet
-from .host import enter_host
+from ..full_size import sample, sd15_unet
 
 RANK = 16
 
@@ -72,15 +70,8 @@ def time_steps(model, steps: int, size: int) -> list[float]:
     return [(stamps[-1] - stamps[1]) / steps for stamps in (timing.steps, timing.cpu_steps)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="timed steps a round")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--gpu", action="store_true", help="time on the GPU, in float16")
-    options = parser.parse_args()
-    enter_host(cpu=not options.gpu)
-
+def time_all(options: argparse.Namespace) -> None:
+    """Time all variants in turn, and print their ratios."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +98,3 @@ def main() -> None:
         for i, kind in enumerate(("step_time_over_merged", "step_processor_time_over_merged"))
     }
     print(json.dumps(summary))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What fusing costs: counted exactly (launches, bytes, synchronisations), then timed."""

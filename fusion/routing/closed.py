@@ -1,0 +1,121 @@
+"""Deciding in closed form, where the settings allow it: by few operations a layer, on small tensors.
+
+The decisions are those of the straightforward computation (:mod:`.measuring`, ``ScoredPolicy.weights``), which all
+other settings take. What no layer waits for (the scores as they are recorded) is computed for all layers at once when
+the call is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..layers import Probe, take
+from ..policies import ScoredPolicy, StepContext, scores_of_pair
+from ..records import Block
+from .refinement import OWN, Refinement
+
+MOST_HELD = 2**26  # bytes of features that wait to be measured
+
+
+def allows(policy: ScoredPolicy, settings: Refinement) -> bool:
+    """Whether nothing but the policy's own score of a whole layer, at this step, goes into its decisions."""
+    return not (
+        settings.score not in (OWN, policy.score)
+        or settings.granularity != "layer"
+        or settings.even_out
+        or settings.smoothing
+        or settings.follow_cond
+        or settings.group_attention
+        or settings.cap
+        or settings.floor
+        or (policy.hard and settings.hysteresis)
+    )
+
+
+@dataclass
+class _Samples:
+    """Features of layers ``[batch, tokens, channels]``, and their norms once there are many."""
+
+    held: dict[torch.Size, list[tuple[int, Tensor]]] = field(default_factory=dict)
+    size: int = 0
+    norms: list[tuple[list[int], Tensor]] = field(default_factory=list)
+
+    def add(self, place: int, sample: Tensor) -> None:
+        self.held.setdefault(sample.shape, []).append((place, sample))
+        self.size += sample.numel() * sample.element_size()
+        if self.size > MOST_HELD:
+            self._measure()
+
+    def all_norms(self) -> Tensor:
+        """``||F||``, ``[layers, batch]`` float32."""
+        self._measure()
+        placed = {place: row for places, rows in self.norms for place, row in zip(places, rows.unbind(), strict=True)}
+        return torch.stack([placed[place] for place in range(len(placed))])
+
+    def _measure(self) -> None:
+        for some in self.held.values():
+            together = torch.stack([sample for _, sample in some])
+            norms = torch.linalg.vector_norm(together, dim=(2, 3), dtype=torch.float32)
+            self.norms.append(([place for place, _ in some], norms))
+        self.held, self.size = {}, 0
+
+
+@dataclass
+class Closed:
+    """The decisions of one call that were made in closed form.
+
+    Attributes:
+        rows: their places among all of the call's.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    _measured: list[Tensor] = field(default_factory=list)
+    _weights: list[Tensor] = field(default_factory=list)
+    _factors: dict[int, float] = field(default_factory=dict)  # of what was measured, to be the score
+    _samples: _Samples = field(default_factory=_Samples)
+
+    def decide(self, policy: ScoredPolicy, lean: float, context: StepContext, probe: Probe, row: int) -> Tensor | None:
+        """Both weights ``[batch, 2]`` of a segment, or None where it has to be measured in the straightforward way."""
+        by_norms = policy.score == "energy"
+        if not (probe.measures_hidden if by_norms else probe.is_low_rank) or _differentiated(probe):
+            return None
+        if self._weights and self._weights[0].shape[0] != probe.base.shape[0]:
+            return None  # layers of one batch lie in one table
+        sample = take(probe.base, policy.max_tokens)
+        if by_norms:
+            measured = probe.norms(policy.max_tokens)
+        else:
+            measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(policy.max_tokens))
+        weights = policy.pair(measured, lean, context)
+        if weights is not None:
+            if by_norms:
+                # The layer's output is written where its own part was.
+                self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample)
+            self.rows.append(row)
+            self._measured.append(measured)
+            self._weights.append(weights)
+        return weights
+
+    def block(self) -> Block:
+        """As they are recorded."""
+        # The bounds are those of ``relative_energy`` and ``measure``.
+        scores = torch.stack(self._measured)
+        if self._factors:
+            scores = scores * torch.tensor([self._factors[row] for row in self.rows])[:, None, None].to(
+                scores.device, non_blocking=True
+            )
+        if scores.shape[-1] == 3:  # norms
+            loudness = self._samples.all_norms().square().clamp_min(1e-12)
+            scores = scores[..., :2].square() / loudness[..., None]
+        logs = scores.clamp_min(1e-30).log()
+        values = torch.cat([torch.stack(self._weights), scores, logs[..., :1] - logs[..., 1:]], dim=-1)
+        return Block(tuple(self.rows), tuple(range(5)), values.permute(2, 0, 1)[..., None, None])
+
+
+def _differentiated(probe: Probe) -> bool:
+    return torch.is_grad_enabled() and (
+        probe.base.requires_grad or (probe.hidden is not None and probe.hidden.requires_grad)
+    )

@@ -1,0 +1,42 @@
+"""What fusing asks of a device, counted exactly: the limits that hold, everything a default user gets included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.speed.counting import Variants
+from benchmarks.speed.models import SHAPES
+from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, Energy, KLSoft, Sum
+from lora_conductor.fusion.routing import Refinement
+
+# Launches a routed layer and model call, over LoRAs merged by core.
+LIMITS = {RECOMMENDED: 10, Energy(): 10, KLSoft(): 14, Sum(): 0} | {
+    make(): 5 for name, make in POLICIES.items() if name in ("k_lora", "est_lora", "block_mask", "chance")
+}
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory):
+    """A FLUX-shaped model of 128 layers."""
+    flux = SHAPES["FLUX"]
+    small = replace(flux, config=flux.config | {"depth": 8, "depth_single_blocks": 16})
+    return Variants(small, torch.float32, tmp_path_factory.mktemp("launches"))
+
+
+@pytest.mark.parametrize("policy", LIMITS, ids=lambda policy: policy.name)
+def test_launches_of_a_policy(variants, policy, record_property):
+    cost = variants.cost(policy)
+    record_property("launches a layer and call", f"{cost.launches:.2f}")
+    assert cost.launches <= LIMITS[policy], cost.kinds
+    assert cost.waits == 0
+    assert cost.reads < variants.layers / 4, "something is read layer by layer"
+
+
+def test_frozen_and_replayed_runs_only_add(variants):
+    for cost in (variants.cost(RECOMMENDED, Refinement(freeze_after=1)), variants.cost_of_replay(RECOMMENDED)):
+        few = 60 / variants.layers  # for all layers together, a step
+        assert cost.launches <= 3 + few, cost.kinds
+        assert cost.waits == 0
