@@ -146,7 +146,7 @@ def low_rank(delta: Factors | Tensor, rank: int = 0, energy: float = 1.0) -> Low
     if isinstance(delta, Tensor):
         return _of_dense(delta, rank, energy)
     up, down = delta
-    if down.shape[0] < min(up.shape[0], down[0].numel()):
+    if down.shape[0] < min(up.shape[0], math.prod(down.shape[1:])):
         energy = 1.0  # thin as it is
     q_up, r_up = torch.linalg.qr(up.double())
     q_down, r_down = torch.linalg.qr(down.double().flatten(1).T)

@@ -19,7 +19,7 @@ from torch import nn
 from ...fusion.adapters import Delta
 from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, Policy
-from ...fusion.records import Plan
+from ...fusion.records import Plan, Replay
 from ...fusion.routing import Refinement, Rules, prepare
 from ..core import ConductorError, geometry_of, head_width, weight_reader
 from ..loras import LoraOnModel
@@ -76,7 +76,12 @@ class FusionSpec:
 
     @property
     def concerns_lone_layers(self) -> bool:
-        """Whether layers that one role has to itself are not simply what core's loaders make of them."""
+        """Whether layers that one role has to itself are not simply what core's loaders make of them.
+
+        A plan without its second role is one that is refused when the sampling begins, so that something has to begin.
+        """
+        if isinstance(self.policy, Replay) and not self.has_both_roles:
+            return True
         return self.emphasis != 1.0 or (isinstance(self.policy, PassPolicy) and self.has_both_roles)
 
     def layers_on(self, model: nn.Module) -> list[FusedLayer]:

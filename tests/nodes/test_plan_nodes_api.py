@@ -52,7 +52,7 @@ def test_a_saved_plan_makes_the_same_picture(server: ComfyServer, settings: dict
     assert record(outputs, "first")["refinement"] == settings
     (text,) = outputs["plan"]["text"]
     path = Path(text.rpartition(" saved as ")[2])
-    assert path.is_file() and json.loads(path.read_text())["version"] == 1
+    assert path.is_file() and json.loads(path.read_text())["version"] == 2
 
     again = world(dual=loader(), file=node("LoadRoutingPlan", file=f"routing_plans/{path.name} [output]"))
     again["replayed"] = settled("paper", plan=["file", 0])
