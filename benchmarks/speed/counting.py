@@ -125,6 +125,7 @@ class Variants:
 @contextmanager
 def _a_page() -> Iterator[None]:
     """A page that looks at the map and is told every step."""
+    from lora_conductor.host.core import told
     from lora_conductor.host.maps import live
 
     loop = SimpleNamespace(call_soon_threadsafe=lambda *_: None)
@@ -133,11 +134,12 @@ def _a_page() -> Iterator[None]:
         "page_of_prompt": lambda: (server, server.sockets["page"], "page"),
         "ids_of_prompt": lambda _: {"prompt": "1", "workflow": "1"},
         "send": lambda *_: None,
-        "RATE": float("inf"),
     }
-    before = {name: getattr(live, name) for name in names}
-    vars(live).update(names)
+    before, rate = {name: getattr(told, name) for name in names}, live.RATE
+    vars(told).update(names)
+    live.RATE = float("inf")
     try:
         yield
     finally:
-        vars(live).update(before)
+        vars(told).update(before)
+        live.RATE = rate

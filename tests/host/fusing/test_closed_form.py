@@ -21,6 +21,9 @@ MORE = {
 }
 
 
+TOLERANCE = 1e-4  # of the output range, float32; both sum in another order, and a softmax makes more of it
+
+
 @pytest.fixture(scope="module", params=["flux", "unet"])
 def loaded(request, tmp_path_factory):
     """A model with LoRAs of different sizes, on the UNet of different ranks as well."""
@@ -48,7 +51,7 @@ def test_it_is_the_straightforward_computation(loaded, name, lean, monkeypatch):
     made, record, plan = run(model)
     monkeypatch.setattr(call, "allows", lambda *_: False)
     expected, wanted, planned = run(model)
-    assert tiny.relative(made, expected) < 1e-5
+    assert tiny.relative(made, expected) < TOLERANCE
     assert record.layers == wanted.layers and plan.layers == planned.layers
     torch.testing.assert_close(record.scores, wanted.scores, rtol=2e-3, atol=1e-9, equal_nan=True)
     torch.testing.assert_close(record.weights, wanted.weights, rtol=1e-3, atol=1e-5, equal_nan=True)
