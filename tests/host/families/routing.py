@@ -123,6 +123,7 @@ class Routed:
         plan = loads(plan_of_latent(model, made).dumps())
         flat = made if isinstance(made, Tensor) else torch.cat([part.flatten(1) for part in made.unbind()], 1)
         again = self.sample(replaying(self.fused(policy, refinement), plan))
+        self.sample(self.base)  # as it takes off what it merges of ours
         after = self.base.model.state_dict()
         errors = {
             "batch": self.batch_error(model),
