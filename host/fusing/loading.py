@@ -63,8 +63,6 @@ def fused(
             patches.check_finite()
             if not patches.fits:
                 raise ConductorError(_fits_nothing(patches, model, False))
-            if strength:
-                patches.check_finite()
             loras.append((patches, role, strength))
     model = add_loras(model, loras)
     return model if policy is None else set_policy(model, policy, refinement, always_live=always_live)

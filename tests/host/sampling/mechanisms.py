@@ -1,6 +1,7 @@
 """How other packs reach into a model or a run, written anew: the mechanism of each, not its purpose.
 
-Read of: KJNodes, Detail Daemon, Inspire, Impact, ppm, TeaCache and its relatives, RES4LYF, WaveSpeed, tiled diffusion.
+Read of: KJNodes, Detail Daemon, tiled diffusion; Inspire, ppm, RES4LYF and TeaCache in part. Impact's and WaveSpeed's ways
+are as their pages tell them.
 """
 
 from __future__ import annotations
