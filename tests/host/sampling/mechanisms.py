@@ -1,7 +1,7 @@
 """How other packs reach into a model or a run, written anew: the mechanism of each, not its purpose.
 
-Read of: KJNodes, Detail Daemon, tiled diffusion; Inspire, ppm, RES4LYF and TeaCache in part. Impact's and WaveSpeed's ways
-are as their pages tell them.
+Read of: KJNodes, Detail Daemon, tiled diffusion; Inspire, ppm, RES4LYF and TeaCache in part. Impact's and WaveSpeed's
+ways are as their pages tell them.
 """
 
 from __future__ import annotations
