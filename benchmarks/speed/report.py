@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ All policies that merge before sampling are weight patches, as `sum` is.
 """
 
 
-def write() -> None:
-    """Count all variants on all models and write the page."""
+def write(models: Sequence[str] = tuple(SHAPES)) -> None:
+    """Count all variants on models and write the page."""
     lines = [HEAD]
-    for name in SHAPES:
+    for name in models:
         lines.append(f"\n## {name}\n")
         for line in _table(name):
             print(line, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +26,8 @@ LEAST_HALF = 6e-8  # the least number of float16
 
 
 class _Shared(list[tuple[str, float, LowRankDelta]]):
-    """Deltas as the files have them. They are never written to: a copy of the layer for another device shares them."""
+    """Deltas as the files have them, copied: tensors that were read lie in the file, which may change. They are never
+    written to: a copy of the layer for another device shares them."""
 
     def __deepcopy__(self, memo: Any) -> _Shared:
         return self
@@ -69,7 +71,9 @@ class FusedLayer(nn.Module):
         thin = [(role, s, d) for role, s, d in deltas if isinstance(d, LowRankDelta)]
         other = [(role, s, d) for role, s, d in deltas if not isinstance(d, LowRankDelta)]
         self.bypasses = nn.ModuleList(delta.bypass(strength, strength, dtype) for _, strength, delta in other)
-        self._thin = _Shared(thin)
+        self._thin = _Shared(
+            (role, s, replace(d, down=d.down.detach().clone(), up=d.up.detach().clone())) for role, s, d in thin
+        )
         down = torch.cat([_whole_input(d, geometry.in_features) for _, _, d in thin]) if thin else None
         starts = [0]
         for _, _, delta in thin:

@@ -9,7 +9,7 @@ from typing import Any
 from ...fusion.policies import ScoredPolicy, StaticPolicy
 from ...fusion.records import RoutingRecord
 from ...fusion.routing import OWN
-from ..core import sources
+from ..core import inputs_of, sources
 from .spec import FusionSpec
 from .unrouted import why_nothing
 
@@ -20,7 +20,7 @@ NOTHING = {
     "merged": ("the policy was merged before sampling", "compare with recommended at the same seed"),
     "undecided": ("no step lay in the routed part of the run", "set start to 0 and end to 1"),
 }
-CLEAR, LOUD, FEW_STEPS = 0.8, 1.25, 8
+CLEAR, LOUD, FEW_STEPS, MOST_CFG = 0.8, 1.25, 8, 1e6
 
 
 def verdict(record: RoutingRecord, spec: FusionSpec | None, left_out: int, cfg: float | None) -> list[str]:
@@ -56,8 +56,9 @@ def loudness(record: RoutingRecord, spec: FusionSpec) -> float | None:
 
 def cfg_of(prompt: Mapping[str, Any], node: str | None) -> float | None:
     """The nearest guidance scale among the nodes that a node's latent comes from; None if there is none."""
-    found = (prompt[source]["inputs"].get("cfg") for source in sources(prompt, node, "latent"))
-    return next((float(cfg) for cfg in found if isinstance(cfg, int | float)), None)
+    found = (inputs_of(prompt, source).get("cfg") for source in sources(prompt, node, "latent"))
+    numbers = (cfg for cfg in found if isinstance(cfg, int | float) and abs(cfg) < MOST_CFG)  # as NaN is not
+    return next((float(cfg) for cfg in numbers), None)
 
 
 def _evens_out(spec: FusionSpec) -> bool:

@@ -1,6 +1,7 @@
 """Plans made worse: read, or refused by a named error; also where they meet a model and while it samples."""
 
 import json
+import re
 from pathlib import Path
 from random import Random
 
@@ -83,7 +84,7 @@ def test_plans_made_worse_sample_or_are_refused(setting, record_property):
         try:
             tiny.sample(routed, steps=2, cfg=2.0, batch=random.choice((1, 2)))
         except ConductorError as error:  # of more LoRAs: others could still have been loaded
-            assert "plan: it was made for" in str(error)
+            assert re.search("plan: it (was made for|also decides for)", str(error))
     record_property("sampled, refused", f"{sampled}, {refused}")
     assert sampled and refused
     assert torch.equal(tiny.sample(fused, steps=1, cfg=1.0), good)

@@ -59,7 +59,7 @@ def _read(data: bytes) -> None:
     other = samples + 1  # what another node made of it
     with CurrentNodeContext(ID, node, None):
         for latent in (samples, other):
-            record, missing = record_or_reason(model, latent, origin)
+            record, missing, _ = record_or_reason(model, latent, origin)
             setting.printed(printable(missing or run_report(model, record, prompt, node)))
             json.dumps(printable(record.to_json()), ensure_ascii=False).encode()
         queue = SimpleNamespace(currently_running={0: (0, ID, prompt, extra if isinstance(extra, dict) else {}, [])})

@@ -39,11 +39,11 @@ the whole batch (*freeze*: no batch).
 output, of its range."""
 
 
-def page(rows: list[list[Cell]], version: str) -> str:
+def page(rows: list[list[Cell]], version: str, command: str) -> str:
     """The table, and what its columns are."""
     cells = [cell for row in rows for cell in row]
     lines = [
-        *ABOUT.format(command=COMMAND, version=version, allowed=ALLOWED).splitlines(),
+        *ABOUT.format(command=command, version=version, allowed=ALLOWED).splitlines(),
         "",
         f"{len(cells)} cells, {sum(not cell.passed for cell in cells)} failed. Largest error: "
         f"{max(cell.worst for cell in cells):.1e}.",
@@ -75,12 +75,14 @@ def main() -> int:
     options = parser.parse_args()
     names = options.family or [name for name, family in FAMILIES.items() if family.in_host]
     rows = []
+    only = " ".join(f"--family {name}" for name in options.family or [])
+    command = COMMAND + (f' ARGS="{only}"' if only else "")
     # Forked: a fresh process would find the tests of ComfyUI for ours.
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=8) as pool:
         for row in pool.imap(measured, names):
             rows.append(row)
             print(row[0].family, f"{max(cell.worst for cell in row):.0e}", file=sys.stderr, flush=True)
-            options.output.write_text(page(rows, HOST.version))
+            options.output.write_text(page(rows, HOST.version, command))
     failed = [cell for row in rows for cell in row if not cell.passed]
     for cell in failed:
         print(f"FAILED {cell.family} {cell.setting}: {cell.errors}")

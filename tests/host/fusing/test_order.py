@@ -191,8 +191,8 @@ def test_baking_writes_layers_that_are_left_to_core_as_their_sum(flux, files, sh
     model = chained(flux, files, [Ours(["plain", "other"]), "dora_out_lora"], KLSoft())
     samples = tiny.sample(model)
     baked, _ = bake(model, None, samples, BakeSettings())
-    assert not baked.left_out and len(baked.ranks) == len(shapes)
     summed, _ = bake(set_policy(model, Sum()), None, None, BakeSettings())
+    assert not baked.left_out and len(baked.ranks) == len(summed.ranks) >= len(shapes)
     assert baked.tensors.keys() == summed.tensors.keys()
     assert all(torch.equal(value, summed.tensors[key]) for key, value in baked.tensors.items())
 

@@ -113,5 +113,5 @@ def test_freezing_under_the_papers_mode_keeps_the_loras(parts, tmp_path):
     routed = fused(model, *files, KLSoft(), Refinement(freeze_after=2, emphasis=1.0))
     frozen, _ = run(routed)
     barely, _ = run(routed, plan(parts, options=GuidanceOptions(mode="paper", paper_step=1e-9)))
-    assert relative(barely, frozen) < 1e-6
+    assert relative(barely, frozen) < 1e-5  # the one from the files' factors, the other from the same in another basis
     assert relative(run(model)[0], frozen) > 0.1

@@ -89,7 +89,7 @@ def test_every_sampler_and_guider_is_here():
 
 def test_the_tables_tell_what_failed_and_why():
     way = BY_PLACE["euler", "one run"]
-    differing = BY_PLACE["UNetCrossAttentionMultiply", "after"]
+    differing = BY_PLACE["a LoRA layer's forward, object patch", "after"]
     cells = [
         Cell(way, 1e-7, 0.3),
         Cell(BY_PLACE["euler", "img2img"], 1e-2, 0.3),
