@@ -115,6 +115,7 @@ def keys(file: Path) -> dict[str, tuple[str, list[int]]]:
         return {k: (opened.get_slice(k).get_dtype(), opened.get_slice(k).get_shape()) for k in names}
 
 
+@pytest.mark.timeout(1200)  # training is slow where memory is
 def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     folder: Path, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
@@ -157,6 +158,7 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     assert (pictures[0] - pictures[1]).abs().max() > 0.01
 
 
+@pytest.mark.timeout(1200)  # training is slow where memory is
 def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "KEEP_EVERY", 2)
     # It is chosen by timing: on a busy machine the two trainings could compute in different ones.
