@@ -110,3 +110,15 @@ def test_bf16_features_are_scored_in_float32():
     low = kl_softmax(base.bfloat16(), delta.bfloat16())
     assert low.dtype == torch.float32
     assert low.tolist() == pytest.approx(kl_softmax(base, delta).tolist(), rel=0.05)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4])
+def test_the_variance_of_a_pair_is_that_of_float64(size):
+    """Under a softmax with a few huge activations, as FLUX has them, and however faint the deltas are."""
+    base, deltas = torch.randn(2, 64, 256) * 3, torch.randn(2, 2, 64, 256) * size
+    base[..., 3] += 20
+    p, exact = torch.softmax(base.double(), -1), deltas.double()
+    centred = exact - (p * exact).sum(-1, keepdim=True)
+    wanted = (p * centred.square()).sum(-1).mean(-1).T / 2
+    found, factor = scores_of_pair("half_variance", base, deltas)
+    torch.testing.assert_close((found * factor).double(), wanted, rtol=5e-5, atol=0)
