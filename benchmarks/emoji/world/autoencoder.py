@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from ...host import enter_host
 from .files import ARCHIVE, AUTOENCODER
+from .precision import autocast
 
 # Many small batches: large ones learn far less from the same number of pictures.
 STEPS, BATCH, RATE = 6000, 4, 9e-4
@@ -67,7 +68,7 @@ def gradient_gap(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
 
 def loss_of(net: Any, images: Tensor) -> Tensor:
     """How far a batch of pictures [B, 3, 64, 64] in [0, 1] is from what comes out again."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         latents = net.taesd_encoder(images.contiguous(memory_format=torch.channels_last))
         noisy = latents + torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * 0.12
         drawn = net.taesd_decoder(noisy)

@@ -29,6 +29,7 @@ from . import autoencoder
 from .files import AUTOENCODER, MODEL, TOKENS, WORDS
 from .loras import noise_levels
 from .pictures import load_pictures
+from .precision import autocast, faster_dtype
 
 STATE, KEEP_EVERY = "base_training.pt", 100
 STEPS, BATCH, AVERAGING = 3100, 128, 0.995
@@ -107,7 +108,7 @@ class Lessons:
             described = (f"style:{style}", f"subject:{subject}", f"class:{words['class_of'][subject]}")
             ids.append([index["<bos>"], *(index[name] for name in described)])
         # As precise as what is added to it, noise, and several times as fast.
-        with torch.inference_mode(), torch.autocast("cpu", faster_dtype(), faster_dtype() is not torch.float32):
+        with torch.inference_mode(), autocast():
             images = (pictures.images[chosen].float() / 255 for chosen in rows.split(64))
             latents = torch.cat([vae.encode(batch.movedim(1, -1)) for batch in images])
         own = (latents - autoencoder.SHIFT) * autoencoder.SCALE
@@ -125,19 +126,6 @@ class Lessons:
         ids[torch.rand(count) < HIDE_CLASS, 3] = null
         ids[torch.rand(count) < HIDE_ALL] = null
         return self.latents[rows], ids
-
-
-def faster_dtype() -> torch.dtype:
-    """bfloat16 where this CPU multiplies faster in it, else float32."""
-    times = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = torch.ones(1024, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        a @ b
-        start = time.process_time()
-        for _ in range(5):
-            a @ b
-        times[dtype] = time.process_time() - start
-    return min(times, key=lambda dtype: times[dtype])
 
 
 class Masters:

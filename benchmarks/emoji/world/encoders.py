@@ -30,6 +30,7 @@ from repo_paths import ASSETS
 from . import files
 from .augment import crop, soften
 from .pictures import Pictures, load_pictures
+from .precision import autocast
 
 CLIP_CONFIG = {
     "embed_dim": 128,
@@ -119,7 +120,7 @@ def train_clip(pictures: Pictures, minutes: float) -> nn.Module:
         batch = torch.cat([found[torch.randperm(len(found))[:4]] for found in some])
         images = soften(crop(pictures.images[batch].float() / 255, (0.85, 1.15)))
         tokens = captions.table[pictures.subject[batch], pictures.style[batch]]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             image, words, scale = model(pixels(images), tokens)[:3]
         logits = scale * image.float() @ words.float().T
         target = torch.arange(len(batch))
@@ -187,7 +188,7 @@ def train_dino(pictures: Pictures, minutes: float, batch: int = 64, other_style:
         views = [pictures.images[chosen].float() / 255 for chosen in (first, second)]
         large = pixels(torch.cat([soften(colour(crop(v, (0.75, 1.15)))) for v in views]))
         small = pixels(torch.cat([colour(crop(v, (0.4, 0.7), size=32)) for v in (*views, views[0])]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 targets = sinkhorn(teacher(large)).chunk(2)
             outputs = [*student(large).chunk(2), *student(small).chunk(3)]
