@@ -39,8 +39,8 @@ def half_variance(base: Tensor, delta: Tensor) -> Tensor:
     """
     p = torch.softmax(base.float(), dim=-1)
     delta = delta.float()
-    mean = (p * delta).sum(-1)
-    return 0.5 * ((p * delta.square()).sum(-1) - mean.square()).clamp_min(0).mean(-1)
+    centred = delta - (p * delta).sum(-1, keepdim=True)  # E[h^2] - E[h]^2 cancels where one channel has all of p
+    return 0.5 * (p * centred.square()).sum(-1).mean(-1)
 
 
 def standardised_kl(base: Tensor, delta: Tensor) -> Tensor:
