@@ -107,8 +107,10 @@ def test_live_sum_is_the_merge_into_what_the_weights_stand_for(models, kinds, tm
     assert [len(lora.deltas) for lora in attachment_of(loaded).spec.loras] == [len(shapes)] * len(loras)
     truth = tiny.sample(tiny.core_stacked(exact, *loras), steps=2)
     plain = tiny.sample(model, steps=2)
-    # Core's int8 layers round their inputs too: without any LoRA that much is lost.
-    rounding = tiny.relative(plain, tiny.sample(exact, steps=2))
+    # Core's int8 layers round their inputs too: without any LoRA that much is lost. By chance more or less, and
+    # differently on every processor: of several noises.
+    losses = [tiny.relative(tiny.sample(model, steps=2, seed=s), tiny.sample(exact, steps=2, seed=s)) for s in range(4)]
+    rounding = max(losses)
     error = tiny.relative(tiny.sample(set_policy(loaded, Sum(), always_live=True), steps=2), truth)
     record_property(f"{kinds}, without LoRAs {rounding:.1e}", error)
     assert tiny.relative(plain, truth) > 0.03 and error < max(1e-5, 1.5 * rounding) and rounding < 0.03
