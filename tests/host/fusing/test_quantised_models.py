@@ -113,7 +113,7 @@ def test_live_sum_is_the_merge_into_what_the_weights_stand_for(models, kinds, tm
     rounding = max(losses)
     error = tiny.relative(tiny.sample(set_policy(loaded, Sum(), always_live=True), steps=2), truth)
     record_property(f"{kinds}, without LoRAs {rounding:.1e}", error)
-    assert tiny.relative(plain, truth) > 0.03 and error < max(1e-5, 1.5 * rounding) and rounding < 0.03
+    assert tiny.relative(plain, truth) > 0.03 and error < max(1e-5, 1.5 * rounding) and min(losses) < 0.03
     # One LoRA alone: what core would merge into such weights is rounded like them.
     alone, exactly = fused(model, loras[0]), tiny.core_stacked(exact, loras[0])
     assert tiny.relative(tiny.sample(alone, steps=2), tiny.sample(exactly, steps=2)) < max(1e-5, 1.5 * rounding)
