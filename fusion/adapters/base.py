@@ -40,6 +40,11 @@ class Delta(Protocol):
         """One past the last."""
         ...
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it surely changes nothing."""
+        ...
+
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
         """The module that computes it.
 
@@ -77,6 +82,15 @@ class PlacedDelta:
     @property
     def out_stop(self) -> int:
         return self.place.out_start + self.place.shape[0]
+
+    @property
+    def is_zero(self) -> bool:
+        return False
+
+
+def any_zero(scale: float, *factors: Tensor | None) -> bool:
+    """Whether a product with these factors is zero."""
+    return scale == 0 or any(factor is not None and not bool(factor.any()) for factor in factors)
 
 
 class Bypass(nn.Module):

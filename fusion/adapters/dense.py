@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Bypass, Delta, Place, PlacedDelta, Slices, finite, fits, frozen, like
+from .base import Bypass, Delta, Place, PlacedDelta, Slices, any_zero, finite, fits, frozen, like
 from .geometry import Geometry
 
 
@@ -18,6 +18,10 @@ class DenseDelta(PlacedDelta):
 
     weight: Tensor
     scale: float = 1.0
+
+    @property
+    def is_zero(self) -> bool:
+        return any_zero(self.scale, self.weight)
 
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
         return DenseBypass(self.weight.float() * (self.scale * outer), self.place.slices, dtype)

@@ -31,6 +31,10 @@ class DoRADelta:
     def out_stop(self) -> int:
         return self.inside.out_stop
 
+    @property
+    def is_zero(self) -> bool:
+        return False  # its magnitude acts without the delta inside, too
+
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
         return DoRABypass(self.inside.bypass(1.0, inner, dtype), self.magnitude, self.on_output, outer)
 

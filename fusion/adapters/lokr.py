@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Bypass, Place, PlacedDelta, Slices, finite, fits, frozen, like, scale_of
+from .base import Bypass, Place, PlacedDelta, Slices, any_zero, finite, fits, frozen, like, scale_of
 from .dense import DenseDelta
 from .geometry import Geometry
 from .tucker import factor_pair
@@ -24,6 +24,10 @@ class KroneckerDelta(PlacedDelta):
     up: Tensor | None
     down: Tensor
     scale: float = 1.0
+
+    @property
+    def is_zero(self) -> bool:
+        return any_zero(self.scale, self.w1, self.up, self.down)
 
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
         up = None if self.up is None else self.up.float()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Bypass, DeltaError, Place, Slices, finite, frozen, like, scale_of
+from .base import Bypass, DeltaError, Place, Slices, any_zero, finite, frozen, like, scale_of
 from .geometry import Geometry
 from .tucker import fold_core
 
@@ -40,6 +40,10 @@ class LowRankDelta:
     @property
     def out_stop(self) -> int:
         return self.out_start + self.up.shape[0]
+
+    @property
+    def is_zero(self) -> bool:
+        return any_zero(self.scale, self.up, self.down)
 
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
         slices = (self.out_start, self.out_stop, self.in_start, self.down.shape[1])

@@ -2,8 +2,9 @@
 
 from .batch import Batch
 from .layer import FusedLayer
+from .pairing import ALIKE, APART, Pairing
 from .probe import Probe
 from .segment import Segment, SegmentDeltas, Weight
 from .tokens import take
 
-__all__ = ["Batch", "FusedLayer", "Probe", "Segment", "SegmentDeltas", "Weight", "take"]
+__all__ = ["ALIKE", "APART", "Batch", "FusedLayer", "Pairing", "Probe", "Segment", "SegmentDeltas", "Weight", "take"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from ..adapters import BaseLayer, Bypass, Delta, DeltaError, Geometry, LowRankDe
 from ..roles import ROLES
 from .additions import add_product, by_head, times_pair, weighted
 from .basis import orthonormal
+from .pairing import Pairing
 from .probe import Probe
 from .rows import Rows
 from .segment import Segment, SegmentDeltas, Weight
@@ -96,6 +98,12 @@ class FusedLayer(nn.Module):
                     beside[role] = (*beside.get(role, ()), i)
             if beside or any(ups.values()):
                 whole = start == 0 and stop == geometry.out_features
+                joined = {role: torch.cat(ups[role], dim=1) for role in ROLES if ups[role]}
+                if down is not None and own:
+                    for role, up in joined.items():
+                        joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
+                present = [(role, s) for role, s, d in deltas if d.out_start <= start and stop <= d.out_stop]
+                energies = {role: _energy(up, down[rows[role]], own) for role, up in joined.items() if down is not None}
                 segment = Segment(
                     name if whole else f"{name}[{start}:{stop}]",
                     start,
@@ -104,13 +112,10 @@ class FusedLayer(nn.Module):
                     beside,
                     head_width if head_width and (stop - start) % head_width == 0 else None,
                     own and any(ups.values()),
+                    _pairing(present, {} if beside else energies),
                 )
                 self.segments.append(segment)
-                joined = {role: torch.cat(ups[role], dim=1) for role in ROLES if ups[role]}
-                if joined and down is not None:
-                    if own:
-                        for role, up in joined.items():
-                            joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
+                if joined:
                     self._join(segment, torch.cat(list(joined.values()), dim=1), dtype)
         self.down = None if down is None else frozen(down.to(dtype))
         self.faint = None if down is None else frozen(self._faint(down.shape[0], dtype))
@@ -303,6 +308,25 @@ class FusedLayer(nn.Module):
             if any(b.needs_linear for b in bypasses.values()):
                 linear = layer.without_bias(tokens, x)
         return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
+
+
+def _energy(up: Tensor, down: Tensor, orthonormal: bool) -> float:
+    """``||up down||_F^2``."""
+    flat = down.flatten(1)
+    if orthonormal:
+        return float(flat.square().sum())
+    return float(((up.T @ up) * (flat @ flat.T)).sum())
+
+
+def _pairing(present: Sequence[tuple[str, float]], energies: Mapping[str, float]) -> Pairing:
+    """How the roles of a segment's deltas meet, given each delta's role and strength, and the roles' energies."""
+    subject, style = (math.hypot(*(s for role, s in present if role == its)) for its in ROLES)
+    if not subject or not style:
+        return Pairing((subject, style), None)
+    if len(energies) < len(ROLES):
+        return Pairing((subject, style), None)
+    unit = [max(energies[role], 1e-30) / s**2 for role, s in zip(ROLES, (subject, style), strict=True)]
+    return Pairing((subject, style), math.log(unit[0] / unit[1]))
 
 
 def _blocks(gram: Tensor, ranks: Sequence[int]) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..roles import ROLES
+from .pairing import Pairing
 
 # Of a branch: a number for all, or float32 that broadcasts over [batch, tokens, heads].
 Weight = Tensor | float
@@ -25,6 +26,7 @@ class Segment:
         head_width: channels of an attention head, where the segment is made of heads.
         orthonormal: whether each role's up-projection has orthonormal columns, so that its hidden features are as loud
             as what they add.
+        pairing: how both roles meet in it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Segment:
     bypasses: dict[str, tuple[int, ...]] = field(default_factory=dict)
     head_width: int | None = None
     orthonormal: bool = False
+    pairing: Pairing = Pairing()
 
     @property
     def roles(self) -> tuple[str, ...]:

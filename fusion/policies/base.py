@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..layers import SegmentDeltas
+from ..layers import Pairing, SegmentDeltas
 
 # (subject, style) weights that give a layer to one of them.
 SUBJECT = (1.0, 0.0)
 STYLE = (0.0, 1.0)
+ONE_EACH = Pairing()
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,23 @@ class StepContext:
         steps: how many there are.
         sigma: noise level of the step.
         emphasis: how often the LoRAs' effect counts in the picture (:mod:`..emphasis`).
+        schedule: how much of the model's own schedule lies behind at that noise level, 0 to 1, where that is known.
+            A part of a run, an image that is only half noised and a single step know their place by it.
     """
 
     step: int
     steps: int
     sigma: float = 0.0
     emphasis: float = 1.0
+    schedule: float | None = None
 
     @property
     def progress(self) -> float:
-        """0 at the first step, approaching 1 at the last: ``step / steps`` (K-LoRA's ``t / T``)."""
-        return self.step / max(1, self.steps)
-
-    @property
-    def along(self) -> float:
-        """0 at the first step, 1 at the last."""
-        return self.step / max(1, self.steps - 1)
+        """From 0 at pure noise towards 1 (K-LoRA's ``t / T``); the share of steps where the schedule is not known."""
+        return self.step / max(1, self.steps) if self.schedule is None else self.schedule
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def two_numbers(first: float, second: float, device: torch.device) -> Tensor:
     """``[2]`` float32, filled on the device: nothing is copied there."""
     # Not an inference tensor, so that calls that are differentiated can use it as well.
@@ -70,6 +69,11 @@ class Policy:
     def own_emphasis(self) -> float:
         """How often the LoRAs' effect counts in the picture (:mod:`..emphasis`) unless the user says otherwise."""
         return 1.0
+
+    @property
+    def fades(self) -> bool:
+        """Whether what it does, its emphasis too, is done as far as both LoRAs are there (``Pairing.presence``)."""
+        return False
 
     def settings(self) -> dict[str, Any]:
         """Name and settings, as JSON."""
@@ -96,24 +100,26 @@ class ScoredPolicy(Policy):
         """How many tokens of a layer are scored at most, spread over the picture; 0 scores all of them."""
         return 0
 
-    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+    def weights(
+        self, log_ratio: Tensor, lean: Tensor | float, context: StepContext, pairing: Pairing = ONE_EACH
+    ) -> tuple[Tensor, Tensor]:
         """Weights of the two branches, shaped as ``log_ratio``.
 
         Args:
             log_ratio: ``log d_c - log d_s``: how much further the subject moves the features than the style.
             lean: preference for the subject that was not measured, in the same unit; negative prefers the style.
             context: where in the run.
+            pairing: what is known of the segment's LoRAs.
         """
         raise NotImplementedError
 
-    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+    def pair(self, measured: Tensor, lean: float, context: StepContext, pairing: Pairing = ONE_EACH) -> Tensor | None:
         """:meth:`weights` by arithmetic that is closed: few operations for a layer, on small tensors.
 
         Args:
             measured: float32: where the score is the energy, the norms ``||h||`` of subject, style, and the subject
                 again ``[batch, 3]``, none of them 0; else the scores ``[batch, 2]``, or the same multiple of both.
-            lean: as there.
-            context: as there.
+            lean, context, pairing: as there.
 
         Returns:
             Both weights ``[batch, 2]``, or None where they are not known in this way.

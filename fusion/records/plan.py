@@ -160,11 +160,18 @@ class Plan:
             places.setdefault((call.step, call.condition), []).append(call)
         return places
 
+    def _step_at(self, context: StepContext) -> int:
+        """The step that began nearest to a noise level: parts of a run, and other runs, play what belongs there."""
+        levels = self.sigmas[:-1]
+        if not levels or min(*levels, context.sigma) <= 0:
+            return min(context.step, self.steps - 1)
+        if context.step < len(levels) and levels[context.step] == context.sigma:
+            return context.step
+        return min(range(len(levels)), key=lambda i: abs(math.log(levels[i] / context.sigma)))
+
     def planned(self, context: StepContext, condition: str, evaluation: int) -> PlannedCall:
         """What was decided there, or at the nearest place: a plan also fits other steps, samplers and prompts."""
-        step = context.step
-        if context.steps != self.steps:
-            step = round(context.along * (self.steps - 1))
+        step = self._step_at(context)
         group, _, _ = condition.partition(".")
         for place in ((step, condition), (step, f"{group}.0"), (step, "positive.0")):
             if place in self._by_place:

@@ -27,6 +27,10 @@ class Replay(Policy):
     def own_emphasis(self) -> float:
         return float(self.plan.policy.get("emphasis", 1.0))
 
+    @property
+    def fades(self) -> bool:
+        return bool(self.plan.policy.get("presence", False))
+
     def settings(self) -> dict[str, Any]:
         return {"policy": self.name, "plan": self.plan.digest, "of": self.plan.policy}
 

@@ -5,7 +5,7 @@ from .call import Call
 from .planned import planned
 from .refinement import OWN, Refinement
 from .router import Router
-from .rules import Rules, prepare
+from .rules import Prepared, Rules, prepare
 from .settings import NAMED, SETTINGS, acting, heeds, name_of, with_settings
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "FUSED",
     "NAMED",
     "OWN",
+    "Prepared",
     "Refinement",
     "Router",
     "Rules",

@@ -165,14 +165,16 @@ class Call:
         measured = self._of_group.get(f"{group}#{called}")
         if measured is None or not measured.fits(segment, probe):
             measured = measure(policy, refinement, segment, probe, self.latent)
-            steadied = self.steady.log_ratio(name, measured.log_ratio, self.batch, self.rules.prepared.loudness)
+            steadied = self.steady.log_ratio(
+                name, measured.log_ratio, self.batch, self.rules.prepared.loudness, segment.pairing
+            )
             measured = Measured(measured.scores, steadied)
             if group is not None:
                 self._of_group[f"{group}#{called}"] = measured
         lean: Tensor | float = refinement.preference(segment.name, self.context)
         if policy.hard and refinement.hysteresis:
             lean = lean + self.steady.bonus(name, measured.log_ratio, self.batch)
-        weights = policy.weights(measured.log_ratio, lean, self.context)
+        weights = policy.weights(measured.log_ratio, lean, self.context, segment.pairing)
         if policy.hard and refinement.hysteresis:
             self.steady.keep_winners(name, weights[0], self.batch)
         return measured, weights

@@ -89,7 +89,7 @@ class Closed:
             measured = probe.norms(policy.max_tokens)
         else:
             measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(policy.max_tokens))
-        weights = policy.pair(measured, lean, context)
+        weights = policy.pair(measured, lean, context, probe.segment.pairing)
         if weights is not None:
             if by_norms:
                 # The layer's output is written where its own part was.

@@ -6,6 +6,7 @@ All are neutral by default: a policy is then what its paper says.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..policies import SCORES, BlockMask, StepContext, setting, settings_of
 GRANULARITIES = ("layer", "head", "token")
 OWN = "policy's own"
 ANY, UPWARDS = (-math.inf, math.inf), (0.0, math.inf)
+NEAR = 1e-4  # of the schedule: as far as it is known
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Refinement:
         floor: least weight of either LoRA.
         smoothing: share of the step before in an exponential mean over steps, 0 to below 1.
         hysteresis: how much clearer than a draw a hard decision must be before it turns over.
-        time_lead: preference for the subject at the first step, and for the style at the last.
+        time_lead: preference for the subject in pure noise, and for the style where none is left.
         layer_prior: preference for the role that a block is known for (B-LoRA's for SDXL, SplitFlux's for FLUX).
         blur: radius, in tokens, of the Gaussian that smooths scores over the picture at granularity "token".
-        start, end: part of the steps (0 to 1) that is routed; outside it both LoRAs are on, whole.
+        start, end: part of the model's schedule (0 to 1) that is routed; outside it both LoRAs are on, whole.
         cap: largest norm of what both add to a layer, in multiples of the louder one alone; 0 for no limit.
         granularity: one decision a layer, an attention head or a token.
         group_attention: queries and keys of an attention share one decision, values and output another.
@@ -195,17 +197,22 @@ class Refinement:
 
     def routes(self, context: StepContext) -> bool:
         """Whether the step lies in the routed part of the run."""
-        return self.start <= context.along <= self.end
+        return self.start - NEAR <= context.progress <= self.end + NEAR
 
-    def freeze_step(self, steps: int) -> int | None:
-        """Index of the first step in which nothing is measured any more; None if there is none."""
+    def freeze_step(self, steps: Sequence[StepContext]) -> int | None:
+        """Index of the first step in which nothing is measured any more; None if there is none.
+
+        Args:
+            steps: all of a run.
+        """
         if not self.freeze_after:
             return None
-        return math.ceil(self.start * max(1, steps - 1)) + self.freeze_after
+        before = sum(1 for context in steps if context.progress < self.start - NEAR)
+        return before + self.freeze_after
 
     def preference(self, name: str, context: StepContext) -> float:
         """What is preferred before anything is measured; above 0 the subject."""
-        lean = self.lean + self.time_lead * (1 - 2 * context.along)
+        lean = self.lean + self.time_lead * (1 - 2 * context.progress)
         if self.layer_prior:
             subject, style = BlockMask().role(name)
             lean += self.layer_prior * (subject - style)

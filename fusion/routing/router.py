@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..layers import Batch
@@ -25,12 +25,14 @@ class Router:
         cfg: scale of the classifier-free guidance, now.
         context: where in the run the calls to come are.
         fixed: once nothing is decided any more, the weights (subject, style) by segment.
+        schedule: how much of the model's own schedule lies behind at a noise level, 0 to 1; None if nobody knows.
     """
 
     rules: Rules
     cfg: float = 1.0
     context: StepContext = StepContext(0, 1)
     fixed: Mapping[str, tuple[float, float]] | None = None
+    schedule: Callable[[float], float] | None = None
     _evaluations: dict[tuple[int, str], int] = field(default_factory=dict)
     _given: tuple[Mapping[str, tuple[float, float]], Given] | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
@@ -56,7 +58,8 @@ class Router:
     def context_of(self, step: int, sigmas: Sequence[float]) -> StepContext:
         """Where that step lies; ``sigmas`` are the run's noise levels, one more than it has steps."""
         emphasis = effective(self.rules.asked_emphasis, self.cfg)
-        return StepContext(step, max(1, len(sigmas) - 1), sigmas[step], emphasis)
+        schedule = None if self.schedule is None else self.schedule(sigmas[step])
+        return StepContext(step, max(1, len(sigmas) - 1), sigmas[step], emphasis, schedule)
 
     def open_call(self, batch: Batch = Batch(), latent: tuple[int, ...] = ()) -> Call:  # noqa: B008 - frozen
         """A model call begins.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from ..layers import FusedLayer, Segment, Weight
+from ..layers import FusedLayer, Pairing, Segment, Weight
 from ..policies import Policy, ScheduledPolicy, ScoredPolicy, StepContext
 from .emphasis import negative_share
 from .refinement import Refinement
@@ -23,12 +23,25 @@ class Prepared:
     Attributes:
         statistics: of a scheduled policy.
         index: of each shared segment in them.
-        loudness: log of how much louder the subject's file is than the style's, the middle of all layers.
+        loudness: log of how much louder the subject's file is than the style's at equal strengths, the middle of all
+            layers.
+        pairings: by name, of all shared segments.
     """
 
     statistics: Any = None
     index: dict[str, int] = field(default_factory=dict)
     loudness: float = 0.0
+    pairings: Mapping[str, Pairing] = field(default_factory=dict)
+
+    @cached_property
+    def presence(self) -> float:
+        """How far both LoRAs are there in the model as a whole: a mean in which layers that one of them hardly touches
+        count as little as those that it does not have."""
+        if not self.pairings:
+            return 1.0
+        kinds = [pairing.in_kind for pairing in self.pairings.values()]
+        both = [kind * pairing.presence for kind, pairing in zip(kinds, self.pairings.values(), strict=True)]
+        return sum(both) / sum(kinds) if sum(kinds) else 0.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,8 @@ class Rules:
     @property
     def asked_emphasis(self) -> float:
         """How often the LoRAs' effect is to count in the picture (:mod:`.emphasis`)."""
-        return self.refinement.emphasis or self.policy.own_emphasis
+        asked = self.refinement.emphasis or self.policy.own_emphasis
+        return 1 + (asked - 1) * self.prepared.presence if self.policy.fades else asked
 
     def negative_share(self, cfg: float) -> float:
         """The share of its weights that the negative prompt's pass gets at that guidance scale."""
@@ -71,7 +85,8 @@ class Rules:
             if log_ratio is None:
                 return 1.0, 1.0
             lean = self.refinement.preference(name, context)
-            weights = self.policy.weights(torch.tensor(log_ratio), lean, context)
+            pairing = self.prepared.pairings.get(name, Pairing())
+            weights = self.policy.weights(torch.tensor(log_ratio), lean, context, pairing)
         else:
             weights = self.scheduled(name, context)
         subject, style = self.refinement.bounded(weights)
@@ -81,15 +96,16 @@ class Rules:
 def prepare(policy: Policy, refinement: Refinement, layers: Sequence[FusedLayer]) -> Prepared:
     """Look at the weights, as far as anybody asks."""
     pairs = list(_shared(layers))
+    pairings = {segment.name: segment.pairing for _, segment in pairs}
     if isinstance(policy, ScheduledPolicy) and pairs:
         index = {segment.name: i for i, (_, segment) in enumerate(pairs)}
-        return Prepared(policy.prepare([layer.segment_deltas(segment) for layer, segment in pairs]), index)
+        return Prepared(
+            policy.prepare([layer.segment_deltas(segment) for layer, segment in pairs]), index, pairings=pairings
+        )
     if isinstance(policy, ScoredPolicy) and refinement.even_out:
-        # Deltas beside the low-rank ones may depend on a base weight that cannot be read.
-        deltas = (layer.segment_deltas(segment) for layer, segment in pairs if not segment.bypasses)
-        ratios = [math.log((d.energy("subject") + 1e-30) / (d.energy("style") + 1e-30)) for d in deltas]
-        return Prepared(loudness=statistics.median(ratios) if ratios else 0.0)
-    return Prepared()
+        known = [pairing.loudness for pairing in pairings.values() if pairing.loudness is not None]
+        return Prepared(loudness=statistics.median(known) if known else 0.0, pairings=pairings)
+    return Prepared(pairings=pairings)
 
 
 def _shared(layers: Sequence[FusedLayer]) -> Iterator[tuple[FusedLayer, Segment]]:

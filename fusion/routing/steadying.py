@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..layers import Batch
+from ..layers import APART, Batch, Pairing
 from .refinement import Refinement
 
 
@@ -73,7 +73,14 @@ class Steady:
         self.settings = settings
         self.memory = Memory()
 
-    def log_ratio(self, name: str, measured: Tensor, batch: Batch, loudness: float) -> Tensor:
+    def log_ratio(
+        self,
+        name: str,
+        measured: Tensor,
+        batch: Batch,
+        loudness: float,
+        pairing: Pairing = Pairing(),  # noqa: B008
+    ) -> Tensor:
         """The log ratio ``[batch, tokens, heads]`` as the settings want it.
 
         Args:
@@ -81,6 +88,7 @@ class Steady:
             measured: now.
             batch: which conditions it is of.
             loudness: log ratio of the files' own energies, for the first step.
+            pairing: of the segment. What is evened out is the files' loudness, not the strengths that the user chose.
         """
         settings = self.settings
         if not (settings.even_out or settings.smoothing or settings.follow_cond):
@@ -91,7 +99,7 @@ class Steady:
         found = []
         for key, part in zip(batch.places, parts, strict=True):
             if settings.even_out:
-                part = part - settings.even_out * self._mean(key, part, loudness)
+                part = part - settings.even_out * self._mean(key, part, loudness, pairing)
             before = self.memory.before(name, key, part) if settings.smoothing else None
             if before is not None:
                 part = settings.smoothing * before + (1 - settings.smoothing) * part
@@ -103,8 +111,9 @@ class Steady:
             found.append(part)
         return batch.joined(found)
 
-    def _mean(self, key: str, part: Tensor, loudness: float) -> Tensor | float:
-        self.memory.add_to_mean(key, part)
+    def _mean(self, key: str, part: Tensor, loudness: float, pairing: Pairing) -> Tensor | float:
+        if pairing.in_kind:  # where one of them is not there, nothing can be learnt of its loudness
+            self.memory.add_to_mean(key, (part - pairing.turned).clamp(-APART, APART))
         mean = self.memory.mean(key)
         return loudness if mean is None or mean.shape != part.shape[:1] else mean[:, None, None].to(part.device)
 

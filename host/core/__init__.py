@@ -10,7 +10,7 @@ from .modules import find_module, geometry_of, head_width, restore_modules, stor
 from .page import say_on_node
 from .printable import printable, quoted
 from .progress import Progress
-from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled
+from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled, schedule_of
 from .told import Story, answer_pages
 from .version import pack_version
 from .words import listed
@@ -44,6 +44,7 @@ __all__ = [
     "restore_modules",
     "sampled",
     "say_on_node",
+    "schedule_of",
     "sources",
     "stores_plainly",
     "unreadable",

@@ -25,7 +25,7 @@ from ...fusion.layers import Batch, FusedLayer
 from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Router
-from ..core import Kept, find_module, logger
+from ..core import Kept, find_module, logger, schedule_of
 from ..maps import LiveMap
 from .apart import Part, apart, have_latents_of_their_own, together
 from .guiders import patchers_of
@@ -145,7 +145,9 @@ class LiveFusion:
         guider = executor.class_obj
         with self._in_order(patchers_of(guider)) as left:
             latents = noise.unbind()[0] if getattr(noise, "is_nested", False) else noise
-            run = Run(self.spec, Router(self.spec.rules), tuple(sigmas.tolist()), guider, latents.shape[0], left)
+            schedule = schedule_of(guider.model_patcher.get_model_object("model_sampling"))
+            router = Router(self.spec.rules, schedule=schedule)
+            run = Run(self.spec, router, tuple(sigmas.tolist()), guider, latents.shape[0], left)
             return self._sample(run, executor, noise, latent_image, arguments, kwargs)
 
     def _sample(
@@ -224,13 +226,13 @@ class LiveFusion:
         site = self._site(executor.class_obj)
         # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
         options = args[3] if len(args) > 3 else kwargs.get("transformer_options", {})
-        run = self._open[-1] if self._open else self._loose_run(t, options)
+        run = self._open[-1] if self._open else self._loose_run(executor.class_obj, t, options)
         if site.call is not None or run.is_patched(x):
             return executor(x, t, *args, **kwargs)
         batch = run.batch_of(x, options)
         each = site.parts_of(batch, x, executor.class_obj)
         if not each:
-            call = run.open_call(batch, x)
+            call = run.open_call(batch, x, options.get("sigmas"))
             output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
             # Which layers mix rows is only seen when they run: the first call of several rows is made again.
             site.apart |= call.mixed
@@ -279,20 +281,24 @@ class LiveFusion:
         """Our LoRAs, on a model that a run of other LoRAs runs too: a run of our own, step by step with it."""
         if not self._open and host._open:
             leader = host._open[-1]
-            run = Run(self.spec, Router(self.spec.rules), leader.sigmas, leader.guider)
+            run = Run(self.spec, self._router(executor.class_obj), leader.sigmas, leader.guider)
             leader.followers.append(run)
             self._open.append(run)
             host._guests[self] = run
         return self.apply_model(executor, *args, **kwargs)
 
-    def _loose_run(self, t: Tensor, options: Mapping[str, Any]) -> Run:
+    def _router(self, model: Any) -> Router:
+        """For a run on a model of core's (BaseModel)."""
+        return Router(self.spec.rules, schedule=schedule_of(model.model_sampling))
+
+    def _loose_run(self, model: Any, t: Tensor, options: Mapping[str, Any]) -> Run:
         """The run of calls that no sampling of ours surrounds; it lasts until core is done with the model."""
         sigmas = options.get("sample_sigmas")
         if sigmas is None:
-            return Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0))
+            return Run(self.spec, self._router(model), (float(t.max()), 0.0))
         known = tuple(sigmas.tolist())
         if self._loose is None or self._loose.sigmas != known:
-            self._loose = Run(self.spec, Router(self.spec.rules), known)
+            self._loose = Run(self.spec, self._router(model), known)
         self._loose.go_to_sigma(float(options["sigmas"].max()))
         return self._loose
 

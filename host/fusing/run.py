@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Run:
     """Opened when sampling starts, closed when it ends, whatever ends it.
 
     The step index comes from the sampler's own callback, which fires once a step: nothing has to be read back from
-    the device to know it, and samplers that call the model several times a step stay in the same step.
+    the device to know it, and samplers that call the model several times a step stay in the same step. Where none has
+    fired by the second call, the calls' noise levels are looked at.
 
     Attributes:
         spec: what is fused, and how.
@@ -68,6 +70,8 @@ class Run:
     _names: dict[Any, str] = field(default_factory=dict)
     _measured: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     _shape: torch.Size | None = None
+    _counted: bool = False
+    _called: set[str] = field(default_factory=set)
     _ending: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -96,6 +100,7 @@ class Run:
         """The sampler's callback, counting steps on its way."""
 
         def count(step: int, x0: Tensor, x: Tensor, total_steps: int) -> Any:
+            self._counted = True
             self._go_to(step + 1)
             result = callback(step, x0, x, total_steps) if callback is not None else None
             # Here no call is under way on any device.
@@ -116,8 +121,12 @@ class Run:
         """What a call on latents ``[rows, channels, ...]`` computes."""
         return Batch(self._keys(transformer_options), FOLLOWED, x.shape[0], self.latents)
 
-    def open_call(self, batch: Batch, x: Tensor) -> Call:
-        """A model call begins."""
+    def open_call(self, batch: Batch, x: Tensor, sigmas: Tensor | None = None) -> Call:
+        """A model call on latents ``x`` begins, at noise levels that are a tensor of one or more numbers."""
+        if not self._counted and sigmas is not None:
+            if not self._called.isdisjoint(batch.places):
+                self.go_to_sigma(float(sigmas.max()))
+            self._called.update(batch.places)
         if self.spec.emphasis != 1.0:
             self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
         return self.router.open_call(batch, tuple(x.shape[2:]))
@@ -175,9 +184,14 @@ class Run:
         self._shape = x.shape
         return self.frozen is not None and bool(self.frozen.models)
 
+    @cached_property
+    def _freezes_at(self) -> int | None:
+        steps = [self.router.context_of(step, self.sigmas) for step in range(self.steps)]
+        return self.spec.refinement.freeze_step(steps)
+
     def _freeze_in_time(self) -> None:
         """Settle the decisions when it is time; as weight patches, if every pass gets the same."""
-        after = self.spec.refinement.freeze_step(self.steps)
+        after = self._freezes_at
         if after is None or self.step < after or self.frozen is not None or self._shape is None:
             return
         policy = self.spec.policy

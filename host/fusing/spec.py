@@ -98,7 +98,7 @@ class FusionSpec:
 
         A policy's own is for fusing: where no layer is shared, LoRAs stay what core's loaders make of them.
         """
-        return self.refinement.emphasis or (self.policy.own_emphasis if self.shared_layers else 1.0)
+        return self.rules.asked_emphasis if self.refinement.emphasis or self.shared_layers else 1.0
 
     @cached_property
     def shared(self) -> list[FusedLayer]:
@@ -119,6 +119,8 @@ def bank_for(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> ModelPatcher:
     by_layer: dict[str, list[tuple[str, float, Delta]]] = {}
     for lora in loras:
         for target, delta in lora.deltas.items():
+            if delta.is_zero:
+                continue  # as if the file did not have it: pruned and block-weighted files are full of them
             by_layer.setdefault(target.key, []).append((lora.role, lora.strength, delta))
     dtype = model.model.get_dtype_inference()
     layers = []

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ...fusion.policies import ScoredPolicy, StaticPolicy
 from ...fusion.records import RoutingRecord
 from ...fusion.routing import OWN
@@ -42,7 +44,8 @@ def verdict(record: RoutingRecord, spec: FusionSpec | None, left_out: int, cfg: 
 
 
 def loudness(record: RoutingRecord, spec: FusionSpec) -> float | None:
-    """How many times as far as the style the subject moved the features, in the geometric mean over layers and steps.
+    """How many times as far as the style the subject's file moved the features, in the geometric mean over layers and
+    steps, at equal strengths.
 
     None where the policy measured something else.
     """
@@ -50,6 +53,9 @@ def loudness(record: RoutingRecord, spec: FusionSpec) -> float | None:
     if not isinstance(policy, ScoredPolicy) or (policy.score if asked == OWN else asked) != "energy":
         return None
     ratios = (record.scores[0].clamp_min(1e-30) / record.scores[1].clamp_min(1e-30)).log() / 2
+    pairings = spec.rules.prepared.pairings
+    turned = torch.tensor([pairings[name].turned if name in pairings else 0.0 for name in record.layers])
+    ratios = ratios - turned[:, None] / 2
     known = ratios[~ratios.isnan()]
     return math.exp(float(known.mean())) if known.numel() else None
 

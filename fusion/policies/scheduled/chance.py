@@ -26,5 +26,5 @@ class Chance(ScheduledPolicy):
         return [segment.name for segment in segments]
 
     def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:
-        digest = hashlib.sha256(f"{self.seed}:{prepared[index]}:{context.step}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}:{prepared[index]}:{context.progress:.4f}".encode()).digest()
         return SUBJECT if int.from_bytes(digest[:4], "big") < self.subject_share * 2**32 else STYLE

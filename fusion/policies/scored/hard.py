@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ScoredPolicy, StepContext
+from ...layers import Pairing
+from ..base import ONE_EACH, ScoredPolicy, StepContext
 from ..registry import listed
 
 
@@ -29,11 +30,13 @@ class HardChoice(ScoredPolicy):
     def max_tokens(self) -> int:
         return self.tokens
 
-    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+    def weights(
+        self, log_ratio: Tensor, lean: Tensor | float, context: StepContext, pairing: Pairing = ONE_EACH
+    ) -> tuple[Tensor, Tensor]:
         wins = (log_ratio + lean >= 0).to(log_ratio.dtype)
         return wins, 1.0 - wins
 
-    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+    def pair(self, measured: Tensor, lean: float, context: StepContext, pairing: Pairing = ONE_EACH) -> Tensor | None:
         # Norms are compared as energies are, whatever their square.
         factor = math.exp(-lean / 2 if self.score == "energy" else -lean)
         subject, style = measured[:, 0], measured[:, 1] if factor == 1 else measured[:, 1] * factor

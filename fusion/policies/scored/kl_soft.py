@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ScoredPolicy, StepContext, two_numbers
+from ...layers import Pairing
+from ..base import ONE_EACH, ScoredPolicy, StepContext, two_numbers
 from ..registry import listed
 from ..scores import SCORES
 from ..setting import setting
@@ -59,14 +60,16 @@ class KLSoft(ScoredPolicy):
     def max_tokens(self) -> int:
         return self.tokens
 
-    def weights(self, log_ratio: Tensor, lean: Tensor | float, context: StepContext) -> tuple[Tensor, Tensor]:
+    def weights(
+        self, log_ratio: Tensor, lean: Tensor | float, context: StepContext, pairing: Pairing = ONE_EACH
+    ) -> tuple[Tensor, Tensor]:
         w_subject = torch.sigmoid((log_ratio + lean) / self.temperature)
         w_style = 1.0 - w_subject
         if self.share == "both":
             return (2 * w_subject).clamp_max(1.0), (2 * w_style).clamp_max(1.0)
         return w_subject, w_style
 
-    def pair(self, measured: Tensor, lean: float, context: StepContext) -> Tensor | None:
+    def pair(self, measured: Tensor, lean: float, context: StepContext, pairing: Pairing = ONE_EACH) -> Tensor | None:
         # sigmoid((log d_c - log d_s + lean) / tau) is a softmax over the roles.
         power = (2.0 if self.score == "energy" else 1.0) / self.temperature
         logs = torch.xlogy(power, measured[:, :2] if self.score == "energy" else measured.clamp_min(LEAST))

@@ -1,12 +1,15 @@
 """How often the LoRAs' effect counts, from the shares of the two passes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_conductor.fusion.layers import Batch
-from lora_conductor.fusion.policies import Balanced, StepContext
+from lora_conductor.fusion.layers import Batch, Pairing
+from lora_conductor.fusion.policies import Balanced, KLSoft, StepContext
+from lora_conductor.fusion.routing import Prepared, Refinement, Rules
 from lora_conductor.fusion.routing.emphasis import Emphasis, effective, negative_share
 
 FEATURES = torch.zeros(4, 3, 2)
@@ -49,7 +52,24 @@ def test_features_that_are_not_made_of_the_prompts_are_left_alone():
     assert emphasis.of(weights, ("subject",), torch.zeros(3, 1, 1)) is weights
 
 
-def test_the_recommended_policy_drives_less_where_cfg_helps():
-    at_rest = [Balanced().weights(torch.zeros(1), -0.2, StepContext(1, 6, 0.0, e))[0].item() for e in (1, 1.75, 2.5, 9)]
-    assert at_rest == pytest.approx([1.4, 1.2, 1.0, 1.0])
-    assert Balanced(emphasis=1.0).weights(torch.zeros(1), -0.2, StepContext(1, 6))[0].item() == pytest.approx(1.4)
+def test_the_recommended_policy_adds_no_more_to_a_layer_than_counts_in_the_picture():
+    steps = [StepContext(9, 10, emphasis=emphasis) for emphasis in (1, 1.2, 9)]
+    late = [max(w.item() for w in Balanced().weights(torch.zeros(1), 0.0, step)) for step in steps]
+    assert late == pytest.approx([1.0, 1.2, 1.5717], rel=1e-4)
+
+
+def rules(*pairings):
+    return Rules(Balanced(), prepared=Prepared(pairings={str(i): pairing for i, pairing in enumerate(pairings)}))
+
+
+def test_its_emphasis_goes_as_far_as_both_loras_are_there():
+    whole, half, gone = Pairing(), Pairing((0.5, 1.0)), Pairing(loudness=30.0)
+    assert rules().asked_emphasis == rules(whole, whole).asked_emphasis == 2.5
+    assert rules(half).asked_emphasis == 1.75 and rules(Pairing((0.5, 0.5))).asked_emphasis == 2.5
+    assert rules(Pairing((1e-9, 1.0))).asked_emphasis == pytest.approx(1.0)
+    # A layer that one of them hardly touches is as one that it does not have.
+    assert rules(whole, gone).asked_emphasis == 2.5 and rules(gone, gone).asked_emphasis == 1.0
+    assert rules(half, Pairing((0.5, 1.0), 11.9)).asked_emphasis == pytest.approx(1.75, abs=1e-3)
+    assert rules(Pairing(loudness=11.9)).asked_emphasis == pytest.approx(1.0, abs=1e-2)
+    fixed = replace(rules(half), refinement=Refinement(emphasis=2.0))
+    assert fixed.asked_emphasis == 1.5 and replace(fixed, policy=KLSoft()).asked_emphasis == 2.0
