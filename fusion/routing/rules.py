@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,19 +26,21 @@ class Prepared:
         loudness: log of how much louder the subject's file is than the style's at equal strengths, the middle of all
             layers.
         pairings: by name, of all shared segments.
+        overall: the strongest that each role is anywhere.
     """
 
     statistics: Any = None
     index: dict[str, int] = field(default_factory=dict)
     loudness: float = 0.0
     pairings: Mapping[str, Pairing] = field(default_factory=dict)
+    overall: Pairing = Pairing()
 
     @cached_property
     def presence(self) -> float:
         """How far both LoRAs are there in the model as a whole: a mean in which layers that one of them hardly touches
         count as little as those that it does not have."""
         if not self.pairings:
-            return 1.0
+            return self.overall.in_strength
         kinds = [pairing.in_kind for pairing in self.pairings.values()]
         both = [kind * pairing.presence for kind, pairing in zip(kinds, self.pairings.values(), strict=True)]
         return sum(both) / sum(kinds) if sum(kinds) else 0.0
@@ -96,16 +98,23 @@ class Rules:
 def prepare(policy: Policy, refinement: Refinement, layers: Sequence[FusedLayer]) -> Prepared:
     """Look at the weights, as far as anybody asks."""
     pairs = list(_shared(layers))
-    pairings = {segment.name: segment.pairing for _, segment in pairs}
+    known = Prepared(
+        pairings={segment.name: segment.pairing for _, segment in pairs},
+        overall=_strongest(segment.pairing for layer in layers for segment in layer.segments),
+    )
     if isinstance(policy, ScheduledPolicy) and pairs:
         index = {segment.name: i for i, (_, segment) in enumerate(pairs)}
-        return Prepared(
-            policy.prepare([layer.segment_deltas(segment) for layer, segment in pairs]), index, pairings=pairings
-        )
+        deltas = [layer.segment_deltas(segment) for layer, segment in pairs]
+        return replace(known, statistics=policy.prepare(deltas), index=index)
     if isinstance(policy, ScoredPolicy) and refinement.even_out:
-        known = [pairing.loudness for pairing in pairings.values() if pairing.loudness is not None]
-        return Prepared(loudness=statistics.median(known) if known else 0.0, pairings=pairings)
-    return Prepared(pairings=pairings)
+        ratios = [segment.pairing.loudness for _, segment in pairs if segment.pairing.loudness is not None]
+        return replace(known, loudness=statistics.median(ratios) if ratios else 0.0)
+    return known
+
+
+def _strongest(pairings: Iterable[Pairing]) -> Pairing:
+    strengths = [pairing.strengths for pairing in pairings]
+    return Pairing((max((s for s, _ in strengths), default=0.0), max((s for _, s in strengths), default=0.0)))
 
 
 def _shared(layers: Sequence[FusedLayer]) -> Iterator[tuple[FusedLayer, Segment]]:
