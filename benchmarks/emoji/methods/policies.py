@@ -5,6 +5,7 @@ POLICY              a routing policy of this pack at strengths 1/1, with setting
                     kl_soft(temperature=1,share=both,smoothing=.7), recommended(floor=.3)
 A/B:POLICY          the same at other strengths
 rank A/B:METHOD     any of these with the files cut down to rank A (subject) and B (style), see lora_ranks.py
+loud A/B:METHOD     the same with files that are A and B times as loud, see lora_loudness.py
 FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..world.small_world import SmallWorld
+from .lora_loudness import louder
 from .lora_ranks import cut
 from .trial_scores import TRIALS, trial
 
@@ -58,6 +60,11 @@ def with_ranks(subject_rank: int, style_rank: int, make: Maker) -> Maker:
     return lambda model, subject, style: make(model, cut(subject, subject_rank), cut(style, style_rank))
 
 
+def with_loudness(subject: float, style: float, make: Maker) -> Maker:
+    """A method whose files are so many times as loud."""
+    return lambda model, its_subject, its_style: make(model, louder(its_subject, subject), louder(its_style, style))
+
+
 def parse_policy(text: str) -> tuple[Any, Any]:
     """A policy and the router's settings from one text, e.g. ``kl_soft(temperature=0.5, smoothing=.7)``."""
     from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
@@ -91,6 +98,8 @@ def parse_method(text: str) -> Maker:
     if found := re.fullmatch(r"rank (\d+)/(\d+):(.+)", text):
         return with_ranks(int(found[1]), int(found[2]), parse_method(found[3]))
     number = r"[\d.]+"
+    if found := re.fullmatch(rf"loud ({number})/({number}):(.+)", text):
+        return with_loudness(float(found[1]), float(found[2]), parse_method(found[3]))
     if found := re.fullmatch(rf"core:({number})/({number})", text):
         return core_stacked(float(found[1]), float(found[2]))
     if found := re.fullmatch(rf"({number})/({number}):(.+)", text):

@@ -24,27 +24,25 @@ QUESTIONS: dict[str, tuple[str, str, list[Entry]]] = {
     "Emphasis": (
         RECOMMENDED,
         "How often should the LoRAs' effect count under CFG? At 2.5, the default, it counts as often as CFG 2.5 can "
-        "make it. With little emphasis the drive rises, see `Balanced`.",
+        "make it. At emphasis 1 no weight goes beyond 1, see `Balanced`.",
         [
             *_around(RECOMMENDED, "emphasis=1", "emphasis=1.5", "emphasis=2"),
             *(Entry(f"{s} sum(emphasis=2.5)", f"{s}:sum(emphasis=2.5)", kind="ablation") for s in ("1/1", "1/1.5")),
         ],
     ),
-    "Drive and leads": (
+    "Leads": (
         RECOMMENDED,
-        "How loud, and who leads when? `balanced` with the defaults is `recommended`.",
+        "Who leads when? `balanced` with the defaults is `recommended`.",
         _around(
             "balanced",
-            "emphasised_drive=0.8",
-            "emphasised_drive=1.2",
             "subject_lead=0,style_lead=0",
             "subject_lead=2,style_lead=4",
         ),
     ),
     "Evening out": (
         RECOMMENDED,
-        "Balance on or off: how much of the difference in loudness is taken out, layer by layer? With unequal "
-        "strengths: see *One LoRA twice too strong*.",
+        "Balance on or off: how much of the difference in loudness is taken out, layer by layer? With files "
+        "of unequal loudness: see *One file twice as loud*.",
         _around("balanced", "evenness=0", "evenness=0.5"),
     ),
     "Measuring": (

@@ -115,7 +115,7 @@ def claims(q: Quality) -> list[str]:
         least = min(loss for _, loss in others)
         said = ", ".join(f"`{label}` {loss:.2f}" for label, loss in others)
         lines.append(
-            f"- With one LoRA twice too strong, whichever is worse: `recommended` loses {mine:.2f} of its harmonic "
+            f"- With one file twice as loud, whichever is worse: `recommended` loses {mine:.2f} of its harmonic "
             f"mean, {said}: " + ("less than half." if mine < least / 2 else "**not less than half.**")
         )
     return lines
@@ -131,9 +131,9 @@ def worst_losses(q: Quality) -> list[tuple[str, float]]:
 
 
 def imbalance(q: Quality) -> list[str]:
-    """One LoRA twice too strong."""
+    """One file twice as loud."""
     lines = [
-        "| method | as it is | subject twice as strong | loss | style twice as strong | loss |",
+        "| method | as it is | subject twice as loud | loss | style twice as loud | loss |",
         "|---|---|---|---|---|---|",
     ]
     for label, rows in q.doubled:
@@ -199,7 +199,7 @@ def document(q: Quality, images: str) -> str:
         ]
         parts.append("\n".join(head + cells))
     if q.doubled:
-        parts += ["## One LoRA twice too strong", "Harmonic means, and what is lost of them.", "\n".join(imbalance(q))]
+        parts += ["## One file twice as loud", "Harmonic means, and what is lost of them.", "\n".join(imbalance(q))]
     parts += [
         "## Pair by pair",
         "Share of pictures with both right: ours and the three best rivals.",

@@ -61,8 +61,8 @@ def quick() -> list[Entry]:
 
 
 def doubled(tuned: tuple[float, float]) -> list[tuple[str, Sequence[Entry]]]:
-    """(what, its rows as it is, with the subject and with the style twice as strong)."""
-    ours = [Entry(f"recommended {s}", f"{s}:recommended", kind="imbalance") for s in ("2/1", "1/2")]
+    """(what, its rows as it is, with the subject's and with the style's file twice as loud)."""
+    ours = [Entry(f"recommended, loud {s}", f"loud {s}:recommended", kind="imbalance") for s in ("2/1", "1/2")]
     found = [(RECOMMENDED, [Entry(RECOMMENDED, RECOMMENDED, kind="ours"), *ours])]
     for subject, style in dict.fromkeys(((1.0, 1.0), tuned)):
         twice = [(2 * subject, style), (subject, 2 * style)]
