@@ -19,7 +19,7 @@ PAGE, PLOT = Path("benchmarks") / "dials.md", Path("images") / "dials.png"
 
 @dataclass(frozen=True)
 class Point:
-    """A strength: root mean square of the pictures less those without that LoRA, and mean probabilities by the judge."""
+    """One strength: how far the pictures are from those without that LoRA, and the judge's mean probabilities."""
 
     distance: float
     subject: float
@@ -86,10 +86,11 @@ def write(
     parts = [
         "# Strengths as dials",
         f"```\n{command}\n```",
-        f"{len(pairs)} pairs ({subjects}; each in {styles}), seeds {seeds[0]} to {seeds[-1]}, in the small world at CFG 2.5: "
-        "one tiny FLUX and its files, no more. One strength is turned, the other stays at 1. *Distance*: root mean square of "
-        "the pictures less those without the LoRA that is turned, of a range of 1. *p*: the judge's mean probability that the "
-        "subject, and the style, is the right one; *both right*: share of pictures. `sum` is ComfyUI's own two loaders.",
+        f"{len(pairs)} pairs ({subjects}; each in {styles}), seeds {seeds[0]} to {seeds[-1]}, in the small world at "
+        "CFG 2.5: one tiny FLUX and its files, no more. One strength is turned, the other stays at 1. *Distance*: root "
+        "mean square of the pictures less those without the LoRA that is turned, of a range of 1. *p*: the judge's "
+        "mean probability that the subject, and the style, is the right one; *both right*: share of pictures. `sum` is "
+        "ComfyUI's own two loaders.",
         "![Distance to the picture without the LoRA, and the judge's probabilities, by strength](../images/dials.png)",
     ]
     for (method, role), row in points.items():
