@@ -91,7 +91,8 @@ def _steps(record: RoutingRecord, spec: FusionSpec, share: float, cfg: float | N
             towards = lean - 1 if share > CLEAR else lean + 1
             yield f"even_out 1, or balance {towards:g}, or the policy recommended"
         else:
-            yield f"if the face is lost, balance {lean + 1:g}; if the style is weak, balance {lean - 1:g}"
+            yield f"if the face is lost, subject_strength up by a quarter, or balance {lean + 1:g}"
+            yield f"if the style is weak, style_strength up by a quarter, or balance {lean - 1:g}"
     else:
         yield "to shift it, the loader's strengths, or the policy recommended"
     if cfg is None:

@@ -70,7 +70,8 @@ def test_says_how_loud_and_what_to_turn(model: Any) -> None:
     )
     assert f"{shown:.1f} times as loud" in said[0]
     assert said[1:] == [
-        "next: if the face is lost, balance 1.5; if the style is weak, balance -0.5",
+        "next: if the face is lost, subject_strength up by a quarter, or balance 1.5",
+        "next: if the style is weak, style_strength up by a quarter, or balance -0.5",
         "next: if it is burnt, emphasis 1.5, then both strengths down together",
     ]
     assert "emphasis does nothing at CFG 1" in verdict(record, spec, 0, 1.0)[2]
