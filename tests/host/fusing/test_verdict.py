@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.emoji.methods.lora_loudness import louder
 from lora_conductor.fusion.policies import RECOMMENDED, ScoredPolicy, StepContext
 from lora_conductor.fusion.records import RoutingRecord
 from lora_conductor.fusion.routing import NAMED, Refinement, with_settings
-from lora_conductor.host.fusing import attachment_of, load_loras, record_of_latent, set_policy
+from lora_conductor.host.fusing import attachment_of, fused, record_of_latent
 from lora_conductor.host.fusing.verdict import cfg_of, loudness, verdict
-from lora_conductor.host.loras import LoraChoice
-from repo_paths import REPO
+from repo_paths import ASSETS, REPO
 
 from ..tiny import sample, tiny_flux
 from ..workflows import STYLE, SUBJECT, node
@@ -25,9 +25,12 @@ def model() -> Any:
     return tiny_flux()
 
 
-def run(model: Any, policy: str = "recommended", strength: float = 1.0, steps: int = 8, **settings: Any) -> Any:
-    choices = [LoraChoice(SUBJECT, "subject", strength, 1.0), LoraChoice(STYLE, "style", 1.0, 1.0)]
-    loaded = set_policy(load_loras(model, None, choices)[0], *with_settings(NAMED[policy], Refinement(), settings))
+def run(
+    model: Any, policy: str = "recommended", strength: float = 1.0, steps: int = 8, times: float = 1.0, **settings: Any
+) -> Any:
+    """A record and its spec. times: how much louder the subject's file is made."""
+    subject, style = louder(ASSETS / "loras" / SUBJECT, times), ASSETS / "loras" / STYLE
+    loaded = fused(model, (subject, strength), style, *with_settings(NAMED[policy], Refinement(), settings))
     latent = sample(loaded, steps=steps, cfg=2.5)
     return record_of_latent(loaded, latent), attachment_of(loaded).spec
 
@@ -42,39 +45,44 @@ def test_equally_loud_files_have_the_share_that_the_help_page_says() -> None:
     assert isinstance(RECOMMENDED, ScoredPolicy)
     shares = []
     for step in range(20):
-        subject, style = RECOMMENDED.weights(torch.zeros(()), 0.0, StepContext(step, 20))
+        subject, style = RECOMMENDED.weights(torch.zeros(()), 0.0, StepContext(step, 20, emphasis=2.5))
         shares.append(float(subject / (subject + style)))
     page = (REPO / "web" / "docs" / "RoutingReport.md").read_text(encoding="utf-8")
     assert f"About {sum(shares) / 20:.0%}".replace("%", " %") in page
 
 
-def test_a_strength_is_evened_out_and_lowers_its_share_and_balance_raises_it(model: Any) -> None:
-    plain, spec = run(model)
-    louder, louder_spec = run(model, strength=2.0)
-    ratio = loudness(louder, louder_spec) / loudness(plain, spec)
-    assert ratio == pytest.approx(2.0, rel=0.15)
-    assert share(louder) < share(plain) < share(run(model, balance=1.0)[0])
-    added = [record.weights * record.scores.sqrt() for record in (plain, louder)]
-    of_subject = [float((part[0] / part.sum(0)).nanmean()) for part in added]
-    assert of_subject[1] == pytest.approx(of_subject[0], abs=0.01), "what both add keeps its proportion"
+def part_of_what_is_added(record: RoutingRecord) -> float:
+    """The subject's, of what both add to the layers, strengths included."""
+    added = record.weights * record.scores.sqrt()
+    return float((added[0] / added.sum(0)).nanmean())
+
+
+def test_a_louder_file_is_evened_out_and_a_strength_is_not_and_balance_shifts_the_share(model: Any) -> None:
+    (plain, spec), (stronger, stronger_spec) = run(model), run(model, strength=2.0)
+    loud, loud_spec = run(model, times=2.0)
+    plainly = loudness(plain, spec)
+    assert loudness(loud, loud_spec) / plainly == pytest.approx(2.0, rel=0.15)
+    assert loudness(stronger, stronger_spec) / plainly == pytest.approx(1.0, rel=0.15)
+    assert share(loud) < share(plain) < share(run(model, balance=1.0)[0])
+    assert share(stronger) == pytest.approx(share(plain), abs=0.01)
+    assert part_of_what_is_added(loud) == pytest.approx(part_of_what_is_added(plain), abs=0.01)
+    assert part_of_what_is_added(stronger) > part_of_what_is_added(plain) + 0.1
 
 
 def test_says_how_loud_and_what_to_turn(model: Any) -> None:
-    record, spec = run(model, strength=3.0, balance=0.5)
+    record, spec = run(model, times=3.0, balance=0.5)
     logs = (record.scores[0] / record.scores[1]).sqrt().log()
     times = math.exp(float(logs.nanmean()))
     said = verdict(record, spec, 4, 2.5)
-    louder, shown = ("subject", times) if times > 1 else ("style", 1 / times)
-    assert said[0].startswith(
-        f"verdict: {len(record.layers)} layers routed, 4 entries left out; the {louder}'s file is"
-    )
+    named, shown = ("subject", times) if times > 1 else ("style", 1 / times)
+    assert said[0].startswith(f"verdict: {len(record.layers)} layers routed, 4 entries left out; the {named}'s file is")
     assert f"{shown:.1f} times as loud" in said[0]
     assert said[1:] == [
         "next: if the face is lost, subject_strength up by a quarter, or balance 1.5",
         "next: if the style is weak, style_strength up by a quarter, or balance -0.5",
         "next: if it is burnt, emphasis 1.5, then both strengths down together",
     ]
-    assert "emphasis does nothing at CFG 1" in verdict(record, spec, 0, 1.0)[2]
+    assert "emphasis does nothing at CFG 1" in verdict(record, spec, 0, 1.0)[3]
     assert "4 steps are few" in verdict(*run(model, steps=4), 0, 2.5)[-1]
 
 
