@@ -72,7 +72,7 @@ class Policy:
 
     @property
     def fades(self) -> bool:
-        """Whether what it does, its emphasis too, is done as far as both LoRAs are there (``Pairing.presence``)."""
+        """Whether what it does, its own emphasis too, is done as far as both LoRAs are there (``Pairing.presence``)."""
         return False
 
     def settings(self) -> dict[str, Any]:

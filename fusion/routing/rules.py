@@ -63,8 +63,10 @@ class Rules:
     @property
     def asked_emphasis(self) -> float:
         """How often the LoRAs' effect is to count in the picture (:mod:`.emphasis`)."""
-        asked = self.refinement.emphasis or self.policy.own_emphasis
-        return 1 + (asked - 1) * self.prepared.presence if self.policy.fades else asked
+        if self.refinement.emphasis:
+            return self.refinement.emphasis
+        own = self.policy.own_emphasis
+        return 1 + (own - 1) * self.prepared.presence if self.policy.fades else own
 
     def negative_share(self, cfg: float) -> float:
         """The share of its weights that the negative prompt's pass gets at that guidance scale."""

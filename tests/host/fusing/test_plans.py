@@ -11,6 +11,7 @@ import torch
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, Chance, Composite, KLSoft, Paper, StepContext, Sum, Switch
 from lora_conductor.fusion.records.plan import Plan, PlannedCall, loads
 from lora_conductor.fusion.routing.refinement import Refinement
+from lora_conductor.host.core import schedule_of
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing import fused
 from lora_conductor.host.fusing.attach import attachment_of, set_policy
@@ -218,12 +219,13 @@ def test_what_is_frozen_is_what_the_policy_says_of_the_middle_of_the_rest(settin
     routed = frozen(setting[1], policy, after=1)
     record = record_of_latent(routed, tiny.sample(routed, steps=6, cfg=1.0))
     log_ratio = (record.scores[0, :, 0] / record.scores[1, :, 0]).log()
-    wanted = torch.stack(policy.weights(log_ratio, 0.0, StepContext(3, 6)))
+    behind = schedule_of(routed.get_model_object("model_sampling"))(record.sigmas[3])
+    wanted = torch.stack(policy.weights(log_ratio, 0.0, StepContext(3, 6, schedule=behind)))
     torch.testing.assert_close(record.weights[:, :, 5], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_freezing_waits_for_the_window_to_open(setting):
-    routed = set_policy(setting[1], KLSoft(), Refinement(freeze_after=1, start=0.4))
+    routed = set_policy(setting[1], KLSoft(), Refinement(freeze_after=1, start=0.3))
     record = record_of_latent(routed, tiny.sample(routed, steps=6, cfg=1.0))
     assert (record.weights[:, :, :2] == 1).all() and not record.scores[:, :, 2].isnan().any()
     assert record.scores[:, :, 3:].isnan().all()
