@@ -1,6 +1,5 @@
 """Deciding while the model runs: a spec's rules, one run's router, one call's decisions."""
 
-from .attention import FUSED, projection_kind
 from .call import Call
 from .planned import planned
 from .refinement import OWN, Refinement
@@ -10,7 +9,6 @@ from .settings import NAMED, SETTINGS, acting, heeds, name_of, with_settings
 
 __all__ = [
     "Call",
-    "FUSED",
     "NAMED",
     "OWN",
     "Refinement",
@@ -22,6 +20,5 @@ __all__ = [
     "name_of",
     "planned",
     "prepare",
-    "projection_kind",
     "with_settings",
 ]

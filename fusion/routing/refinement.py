@@ -203,11 +203,17 @@ class Refinement:
             return None
         return math.ceil(self.start * max(1, steps - 1)) + self.freeze_after
 
-    def preference(self, name: str, context: StepContext) -> float:
-        """What is preferred before anything is measured; above 0 the subject."""
+    def preference(self, name: str, context: StepContext, blocks: str) -> float:
+        """What is preferred before anything is measured; above 0 the subject.
+
+        Args:
+            name: of the segment.
+            context: where in the run.
+            blocks: whose blocks the model has.
+        """
         lean = self.lean + self.time_lead * (1 - 2 * context.along)
         if self.layer_prior:
-            subject, style = BlockMask().role(name)
+            subject, style = BlockMask().role(name, blocks)
             lean += self.layer_prior * (subject - style)
         return lean
 

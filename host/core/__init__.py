@@ -1,12 +1,14 @@
 """What we know of ComfyUI that is about no LoRA."""
 
+from .attention import attention_parts
 from .chosen import chosen
 from .errors import ConductorError, unreadable
 from .execution import Place, executing, inputs_of, sources
+from .family import blocks_of, family_of
 from .files import annotated_path, model_path
 from .kept import Kept, Origin
 from .log import logger
-from .modules import find_module, geometry_of, head_width, restore_modules, stores_plainly, weight_reader
+from .modules import find_module, geometry_of, restore_modules, stores_plainly, weight_reader
 from .page import say_on_node
 from .printable import printable, quoted
 from .progress import Progress
@@ -28,11 +30,13 @@ __all__ = [
     "Story",
     "annotated_path",
     "answer_pages",
+    "attention_parts",
+    "blocks_of",
     "chosen",
     "executing",
+    "family_of",
     "find_module",
     "geometry_of",
-    "head_width",
     "inputs_of",
     "listed",
     "logger",

@@ -110,7 +110,7 @@ class _Site:
             base = BaseLayer(plain, layer.geometry, here.run.measured_of(base_forward))
             output = plain(x)
             start = time.perf_counter()
-            fused = layer.fuse(x, output, call.decide, base, call.batch.rows)
+            fused = layer.fuse(x, output, call.decide, base, call.batch.rows, call.decide_together)
             call.fusing += time.perf_counter() - start
             return fused
 

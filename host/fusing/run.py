@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.layers import Batch, FusedLayer
+from ...fusion.layers import Batch, FusedLayer, whole_of
 from ...fusion.policies import PassPolicy, ScoredPolicy, StaticPolicy
 from ...fusion.records import (
     CallDecisions,
@@ -201,7 +201,10 @@ class Run:
         policy = self.spec.policy
         if isinstance(policy, Replay):
             assert policy.plan.frozen is not None
-            return dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
+            frozen = dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
+            segments = (segment.name for layer in self.spec.layers for segment in layer.segments)
+            # A plan may be older than the cuts of layers that hold queries, keys and values.
+            return {name: frozen[whole_of(name)] for name in segments if whole_of(name) in frozen} | frozen
         middle = round((self.step + self.steps - 1) / 2)
         at = self.router.context_of(middle, self.sigmas)
         ratios = log_ratios_of(in_order(read_back(self.calls)))
