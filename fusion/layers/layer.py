@@ -55,6 +55,7 @@ class FusedLayer(nn.Module):
         read_weight: gives the base weight ``[out, in, *kernel]``, or None where it cannot be read. Only statistics and
             static merges of deltas that depend on it ask for it.
         parts: what the output's channels are in the model, from the first to the last; empty where that is not known.
+        of_text: whether its tokens are those of a text, and no picture.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class FusedLayer(nn.Module):
         dtype: torch.dtype = torch.float32,
         read_weight: Callable[[], Tensor | None] | None = None,
         parts: Sequence[Part] = (),
+        of_text: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -110,15 +112,16 @@ class FusedLayer(nn.Module):
                 continue
             every = start == 0 and stop == geometry.out_features
             part = next((part for part in parts if part.start <= start and stop <= part.stop), None)
-            width = None if part is None else part.head_width
+            width = part.head_width if part is not None and (start - part.start) % (part.head_width or 1) == 0 else None
             segment = Segment(
                 name if every else f"{name}[{start}:{stop}]",
                 start,
                 stop,
                 {role: tuple(rows[role]) for role in ROLES if rows[role]},
                 beside,
-                width if width and (start - part.start) % width == (stop - start) % width == 0 else None,
+                width if width and (stop - start) % width == 0 else None,
                 None if part is None else part.group,
+                of_text,
             )
             self.segments.append(segment)
             joined = {role: torch.cat(own[role], dim=1) for role in ROLES if own[role]}

@@ -47,6 +47,7 @@ class Segment:
         bypasses: by role, indices of the other deltas among the layer's bypasses.
         head_width: channels of an attention head, where the segment is made of heads.
         group: a name that the segments of one attention share which may decide together (:class:`Part`).
+        of_text: whether its tokens are those of a text, and no picture.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Segment:
     bypasses: dict[str, tuple[int, ...]] = field(default_factory=dict)
     head_width: int | None = None
     group: str | None = None
+    of_text: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Deciding while the model runs: a spec's rules, one run's router, one call's decisions."""
 
 from .call import Call
+from .grid import Picture
 from .planned import planned
 from .refinement import OWN, Refinement
 from .router import Router
@@ -11,6 +12,7 @@ __all__ = [
     "Call",
     "NAMED",
     "OWN",
+    "Picture",
     "Refinement",
     "Router",
     "Rules",

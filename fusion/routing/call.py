@@ -19,6 +19,7 @@ from ..roles import ROLES
 from .closed import Closed, allows
 from .emphasis import Emphasis
 from .given import Given
+from .grid import Picture
 from .measuring import Measured, measure
 from .rules import Rules
 from .steadying import Steady
@@ -37,7 +38,7 @@ class Call:
         context: where in the run the call is.
         batch: what it computes.
         evaluations: of each condition, how often it had been computed in this step before.
-        latent: size of the latent, ``(..., height, width)``.
+        picture: what it tells of its tokens.
         fixed: once nothing is decided any more, the weights (subject, style) by segment.
         replayed: what a plan says of this call, if one is replayed.
         given: either of them as one tensor, where they are of one shape.
@@ -53,7 +54,7 @@ class Call:
     context: StepContext
     batch: Batch = Batch()
     evaluations: tuple[int, ...] = (0,)
-    latent: tuple[int, ...] = ()
+    picture: Picture = Picture()
     fixed: Mapping[str, tuple[float, float]] | None = None
     replayed: ReplayedCall | None = None
     given: Given | None = None
@@ -187,7 +188,7 @@ class Call:
         group = segment.group if refinement.group_attention else None
         measured = self._of_group.get(f"{group}#{called}")
         if measured is None or not measured.fits(segment, probe):
-            measured = measure(policy, refinement, segment, probe, self.latent)
+            measured = measure(policy, refinement, segment, probe, self.picture)
             steadied = self.steady.log_ratio(name, measured.log_ratio, self.batch, self.rules.prepared.loudness)
             measured = Measured(measured.scores, steadied)
             if group is not None:
@@ -206,19 +207,14 @@ def _over_tokens(values: Tensor) -> Tensor:
 
 
 def _own_heads(segment: Segment, weight: Weight) -> Weight:
-    """A segment's own heads, of a weight for those of its whole layer."""
-    if (
-        not isinstance(weight, Tensor)
-        or (segment.stop - segment.start) % weight.shape[-1] == 0
-        and (
-            segment.head_width is None or weight.shape[-1] in (1, (segment.stop - segment.start) // segment.head_width)
-        )
-    ):
+    """A segment's own heads, of a weight for those of its whole layer; the mean of all where it has none."""
+    if not isinstance(weight, Tensor) or weight.shape[-1] == 1 or "[" not in segment.name:
         return weight
     width = segment.head_width
-    own = weight[..., segment.start // width : segment.stop // width] if width else weight[..., :0]
-    whole = width is not None and own.shape[-1] * width == segment.stop - segment.start
-    return own if whole else weight.mean(-1, keepdim=True)
+    if width is None:
+        return weight.mean(-1, keepdim=True)
+    own = slice(segment.start // width, segment.stop // width)
+    return weight if weight.shape[-1] == own.stop - own.start else weight[..., own]
 
 
 def _per_sample(weight: Weight) -> bool:

@@ -13,6 +13,7 @@ from .page import say_on_node
 from .printable import printable, quoted
 from .progress import Progress
 from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled
+from .tokens import picture_of, sees_text
 from .told import Story, answer_pages
 from .version import pack_version
 from .words import listed
@@ -42,12 +43,14 @@ __all__ = [
     "logger",
     "model_path",
     "pack_version",
+    "picture_of",
     "place_of",
     "printable",
     "quoted",
     "restore_modules",
     "sampled",
     "say_on_node",
+    "sees_text",
     "sources",
     "stores_plainly",
     "unreadable",

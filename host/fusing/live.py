@@ -24,8 +24,8 @@ from ...fusion.adapters import BaseLayer
 from ...fusion.layers import Batch, FusedLayer
 from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
-from ...fusion.routing import Call, Router
-from ..core import Kept, find_module, logger
+from ...fusion.routing import Call, Picture, Router
+from ..core import Kept, find_module, logger, picture_of
 from ..maps import LiveMap
 from .apart import Part, apart, have_latents_of_their_own, together
 from .guiders import patchers_of
@@ -230,7 +230,7 @@ class LiveFusion:
         batch = run.batch_of(x, options)
         each = site.parts_of(batch, x, executor.class_obj)
         if not each:
-            call = run.open_call(batch, x)
+            call = run.open_call(batch, _picture(executor.class_obj, x, t, *args, **kwargs))
             output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
             # Which layers mix rows is only seen when they run: the first call of several rows is made again.
             site.apart |= call.mixed
@@ -248,7 +248,7 @@ class LiveFusion:
         outputs, calls = [], []
         for part in each:
             own_args, own_kwargs = part.arguments(args, kwargs)
-            calls.append(run.open_call(part.batch, own_args[0]))
+            calls.append(run.open_call(part.batch, _picture(executor.class_obj, *own_args, **own_kwargs)))
             outputs.append(self._executed(site, run, calls[-1], executor, *own_args, **own_kwargs))
         if each[0].batch.only is None:
             for call in calls:
@@ -366,6 +366,12 @@ class LiveFusion:
         spec = self.spec
         if isinstance(spec.policy, Replay):
             check_plan(spec, spec.policy.plan)
+
+
+def _picture(model: nn.Module, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Picture:
+    """What the arguments of a model call tell of its tokens."""
+    text = args[1] if len(args) > 1 else kwargs.get("c_crossattn")
+    return picture_of(model, x, text, kwargs)
 
 
 def _in_passes(

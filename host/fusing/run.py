@@ -25,7 +25,7 @@ from ...fusion.records import (
     read_back,
     record_of,
 )
-from ...fusion.routing import Call, Router
+from ...fusion.routing import Call, Picture, Router
 from .freezing import Frozen, freeze
 from .guiders import cfg_of, is_steady, patchers_of
 from .spec import FusionSpec
@@ -116,11 +116,11 @@ class Run:
         """What a call on latents ``[rows, channels, ...]`` computes."""
         return Batch(self._keys(transformer_options), FOLLOWED, x.shape[0], self.latents)
 
-    def open_call(self, batch: Batch, x: Tensor) -> Call:
+    def open_call(self, batch: Batch, picture: Picture) -> Call:
         """A model call begins."""
         if self.spec.emphasis != 1.0:
             self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
-        return self.router.open_call(batch, tuple(x.shape[2:]))
+        return self.router.open_call(batch, picture)
 
     def open_text(self) -> Call:
         """Layers are about to run on a prompt, before the first step; which condition's, core does not say."""

@@ -21,7 +21,7 @@ from ...fusion.layers import FusedLayer, whole_of
 from ...fusion.policies import PassPolicy, Policy
 from ...fusion.records import Plan, Replay
 from ...fusion.routing import Refinement, Rules, prepare
-from ..core import ConductorError, attention_parts, blocks_of, geometry_of, weight_reader
+from ..core import ConductorError, attention_parts, blocks_of, geometry_of, sees_text, weight_reader
 from ..loras import LoraOnModel
 
 
@@ -134,7 +134,11 @@ def bank_for(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> ModelPatcher:
             geometry = geometry_of(model.model, key)
             assert not isinstance(geometry, str)
             name = key.removesuffix(".weight")
-            layers.append(FusedLayer(name, geometry, deltas, dtype, weight_reader(model, key), parts.get(name, ())))
+            layers.append(
+                FusedLayer(
+                    name, geometry, deltas, dtype, weight_reader(model, key), parts.get(name, ()), sees_text(name)
+                )
+            )
     return _patcher_of(DeltaBank(layers, blocks_of(model.model)), model.load_device, model.offload_device)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lora_conductor.fusion.adapters import Geometry, LowRankDelta
 from lora_conductor.fusion.layers import Batch, FusedLayer, Part
 from lora_conductor.fusion.policies import SCORES, Chance, KLSoft, Paper, StepContext, settings_of
-from lora_conductor.fusion.routing import Refinement, Router, Rules, prepare
+from lora_conductor.fusion.routing import Picture, Refinement, Router, Rules, prepare
 
 from ..decided import decisions_of
 
@@ -36,7 +36,7 @@ class Bench:
     def step(self, step, x, keys=("positive.0",)):
         """Decisions of one call, and the outputs of all layers."""
         self.router.context = StepContext(step, self.steps)
-        call = self.router.open_call(Batch(tuple(keys), "positive.0"))
+        call = self.router.open_call(Batch(tuple(keys), "positive.0"), Picture((x.shape[1],)))
         outputs = [layer.fuse(x, F.linear(x, self.weight), call.decide) for layer in self.layers]
         return decisions_of(call), outputs
 

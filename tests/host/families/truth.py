@@ -19,7 +19,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from lora_conductor.fusion.routing import Picture
+from lora_conductor.host.core import picture_of
+
 from .family import Family, sample
+
+Spot = tuple[int, ...]  # a place in the latent, (..., y, x)
 
 EXACTLY = 0.999
 MOSTLY = 0.9  # of a squared gradient: some models normalise queries over all heads
@@ -215,3 +220,37 @@ def _in_one_run(grad: Tensor, width: int, mostly: float = MOSTLY) -> bool:
     if not total or len(power) % width:
         return False
     return len(power) == width or float(power.reshape(-1, width).sum(-1).max()) > mostly * total
+
+
+def tokens_of(family: Family, model: ModelPatcher) -> tuple[dict[str, int], dict[str, dict[Spot, set[int]]], Picture]:
+    """How many tokens each layer has; which of them some numbers of the output are made of; what we know of the call.
+
+    Of a layer that has an attention behind it, that is nearly all tokens; of others, the one that lies there.
+    """
+    args, kwargs = recorded_call(family, model)
+    made: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name, module in model.model.diffusion_model.named_modules():
+            if not hasattr(module, "in_features"):
+                continue
+
+            def keep(module: nn.Module, inputs: Any, output: Any, full: str = f"diffusion_model.{name}") -> None:
+                if isinstance(output, Tensor) and output.ndim == 3 and output.requires_grad:
+                    made[full] = output
+
+            hooks.callback(module.register_forward_hook(keep).remove)
+        hooks.enter_context(_attention_seen(lambda *_: None))
+        hooks.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+        with torch.inference_mode(False), torch.enable_grad():
+            out = model.model.apply_model(*args, **kwargs)
+            found: dict[str, dict[Spot, set[int]]] = {name: {} for name in made}
+            space = out.shape[2:]
+            for part in (0.05, 0.3, 0.55, 0.9):
+                spot = tuple(int(n * (part if i % 2 else 1 - part)) for i, n in enumerate(space))
+                value = out[(slice(None), slice(None), *spot)]
+                for name, grad in zip(made, _grads(value, list(made.values())), strict=True):
+                    if grad is not None:
+                        found[name][spot] = set(grad.abs().amax((0, 2)).nonzero().flatten().tolist())
+    text = args[3] if len(args) > 3 else kwargs.get("c_crossattn")
+    picture = picture_of(model.model, args[0], text, kwargs)
+    return {name: its.shape[1] for name, its in made.items()}, found, picture
