@@ -27,6 +27,7 @@ from ...fusion.records import Plan, Replay, RoutingRecord
 from ...fusion.routing import Call, Picture, Router
 from ..core import Kept, find_module, logger, picture_of
 from ..maps import LiveMap
+from .again import KeptCall, load
 from .apart import Part, apart, have_latents_of_their_own, together
 from .guiders import patchers_of
 from .order import as_patches, left_to_core, said_of_left
@@ -40,10 +41,12 @@ KEPT_PLANS = 8  # they are much larger than records
 
 @dataclass
 class RunResults:
-    """What a run decided: the record in means, the plan in full, or None once newer runs took its place."""
+    """What a run decided: the record in means, the plan in full, and one of its calls; those two are None once newer
+    runs took its place."""
 
     record: RoutingRecord
     plan: Plan | None
+    call: KeptCall | None = None
 
 
 class _Forward(NamedTuple):
@@ -208,7 +211,11 @@ class LiveFusion:
                 del self._left[first]
 
     def _keep(self, samples: Tensor, run: Run) -> RunResults:
-        results = RunResults(*run.results())
+        call = run.kept_call
+        results = RunResults(*run.results(), None if call is None else call.on(torch.device("cpu")))
+        run.kept_call = None
+        for older in self.kept:
+            older.call = None
         self.kept.add(samples, results)
         for old in list(self.kept)[KEPT_PLANS:]:
             old.plan = None
@@ -237,6 +244,8 @@ class LiveFusion:
             each = site.parts_of(batch, x, executor.class_obj)
             if not each:
                 run.end_call(call)
+                if not isinstance(self.spec.policy, PassPolicy):
+                    run.keep_call(call, (x, t, *args), kwargs, output)
                 return output
             run.router.forget(call)
         return self._one_by_one(site, run, batch, each, executor, x, t, *args, **kwargs)
@@ -352,6 +361,29 @@ class LiveFusion:
                 del model.__dict__["extra_conds"]
             else:
                 model.__dict__["extra_conds"] = before
+
+    def distance(self, model: ModelPatcher, call: KeptCall, weights: Mapping[str, tuple[float, float]]) -> float:
+        """How far what the model makes of a run's call is from the run's, with the same weights in all calls.
+
+        Args:
+            model: that carries us.
+            call: of the run.
+            weights: (subject, style) by segment.
+
+        Returns:
+            Root mean square of the difference, over the range of the run's.
+        """
+        here = call.on(model.load_device)
+        load(model, here)
+        router = Router(self.spec.rules, fixed=weights)
+        run, own = Run(self.spec, router, (1.0, 0.0)), router.open_call(here.batch, here.picture)
+        module, before = model.model, model.model.current_patcher
+        module.current_patcher = model
+        try:
+            with torch.inference_mode(), self._site(module).executing(module, run, own):
+                return here.distance(module.apply_model(*here.args, **here.kwargs))
+        finally:
+            module.current_patcher = before
 
     def _site(self, model: nn.Module) -> _Site:
         with self._finding:

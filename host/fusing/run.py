@@ -26,6 +26,7 @@ from ...fusion.records import (
     record_of,
 )
 from ...fusion.routing import Call, Picture, Router
+from .again import KeptCall
 from .freezing import Frozen, freeze
 from .guiders import cfg_of, is_steady, patchers_of
 from .spec import FusionSpec
@@ -50,6 +51,7 @@ class Run:
         calls: what was decided so far.
         frozen: the decisions of the rest of the run, once they are made.
         followers: runs of other LoRAs, on other models of the same guider, that go step by step with this one.
+        kept_call: one in the middle of the run, to be made again.
         started: when, by the host's clock.
         fusing: seconds that scoring and fusing took so far, by the same clock.
     """
@@ -63,6 +65,7 @@ class Run:
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
     followers: list[Run] = field(default_factory=list)
+    kept_call: KeptCall | None = None
     started: float = field(default_factory=time.perf_counter)
     fusing: float = 0.0
     _names: dict[Any, str] = field(default_factory=dict)
@@ -121,6 +124,14 @@ class Run:
         if self.spec.emphasis != 1.0:
             self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
         return self.router.open_call(batch, picture)
+
+    def keep_call(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """Keep the first call of the middle step, with the positive prompt in it."""
+        here = self.kept_call is None and self.step == self.steps // 2
+        if here and not self.left - self.spec.settled and any(key.startswith("positive") for key in call.batch.keys):
+            kept = KeptCall.of(self.step, call.batch, call.picture, args, kwargs, output)
+            # Samplers may write into what they gave, and into what they got.
+            self.kept_call = None if kept is None else kept.on(output.device)
 
     def open_text(self) -> Call:
         """Layers are about to run on a prompt, before the first step; which condition's, core does not say."""

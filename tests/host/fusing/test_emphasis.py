@@ -13,6 +13,7 @@ from lora_conductor.host.fusing.plans import replaying
 from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
 
 from .. import tiny
+from ..parts import patches_by_part
 from .test_fusion_invariance import assert_untouched, snapshot
 
 CFG = 4.0
@@ -133,8 +134,8 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
         index = {name: i for i, name in enumerate(record.layers)}
         for role, lora in enumerate(attachment_of(loaded).spec.loras):
             for target, patch in lora.core_patches.items():
-                for key, part, row in _parts(target, patch, index):
-                    weight = 1.0 if row is None else float(record.weights[role, row, 2])
+                for key, part, name in patches_by_part(target, patch, index):
+                    weight = float(record.weights[role, index[name], 2]) if name in index else 1.0
                     merged[-1].add_patches({key: part}, lora.strength * weight * share)
     wanted = by_hand(*merged, **_last_step(model, states[2]))
     error = tiny.relative(made, wanted)
@@ -144,19 +145,6 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
     assert_untouched(model, before)
     again = replaying(loaded, plan_of_latent(routed, made))
     assert torch.equal(tiny.sample(again, steps=3, cfg=CFG), made)
-
-
-def _parts(target, patch, index):
-    """A file's patch as those of the parts that are decided: their keys, and the rows of their decisions."""
-    name = target.key.removesuffix(".weight")
-    cut = [own for own in index if own.startswith(f"{name}[")]
-    if not cut:
-        yield target.core_key, patch, index.get(name)
-    for own in cut:
-        start, stop = map(int, own[len(name) + 1 : -1].split(":"))
-        up, *others = patch.weights
-        part = type(patch)(patch.loaded_keys, (up[start:stop], *others))
-        yield (target.key, (0, start, stop - start)), part, index[own]
 
 
 def _last_step(model, x):
