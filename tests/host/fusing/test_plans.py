@@ -10,6 +10,7 @@ import torch
 
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, Chance, Composite, KLSoft, Paper, StepContext, Sum, Switch
 from lora_conductor.fusion.records.plan import Plan, PlannedCall, loads
+from lora_conductor.fusion.routing import Router
 from lora_conductor.fusion.routing.refinement import Refinement
 from lora_conductor.host.core.errors import ConductorError
 from lora_conductor.host.fusing import fused
@@ -211,6 +212,20 @@ def test_any_kind_of_adapter_freezes(kinds, tmp_path, record_property):
     record_property(
         "frozen " + " ".join(kinds), frozen_error(model, with_loras(model, tmp_path, kinds=kinds), KLSoft())
     )
+
+
+@pytest.mark.parametrize("kinds", [("lokr", "lora"), ("loha", "diff"), ("dora_out_lora", "loha")], ids="-".join)
+def test_a_layer_in_parts_freezes_part_by_part(kinds, tmp_path, monkeypatch, record_property):
+    """Other kinds than plain LoRAs lie whole in a file: as patches they give each part what is added while sampling."""
+    routed = frozen(with_loras(tiny.tiny_flux(), tmp_path, kinds=kinds), KLSoft(), emphasis=1.0)
+    patched = tiny.sample(routed, **KW)
+    weights = record_of_latent(routed, patched).weights[0, :, 3]
+    assert len(set(weights.tolist())) > 10
+    monkeypatch.setattr(Router, "tells_passes_apart", True)
+    added = tiny.sample(routed, **KW)
+    error = tiny.relative(patched, added)
+    record_property(f"parts of {' '.join(kinds)}", error)
+    assert error < 1e-5
 
 
 @pytest.mark.parametrize("policy", [Paper(), KLSoft(), RECOMMENDED], ids=lambda p: p.name)
