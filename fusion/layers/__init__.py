@@ -1,10 +1,25 @@
 """Layers with their LoRA branches: what is added to a layer's output, segment by segment."""
 
 from .batch import Batch
+from .joint import Joint
 from .layer import FusedLayer
 from .pairing import ALIKE, APART, Pairing
 from .probe import Probe
-from .segment import Segment, SegmentDeltas, Weight
+from .segment import Part, Segment, SegmentDeltas, Weight, whole_of
 from .tokens import take
 
-__all__ = ["ALIKE", "APART", "Batch", "FusedLayer", "Pairing", "Probe", "Segment", "SegmentDeltas", "Weight", "take"]
+__all__ = [
+    "ALIKE",
+    "APART",
+    "Batch",
+    "FusedLayer",
+    "Joint",
+    "Pairing",
+    "Part",
+    "Probe",
+    "Segment",
+    "SegmentDeltas",
+    "Weight",
+    "take",
+    "whole_of",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,14 +15,18 @@ from ..adapters import BaseLayer, Bypass, Delta, DeltaError, Geometry, LowRankDe
 from ..roles import ROLES
 from .additions import add_product, by_head, times_pair, weighted
 from .basis import orthonormal
+from .joint import Joint
 from .pairing import Pairing
 from .probe import Probe
 from .rows import Rows
-from .segment import Segment, SegmentDeltas, Weight
+from .segment import Part, Segment, SegmentDeltas, Weight
 
 # Asked once per segment; gives the weights of its branches by role, 1 where a role is missing; or of both roles as one
 # float32 tensor [batch, 2].
 Decide = Callable[[Segment, Probe], dict[str, Weight] | Tensor]
+# Asked first where neighbouring segments can be decided at once: both weights of each, float32 [segments, batch or 1,
+# 2]; None where they have to be asked for one by one.
+DecideTogether = Callable[[Joint], Tensor | None]
 SILENCE = 1e-18  # its square, too, is a number in float32
 LEAST_HALF = 6e-8  # the least number of float16
 
@@ -40,10 +44,10 @@ class FusedLayer(nn.Module):
 
     All low-rank down-projections are joined into one ``[total rank, in, *kernel]``, and the up-projections of each
     segment into one ``[channels, rank]``; strength and scale are folded into those in float32 before they are rounded
-    to ``dtype``. Where a segment's down-projections are its own, both are put in a basis with orthonormal columns in
-    the up-projections: how loud a branch is can then be read off the hidden features. Deltas of other kinds are
-    bypasses of their own. Fused weights (qkv) are cut at every slice border, so whole and sliced LoRAs can meet on one
-    module.
+    to ``dtype``. Fused weights (qkv) are cut where the model cuts them, and at every slice border besides, so that
+    whole and sliced LoRAs meet on one module, and a whole one is decided as a sliced one is. Each segment has
+    down-projections of its own, in a basis with orthonormal columns in the up-projections: how loud a branch is can
+    then be read off the hidden features. Deltas of other kinds are bypasses of their own.
 
     Args:
         name: the layer's name in the model, e.g. ``diffusion_model.double_blocks.0.img_attn.qkv``.
@@ -52,7 +56,8 @@ class FusedLayer(nn.Module):
         dtype: the dtype the layer computes in.
         read_weight: gives the base weight ``[out, in, *kernel]``, or None where it cannot be read. Only statistics and
             static merges of deltas that depend on it ask for it.
-        head_width: channels of an attention head, where the output is made of heads.
+        parts: what the output's channels are in the model, from the first to the last; empty where that is not known.
+        of_text: whether its tokens are those of a text, and no picture.
     """
 
     def __init__(
@@ -62,61 +67,80 @@ class FusedLayer(nn.Module):
         deltas: Sequence[tuple[str, float, Delta]],
         dtype: torch.dtype = torch.float32,
         read_weight: Callable[[], Tensor | None] | None = None,
-        head_width: int | None = None,
+        parts: Sequence[Part] = (),
+        of_text: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self.geometry = geometry
         self.read_weight = read_weight
-        # By position, then subject first: the rows of a segment are then neighbours wherever the files allow it.
-        deltas = sorted(deltas, key=lambda d: (d[2].out_start, ROLES.index(d[0])))
-        thin = [(role, s, d) for role, s, d in deltas if isinstance(d, LowRankDelta)]
-        other = [(role, s, d) for role, s, d in deltas if not isinstance(d, LowRankDelta)]
+        borders = {b for _, _, d in deltas for b in (d.out_start, d.out_stop)}
+        borders |= {part.start for part in parts}
+        whole = [
+            (
+                role,
+                s,
+                replace(d, down=d.down.detach().clone(), up=d.up.detach().clone())
+                if isinstance(d, LowRankDelta)
+                else d,
+            )
+            for role, s, d in deltas
+        ]
+        # By position, then subject first: the rows of a segment, and of segments one after the other, are neighbours.
+        cut = [(role, s, piece) for role, s, d in whole for piece in _pieces(d, borders)]
+        cut.sort(key=lambda d: (d[2].out_start, ROLES.index(d[0])))
+        thin = [(role, s, d) for role, s, d in cut if isinstance(d, LowRankDelta)]
+        other = [(role, s, d) for role, s, d in cut if not isinstance(d, LowRankDelta)]
         self.bypasses = nn.ModuleList(delta.bypass(strength, strength, dtype) for _, strength, delta in other)
-        self._thin = _Shared(
-            (role, s, replace(d, down=d.down.detach().clone(), up=d.up.detach().clone())) for role, s, d in thin
-        )
+        self._thin = _Shared(thin)
         down = torch.cat([_whole_input(d, geometry.in_features) for _, _, d in thin]) if thin else None
         starts = [0]
         for _, _, delta in thin:
             starts.append(starts[-1] + delta.rank)
-        borders = sorted({b for _, _, d in deltas for b in (d.out_start, d.out_stop)})
         self.segments: list[Segment] = []
-        for start, stop in zip(borders, borders[1:], strict=False):
-            ups: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+        ups: dict[int, Tensor] = {}
+        for start, stop in zip(sorted(borders), sorted(borders)[1:], strict=False):
+            own: dict[str, list[Tensor]] = {role: [] for role in ROLES}
             rows: dict[str, list[int]] = {role: [] for role in ROLES}
             beside: dict[str, tuple[int, ...]] = {}
-            own = True
             for i, (role, strength, low) in enumerate(thin):
-                if low.out_start <= start and stop <= low.out_stop:
-                    part = low.up[start - low.out_start : stop - low.out_start]
-                    ups[role].append(part.float() * (low.scale * strength))
+                if low.out_start == start:
+                    own[role].append(low.up.float() * (low.scale * strength))
                     rows[role] += range(starts[i], starts[i + 1])
-                    own = own and (start, stop) == (low.out_start, low.out_stop)
             for i, (role, _, dense) in enumerate(other):
                 if dense.out_start <= start and stop <= dense.out_stop:
                     beside[role] = (*beside.get(role, ()), i)
-            if beside or any(ups.values()):
-                whole = start == 0 and stop == geometry.out_features
-                joined = {role: torch.cat(ups[role], dim=1) for role in ROLES if ups[role]}
-                if down is not None and own:
-                    for role, up in joined.items():
-                        joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
-                present = [(role, s) for role, s, d in deltas if d.out_start <= start and stop <= d.out_stop]
-                energies = {role: _energy(up, down[rows[role]], own) for role, up in joined.items() if down is not None}
-                segment = Segment(
-                    name if whole else f"{name}[{start}:{stop}]",
-                    start,
-                    stop,
-                    {role: tuple(rows[role]) for role in ROLES if rows[role]},
-                    beside,
-                    head_width if head_width and (stop - start) % head_width == 0 else None,
-                    own and any(ups.values()),
-                    _pairing(present, {} if beside else energies),
-                )
-                self.segments.append(segment)
-                if joined:
-                    self._join(segment, torch.cat(list(joined.values()), dim=1), dtype)
+            if not beside and not any(own.values()):
+                continue
+            every = start == 0 and stop == geometry.out_features
+            part = next((part for part in parts if part.start <= start and stop <= part.stop), None)
+            width = part.head_width if part is not None and (start - part.start) % (part.head_width or 1) == 0 else None
+            joined = {role: torch.cat(own[role], dim=1) for role in ROLES if own[role]}
+            energies: dict[str, float] = {}
+            if joined and down is not None:
+                for role, up in joined.items():
+                    joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
+                    energies[role] = float(down[rows[role]].square().sum())
+                ups[start] = torch.cat(list(joined.values()), dim=1)
+            present = [(role, s) for role, s, d in cut if d.out_start <= start and stop <= d.out_stop]
+            segment = Segment(
+                name if every else f"{name}[{start}:{stop}]",
+                start,
+                stop,
+                {role: tuple(rows[role]) for role in ROLES if rows[role]},
+                beside,
+                width if width and (stop - start) % width == 0 else None,
+                None if part is None else part.group,
+                of_text,
+                _pairing(present, {} if beside else energies),
+            )
+            self.segments.append(segment)
+        self.runs = list(_runs(self.segments))
+        for run in self.runs:
+            if run[0].rows:
+                joint_up = torch.cat([ups[segment.start] for segment in run])
+                self.register_parameter(f"up_{run[0].start}", frozen(joint_up.to(dtype)))
+        self._run_of = {segment.start: run[0].start for run in self.runs for segment in run}
         self.down = None if down is None else frozen(down.to(dtype))
         self.faint = None if down is None else frozen(self._faint(down.shape[0], dtype))
 
@@ -125,31 +149,16 @@ class FusedLayer(nn.Module):
         both roles together, and lost in rounding wherever there is anything to hear."""
         faint = torch.zeros(rank)
         for segment in self.segments:
-            for role in segment.roles if segment.orthonormal and segment.shared else ():
+            for role in segment.roles if segment.shared else ():
                 if role in segment.rows:
                     loud = LEAST_HALF if dtype == torch.float16 else SILENCE * segment.rank(role) ** -0.5
                     faint[list(segment.rows[role])] = loud
         return faint.to(dtype)
 
-    def _join(self, segment: Segment, up: Tensor, dtype: torch.dtype) -> None:
-        """Keep a segment's joined up-projection ``[channels, rank]`` and, unless its columns are orthonormal, its Gram
-        matrix ``[rank, rank]``."""
-        rounded = up.to(dtype)
-        self.register_parameter(f"up_{segment.start}", frozen(rounded))
-        gram = None
-        if not segment.orthonormal:
-            # Energies are asked for by role: terms between the roles have no place in them.
-            blocks = _blocks(rounded.float().T @ rounded.float(), [segment.rank(role) for role in ROLES])
-            gram = frozen(torch.block_diag(*blocks))
-        self.register_parameter(f"gram_{segment.start}", gram)
-        self.register_parameter(
-            f"rows_{segment.start}",
-            None if segment.span else nn.Parameter(torch.tensor(segment.all_rows), requires_grad=False),
-        )
-
     def up(self, segment: Segment) -> Tensor:
         """The joined up-projections of a segment ``[channels, rank]``: the subject's columns, then the style's."""
-        return self.get_parameter(f"up_{segment.start}")
+        run = self._run_of[segment.start]
+        return self.get_parameter(f"up_{run}")[segment.start - run : segment.stop - run]
 
     def segment_deltas(self, segment: Segment) -> SegmentDeltas:
         """The factors of a segment by role as the files have them, float32, on the CPU: for statistics and merges.
@@ -177,7 +186,7 @@ class FusedLayer(nn.Module):
 
     @cached_property
     def _is_measured(self) -> bool:
-        return any(segment.orthonormal and segment.shared for segment in self.segments)
+        return any(segment.rows and segment.shared for segment in self.segments)
 
     def _bypass(self, index: int) -> Bypass:
         bypass = self.bypasses[index]
@@ -204,7 +213,13 @@ class FusedLayer(nn.Module):
         return whole.flatten(1), torch.eye(width).reshape(width, *whole.shape[1:])
 
     def fuse(
-        self, x: Tensor, base: Tensor, decide: Decide, layer: BaseLayer | None = None, batch_rows: int = 0
+        self,
+        x: Tensor,
+        base: Tensor,
+        decide: Decide,
+        layer: BaseLayer | None = None,
+        batch_rows: int = 0,
+        together: DecideTogether | None = None,
     ) -> Tensor:
         """Add the routed deltas to the layer's own output.
 
@@ -214,6 +229,7 @@ class FusedLayer(nn.Module):
             decide: gives the weights of a segment's branches.
             layer: the layer without LoRAs; only deltas that depend on its weight need it.
             batch_rows: of the model call; 0 where the first dimension is the batch.
+            together: gives those of neighbouring segments at once, where it can.
 
         Returns:
             The fused output, shaped and typed as ``base``; ``base`` itself is reused for it.
@@ -233,11 +249,18 @@ class FusedLayer(nn.Module):
             hidden = None if hidden is None else rows.arranged(hidden)
             beside = {i: rows.arranged(added) for i, added in beside.items()}
         space = tuple(base.shape[2:]) if self.geometry.is_conv else None
-        for segment in self.segments:
-            part = tokens[..., segment.start : segment.stop]
-            probe = self._probe(segment, part, self._hidden(segment, hidden), beside, space)
-            probe.mixed = rows is Rows.MIXED
-            self._add(part, probe, decide(segment, probe))
+        for run in self.runs:
+            if together is not None and len(run) > 1 and hidden is not None:
+                joint = self._joint(run, tokens, hidden, rows is Rows.MIXED)
+                pairs = together(joint)
+                if pairs is not None:
+                    joint.add(pairs)
+                    continue
+            for segment in run:
+                part = tokens[..., segment.start : segment.stop]
+                probe = self._probe(segment, part, self._hidden(segment, hidden), beside, space)
+                probe.mixed = rows is Rows.MIXED
+                self._add(part, probe, decide(segment, probe))
         if self.geometry.is_conv:
             return self.geometry.untoken(tokens.reshape(len(base), -1, tokens.shape[-1]), base)
         return rows.restored(self.geometry.untoken(tokens, base), output)
@@ -250,23 +273,23 @@ class FusedLayer(nn.Module):
         beside: dict[int, Tensor],
         space: tuple[int, ...] | None,
     ) -> Probe:
-        up = gram = None
-        if segment.rows:
-            up = self.up(segment)
-            gram = None if segment.orthonormal else self.get_parameter(f"gram_{segment.start}")
+        up = self.up(segment) if segment.rows else None
         own = {}
         for i in (i for indices in segment.bypasses.values() for i in indices):
             start = self._bypass(i).start
             own[i] = beside[i][..., segment.start - start : segment.stop - start]
-        return Probe(segment, part, hidden, up, gram, own, space)
+        return Probe(segment, part, hidden, up, own, space)
+
+    def _joint(self, run: Sequence[Segment], tokens: Tensor, hidden: Tensor, mixed: bool) -> Joint:
+        start, stop = run[0].start, run[-1].stop
+        columns = slice(run[0].span[0], run[-1].span[1])
+        return Joint(run, tokens[..., start:stop], hidden[..., columns], self.get_parameter(f"up_{start}"), mixed)
 
     def _hidden(self, segment: Segment, hidden: Tensor | None) -> Tensor | None:
         """The segment's columns of the joined hidden features."""
         if not segment.rows or hidden is None:
             return None
-        if segment.span is not None:
-            return hidden[..., slice(*segment.span)]
-        return hidden.index_select(-1, self.get_parameter(f"rows_{segment.start}").to(hidden.device))
+        return hidden[..., slice(*segment.span)]
 
     def _add(self, part: Tensor, probe: Probe, weights: dict[str, Weight] | Tensor) -> None:
         """Add both branches to a part of the output, in place, rounding once."""
@@ -310,14 +333,6 @@ class FusedLayer(nn.Module):
         return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
 
 
-def _energy(up: Tensor, down: Tensor, orthonormal: bool) -> float:
-    """``||up down||_F^2``."""
-    flat = down.flatten(1)
-    if orthonormal:
-        return float(flat.square().sum())
-    return float(((up.T @ up) * (flat @ flat.T)).sum())
-
-
 def _pairing(present: Sequence[tuple[str, float]], energies: Mapping[str, float]) -> Pairing:
     """How the roles of a segment's deltas meet, given each delta's role and strength, and the roles' energies."""
     subject, style = (math.hypot(*(s for role, s in present if role == its)) for its in ROLES)
@@ -329,9 +344,35 @@ def _pairing(present: Sequence[tuple[str, float]], energies: Mapping[str, float]
     return Pairing((subject, style), math.log(unit[0] / unit[1]))
 
 
-def _blocks(gram: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-    stops = [sum(ranks[: i + 1]) for i in range(len(ranks))]
-    return [gram[stop - rank : stop, stop - rank : stop] for rank, stop in zip(ranks, stops, strict=True) if rank]
+def _pieces(delta: Delta, borders: Iterable[int]) -> Iterator[Delta]:
+    """A low-rank delta cut at the borders within it; others are cut when they are added."""
+    if not isinstance(delta, LowRankDelta):
+        yield delta
+        return
+    within = sorted({b for b in borders if delta.out_start < b < delta.out_stop} | {delta.out_start, delta.out_stop})
+    for start, stop in zip(within, within[1:], strict=False):
+        up = delta.up[start - delta.out_start : stop - delta.out_start]
+        yield replace(delta, up=up, out_start=start)
+
+
+def _runs(segments: Sequence[Segment]) -> Iterator[tuple[Segment, ...]]:
+    """Segments one after the other that can be decided together."""
+    run: list[Segment] = []
+    for segment in segments:
+        alike = run and run[-1].stop == segment.start and segment.is_low_rank and run[-1].is_low_rank
+        if not alike or not _meet_alike(run[-1], segment):
+            if run:
+                yield tuple(run)
+            run = []
+        run.append(segment)
+    if run:
+        yield tuple(run)
+
+
+def _meet_alike(one: Segment, other: Segment) -> bool:
+    """Whether what is known of two segments leaves no difference but what is measured in them."""
+    ranks = all(one.rank(role) == other.rank(role) for role in ROLES)
+    return ranks and one.pairing.strengths == other.pairing.strengths and one.pairing.in_kind == other.pairing.in_kind
 
 
 def _whole_input(delta: LowRankDelta, width: int) -> Tensor:

@@ -25,8 +25,7 @@ class Probe:
         space: size of the output of a convolution, None for a linear.
         mixed: whether nobody can tell which row of the model call a row here belongs to.
 
-    ``up`` is the joined up-projection ``[channels, rank]``, ``gram`` its Gram matrices by role ``[rank, rank]``; both
-    None without low-rank deltas.
+    ``up`` is the joined up-projection ``[channels, rank]``, None without low-rank deltas.
     """
 
     def __init__(
@@ -35,13 +34,12 @@ class Probe:
         base: Tensor,
         hidden: Tensor | None = None,
         up: Tensor | None = None,
-        gram: Tensor | None = None,
         beside: Mapping[int, Tensor] | None = None,
         space: tuple[int, ...] | None = None,
     ) -> None:
         self.segment, self.base, self.hidden, self.space = segment, base, hidden, space
         self.beside = beside or {}
-        self._up, self._gram = up, gram
+        self._up = up
         self.mixed = False
 
     def delta(self, role: str, tokens: int = 0) -> Tensor:
@@ -60,12 +58,12 @@ class Probe:
     @property
     def measures_hidden(self) -> bool:
         """Whether the hidden features are as loud as what they add (:meth:`norms`)."""
-        return self.segment.orthonormal and not self.segment.bypasses and self.hidden is not None
+        return not self.segment.bypasses and self.hidden is not None
 
     @property
     def is_low_rank(self) -> bool:
         """Whether both roles have low-rank deltas here, and no others (:meth:`deltas`)."""
-        return self.hidden is not None and not self.segment.bypasses and len(self.segment.rows) == len(ROLES)
+        return self.hidden is not None and self.segment.is_low_rank
 
     def deltas(self, tokens: int = 0) -> Tensor:
         """What both roles add to that many tokens, 0 for all, ``[2, batch, tokens, channels]`` float32.
@@ -100,15 +98,8 @@ class Probe:
         return torch.cat([*norms, norms[0]], dim=1)
 
     def energies(self, tokens: int = 0) -> dict[str, Tensor]:
-        """``||h||^2`` of both roles over that many tokens, 0 for all, ``[batch]`` float32.
-
-        Low-rank deltas are not unfolded for it: ``||B z||^2 = z^T (B^T B) z``.
-        """
+        """``||h||^2`` of both roles over that many tokens, 0 for all, ``[batch]`` float32."""
         if self.measures_hidden:
             norms = self.norms(tokens)
             return {role: norms[:, i].square() for i, role in enumerate(ROLES)}
-        if self.segment.bypasses or self.hidden is None or self._gram is None:
-            return {role: self.delta(role, tokens).float().square().sum((-2, -1)) for role in ROLES}
-        thin = take(self.hidden, tokens).float()
-        products = (thin @ self._gram.to(thin.device)).mul_(thin).sum(1)
-        return {role: products[:, self.segment.columns(role)].sum(-1) for role in ROLES}
+        return {role: self.delta(role, tokens).float().square().sum((-2, -1)) for role in ROLES}

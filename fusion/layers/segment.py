@@ -14,6 +14,29 @@ from .pairing import Pairing
 Weight = Tensor | float
 
 
+def whole_of(name: str) -> str:
+    """The layer that a segment is a part of."""
+    return name.partition("[")[0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a run of a layer's output channels is, in the model.
+
+    Attributes:
+        start, stop: the channels.
+        kind: ``q``, ``k``, ``v`` or ``out`` of an attention, or ``mlp`` beside them in one layer.
+        head_width: channels of an attention head, where the run is made of heads.
+        group: a name that queries share with their keys, and values with their output.
+    """
+
+    start: int
+    stop: int
+    kind: str
+    head_width: int | None = None
+    group: str | None = None
+
+
 @dataclass(frozen=True)
 class Segment:
     """Where a segment lies, and which deltas of a ``FusedLayer`` write to it.
@@ -24,8 +47,8 @@ class Segment:
         rows: by role, the rows of the layer's joined down-projection.
         bypasses: by role, indices of the other deltas among the layer's bypasses.
         head_width: channels of an attention head, where the segment is made of heads.
-        orthonormal: whether each role's up-projection has orthonormal columns, so that its hidden features are as loud
-            as what they add.
+        group: a name that the segments of one attention share which may decide together (:class:`Part`).
+        of_text: whether its tokens are those of a text, and no picture.
         pairing: how both roles meet in it.
     """
 
@@ -35,7 +58,8 @@ class Segment:
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     bypasses: dict[str, tuple[int, ...]] = field(default_factory=dict)
     head_width: int | None = None
-    orthonormal: bool = False
+    group: str | None = None
+    of_text: bool = False
     pairing: Pairing = Pairing()
 
     @property
@@ -56,15 +80,14 @@ class Segment:
         return slice(start, start + self.rank(role))
 
     @property
-    def all_rows(self) -> list[int]:
-        return [row for role in ROLES for row in self.rows.get(role, ())]
+    def is_low_rank(self) -> bool:
+        """Whether both roles have low-rank deltas here, and no others."""
+        return not self.bypasses and len(self.rows) == len(ROLES)
 
     @property
-    def span(self) -> tuple[int, int] | None:
-        """The rows as a run, where they are neighbours: they can then be read without copying."""
-        rows = self.all_rows
-        if not rows or rows != list(range(rows[0], rows[0] + len(rows))):
-            return None
+    def span(self) -> tuple[int, int]:
+        """The rows as a run: they are neighbours."""
+        rows = [row for role in ROLES for row in self.rows.get(role, ())]
         return rows[0], rows[-1] + 1
 
 

@@ -22,24 +22,31 @@ def spread(tokens: int, most: int) -> list[int]:
     return [place.randrange(start, stop) for start, stop in zip(borders, borders[1:], strict=False)]
 
 
-def take(features: Tensor, most: int) -> Tensor:
-    """At most that many tokens of ``[batch, tokens, channels]``; a view of all if there are no more. 0 for all."""
-    tokens = features.shape[1]
+def take(features: Tensor, most: int, dim: int = 1) -> Tensor:
+    """At most that many tokens of ``[batch, tokens, channels]``; a view of all if there are no more. 0 for all.
+
+    Args:
+        features: of which.
+        most: tokens.
+        dim: theirs, where the features have dimensions in front.
+    """
+    tokens = features.shape[dim]
     if not most or tokens <= most:
         return features
-    return features.index_select(1, _positions(tokens, most, features.device))
+    return features.index_select(dim, _positions(tokens, most, features.device))
 
 
-def take_rows(features: Tensor, tokens: int, most: int) -> Tensor:
-    """Of ``[batch, 2 tokens, channels]``, the rows of subject and style of each token in turn: for at most that many
-    tokens the subject's, the style's and the subject's again."""
-    return features.index_select(1, _rows(tokens, most, features.device))
+def take_rows(features: Tensor, tokens: int, most: int, segments: int = 1) -> Tensor:
+    """Of ``[batch, tokens * segments * 2, channels]``, in each token and segment the rows of subject and style, the
+    subject's, the style's and the subject's again: for at most that many tokens."""
+    return features.index_select(1, _rows(tokens, most, segments, features.device))
 
 
 @lru_cache(maxsize=256)
-def _rows(tokens: int, most: int, device: torch.device) -> Tensor:
+def _rows(tokens: int, most: int, segments: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor([2 * at + role for at in spread(tokens, most) for role in (0, 1, 0)], device=device)
+        pairs = [at * segments + its for at in spread(tokens, most) for its in range(segments)]
+        return torch.tensor([2 * pair + role for pair in pairs for role in (0, 1, 0)], device=device)
 
 
 @lru_cache(maxsize=256)

@@ -131,8 +131,13 @@ class ScoredPolicy(Policy):
 class ScheduledPolicy(Policy):
     """Decides from the weights' statistics and the step alone: no features are looked at."""
 
-    def prepare(self, segments: Sequence[SegmentDeltas]) -> Any:
-        """Statistics of all shared segments, once a model: handed back to :meth:`weights_at`."""
+    def prepare(self, segments: Sequence[SegmentDeltas], blocks: str = "") -> Any:
+        """Statistics of all shared segments, once a model: handed back to :meth:`weights_at`.
+
+        Args:
+            segments: that both roles touch.
+            blocks: whose blocks the model has, "SDXL" or "FLUX"; empty for others.
+        """
         return None
 
     def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:

@@ -9,32 +9,33 @@ from torch import Tensor
 from .scores import EXP_LIMIT, SCORES
 
 
-def scores_of_pair(name: str, base: Tensor, deltas: Tensor) -> tuple[Tensor, float]:
+def scores_of_pair(name: str, base: Tensor, deltas: Tensor, into: Tensor | None = None) -> tuple[Tensor, float]:
     """A score of ``SCORES`` for both roles.
 
     Args:
         name: of the score.
         base: ``[batch, tokens, channels]``.
         deltas: float32 ``[2, batch, tokens, channels]``.
+        into: float32 ``[batch, 2]``, where they are put.
 
     Returns:
         ``[batch, 2]`` float32, and what they are to be multiplied by.
     """
     if name == "half_variance":
-        return _half_variance(base, deltas), 0.5 / base.shape[1]
-    if name == "kl":
-        return _kl_softmax(base, deltas), 1.0
-    return SCORES[name](base, deltas).T, 1.0
+        return _half_variance(base, deltas, into), 0.5 / base.shape[1]
+    found = _kl_softmax(base, deltas) if name == "kl" else SCORES[name](base, deltas).T
+    return (found if into is None else into.copy_(found)), 1.0
 
 
-def _half_variance(base: Tensor, deltas: Tensor) -> Tensor:
+def _half_variance(base: Tensor, deltas: Tensor, into: Tensor | None) -> Tensor:
     batch, tokens, channels = base.shape
     p = torch.softmax(base, dim=-1, dtype=torch.float32)
     flat = deltas.reshape(2, batch * tokens, channels)
     means = torch.bmm(p.reshape(-1, 1, channels), flat.permute(1, 2, 0))[:, 0].T[..., None]
     # (h - mean)^2 in one pass, with no difference of squares to lose a faint delta in.
     squares = F.mse_loss(flat, means.expand_as(flat), reduction="none").reshape(2, batch, tokens * channels)
-    return torch.bmm(p.reshape(batch, 1, tokens * channels), squares.permute(1, 2, 0))[:, 0]
+    out = None if into is None else into[:, None]
+    return torch.bmm(p.reshape(batch, 1, tokens * channels), squares.permute(1, 2, 0), out=out)[:, 0]
 
 
 def _kl_softmax(base: Tensor, deltas: Tensor) -> Tensor:

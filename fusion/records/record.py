@@ -92,8 +92,9 @@ def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header:
     total = torch.zeros(4, len(table.layers), steps, dtype=torch.float64)
     count = torch.zeros_like(total)
     for call, at in zip(calls, rows, strict=True):
-        means = call.means()[[*SCORES, *WEIGHTS]]
+        means = call.means()[: len(total)]
         total[:, :, call.step].index_add_(1, at, means.nan_to_num(0.0))
-        count[:, :, call.step].index_add_(1, at, (~means.isnan()).double())
+        count[:, :, call.step].index_add_(1, at, (means == means).double())  # noqa: PLR0124 - NaN is not
     mean = total / count
-    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(table.layers), scores=mean[:2], weights=mean[2:])
+    scores, weights = mean[list(SCORES)], mean[list(WEIGHTS)]
+    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(table.layers), scores=scores, weights=weights)

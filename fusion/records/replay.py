@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..layers import Batch, Weight
+from ..layers import Batch, Weight, whole_of
 from ..policies import Policy
 from .pairs import Pair, table_of
 from .plan import Plan, PlannedCall
@@ -61,10 +61,15 @@ class ReplayedCall:
         return batch.joined(by_row).transpose(0, 1)
 
     def weights(self, name: str, base: Tensor, batch: Batch) -> Pair:
-        """Weights of a segment for features ``[rows, tokens, channels]``; 1 where the plan does not know it."""
+        """Weights of a segment for features ``[rows, tokens, channels]``; 1 where the plan does not know it.
+
+        A plan may be older than the cuts of layers that hold queries, keys and values: it has one row for all, and of
+        all their heads.
+        """
         called = self._called.get(name, 0)
         self._called[name] = called + 1
-        rows = self._rows.get(name, [])[: called + 1]
+        known = self._rows.get(name)
+        rows = (self._rows.get(whole_of(name), []) if known is None else known)[: called + 1]
         pairs = [
             next((p for row in reversed(rows) if (p := call.weights[row]) is not None), None) for call in self._planned
         ]

@@ -1,7 +1,7 @@
 """Deciding while the model runs: a spec's rules, one run's router, one call's decisions."""
 
-from .attention import FUSED, projection_kind
 from .call import Call
+from .grid import Picture
 from .planned import planned
 from .refinement import OWN, Refinement
 from .router import Router
@@ -10,9 +10,9 @@ from .settings import NAMED, SETTINGS, acting, heeds, name_of, with_settings
 
 __all__ = [
     "Call",
-    "FUSED",
     "NAMED",
     "OWN",
+    "Picture",
     "Prepared",
     "Refinement",
     "Router",
@@ -23,6 +23,5 @@ __all__ = [
     "name_of",
     "planned",
     "prepare",
-    "projection_kind",
     "with_settings",
 ]

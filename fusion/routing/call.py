@@ -12,14 +12,14 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..layers import Batch, FusedLayer, Probe, Segment, Weight
+from ..layers import Batch, FusedLayer, Joint, Probe, Segment, Weight
 from ..policies import PassPolicy, ScoredPolicy, StaticPolicy, StepContext
 from ..records import CallDecisions, Decision, ReplayedCall
 from ..roles import ROLES
-from .attention import attention_group
 from .closed import Closed, allows
 from .emphasis import Emphasis
 from .given import Given
+from .grid import Picture
 from .measuring import Measured, measure
 from .rules import Rules
 from .steadying import Steady
@@ -38,7 +38,7 @@ class Call:
         context: where in the run the call is.
         batch: what it computes.
         evaluations: of each condition, how often it had been computed in this step before.
-        latent: size of the latent, ``(..., height, width)``.
+        picture: what it tells of its tokens.
         fixed: once nothing is decided any more, the weights (subject, style) by segment.
         replayed: what a plan says of this call, if one is replayed.
         given: either of them as one tensor, where they are of one shape.
@@ -54,7 +54,7 @@ class Call:
     context: StepContext
     batch: Batch = Batch()
     evaluations: tuple[int, ...] = (0,)
-    latent: tuple[int, ...] = ()
+    picture: Picture = Picture()
     fixed: Mapping[str, tuple[float, float]] | None = None
     replayed: ReplayedCall | None = None
     given: Given | None = None
@@ -81,6 +81,29 @@ class Call:
             return self.emphasis.of_pair(pair)
         return self.emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
 
+    def decide_together(self, joint: Joint) -> Tensor | None:
+        """Both weights of neighbouring segments ``[segments, batch or 1, 2]``; None where each is decided alone."""
+        names = [segment.name for segment in joint.segments]
+        row = len(self.decisions)
+        pairs = self.given.pairs(joint, self.emphasis) if self.given is not None else None
+        if pairs is not None and self.given is not None:
+            if self.fixed is None:
+                for i, name in enumerate(names):
+                    self.given.note(name, row + i)
+                self.decisions += names
+        elif self._may_be_closed:
+            policy = self.rules.policy
+            assert isinstance(policy, ScoredPolicy)
+            # They are of one block, and nothing but that tells preferences apart.
+            lean = self.rules.preference(names[0], self.context)
+            pairs = self._closed.decide_together(policy, lean, self.context, joint, row)
+            if pairs is not None:
+                self.decisions += names
+                pairs = self.emphasis.of_pairs(pairs, joint.base)
+        if pairs is not None:
+            self.mixed |= joint.mixed and self.batch.rows > 1
+        return pairs
+
     def decided(self) -> CallDecisions:
         """All that was decided, put together: for when the call is over."""
         more = [self._closed.block()] if self._closed.rows else []
@@ -98,9 +121,9 @@ class Call:
         """Both weights ``[batch, 2]`` before emphasis, where they can be had so."""
         if not (self._may_be_closed and segment.shared):
             return None
-        policy, refinement = self.rules.policy, self.rules.refinement
+        policy = self.rules.policy
         assert isinstance(policy, ScoredPolicy)
-        lean = refinement.preference(segment.name, self.context)
+        lean = self.rules.preference(segment.name, self.context)
         pair = self._closed.decide(policy, lean, self.context, probe, len(self.decisions))
         if pair is not None:
             self.decisions.append(segment.name)
@@ -130,7 +153,8 @@ class Call:
         subject: Weight
         style: Weight
         if self.replayed is not None:
-            subject, style = self.replayed.weights(segment.name, probe.base, self.batch)
+            planned = self.replayed.weights(segment.name, probe.base, self.batch)
+            subject, style = (_own_heads(segment, weight) for weight in planned)
         elif isinstance(policy, StaticPolicy | PassPolicy):
             # Static merges are not decided at run time; only the plain sum can run live, to be checked against core.
             # What is computed once for passes of either role, as some models' text is, gets both.
@@ -161,17 +185,17 @@ class Call:
         called = self._times_called.get(segment.name, 0)
         self._times_called[segment.name] = called + 1
         name = f"{segment.name}#{called}" if called else segment.name
-        group = attention_group(segment.name) if refinement.group_attention else None
+        group = segment.group if refinement.group_attention else None
         measured = self._of_group.get(f"{group}#{called}")
         if measured is None or not measured.fits(segment, probe):
-            measured = measure(policy, refinement, segment, probe, self.latent)
+            measured = measure(policy, refinement, segment, probe, self.picture)
             steadied = self.steady.log_ratio(
                 name, measured.log_ratio, self.batch, self.rules.prepared.loudness, segment.pairing
             )
             measured = Measured(measured.scores, steadied)
             if group is not None:
                 self._of_group[f"{group}#{called}"] = measured
-        lean: Tensor | float = refinement.preference(segment.name, self.context)
+        lean: Tensor | float = self.rules.preference(segment.name, self.context)
         if policy.hard and refinement.hysteresis:
             lean = lean + self.steady.bonus(name, measured.log_ratio, self.batch)
         weights = policy.weights(measured.log_ratio, lean, self.context, segment.pairing)
@@ -182,6 +206,17 @@ class Call:
 
 def _over_tokens(values: Tensor) -> Tensor:
     return values if values.shape[1] == 1 else values.mean(1, keepdim=True)
+
+
+def _own_heads(segment: Segment, weight: Weight) -> Weight:
+    """A segment's own heads, of a weight for those of its whole layer; the mean of all where it has none."""
+    if not isinstance(weight, Tensor) or weight.shape[-1] == 1 or "[" not in segment.name:
+        return weight
+    width = segment.head_width
+    if width is None:
+        return weight.mean(-1, keepdim=True)
+    own = slice(segment.start // width, segment.stop // width)
+    return weight if weight.shape[-1] == own.stop - own.start else weight[..., own]
 
 
 def _per_sample(weight: Weight) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..layers import Probe, take
+from ..layers import Joint, Probe, take
 from ..policies import ScoredPolicy, StepContext, scores_of_pair
 from ..records import Block
 from .refinement import OWN, Refinement
@@ -97,6 +97,50 @@ class Closed:
             self.rows.append(row)
             self._measured.append(measured)
             self._weights.append(weights)
+        return weights
+
+    def decide_together(
+        self, policy: ScoredPolicy, lean: float, context: StepContext, joint: Joint, row: int
+    ) -> Tensor | None:
+        """Both weights of neighbouring segments ``[segments, batch, 2]``, the first of which is at a row; or None."""
+        count, batch = len(joint.segments), joint.base.shape[0]
+        if torch.is_grad_enabled() and (joint.base.requires_grad or joint.hidden.requires_grad):
+            return None
+        if self._weights and self._weights[0].shape[0] != batch:
+            return None
+        by_norms, factors = policy.score == "energy", [1.0] * count
+        if by_norms:
+            measured = joint.norms(policy.max_tokens)  # of a sample, all segments
+            weights = policy.pair(measured.flatten(0, 1), lean, context, joint.segments[0].pairing)
+            if weights is None:
+                return None
+            measured, weights = measured.transpose(0, 1), weights.unflatten(0, (batch, count)).transpose(0, 1)
+            sample = take(joint.base, policy.max_tokens)
+            sample = sample.clone() if sample is joint.base else sample
+        else:
+            runs, thin = list(joint.alike()), take(joint.hidden, policy.max_tokens)
+            scores = torch.empty(count * batch, 2, device=thin.device) if len(runs) > 1 else None
+            for first, last, channels in runs:
+                own, deltas = (
+                    joint.sample(first, last, channels, policy.max_tokens),
+                    joint.deltas(thin, first, last, channels),
+                )
+                into = None if scores is None else scores[first * batch : last * batch]
+                found, factor = scores_of_pair(policy.score, own, deltas, into)
+                factors[first:last] = [factor] * (last - first)
+            scores = found if scores is None else scores
+            weights = policy.pair(scores, lean, context, joint.segments[0].pairing)
+            if weights is None:
+                return None
+            measured, weights = (values.unflatten(0, (count, batch)) for values in (scores, weights))
+        for i, segment in enumerate(joint.segments):
+            if by_norms:
+                self._samples.add(len(self.rows), sample[..., joint.channels(segment)])
+            else:
+                self._factors[row + i] = factors[i]
+            self.rows.append(row + i)
+        self._measured += measured.unbind()
+        self._weights += weights.unbind()
         return weights
 
     def block(self) -> Block:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..layers import Joint, whole_of
 from ..records import Block
 from .emphasis import Emphasis
 
@@ -23,7 +24,7 @@ class Given:
 
     rows: Mapping[str, int]
     values: Tensor
-    _used: tuple[Tensor, ...] = ()
+    _used: Tensor | None = None
     _places: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
@@ -44,21 +45,45 @@ class Given:
             features: its, ``[batch, tokens, channels]``; in one call all on one device.
             emphasis: of the call.
         """
-        row = self.rows.get(name)
-        if row is None or self.values.shape[1] not in (1, features.shape[0]):
+        row = self._row(name)
+        if row is None or not self._fits(features):
             return None
-        if not self._used:
-            self._used = emphasis.of_pairs(self.values.to(features.device, non_blocking=True), features).unbind()
-        used = self._used[row]
-        return used if len(used) in (1, features.shape[0]) else None
+        return self._table(features, emphasis)[row]
+
+    def pairs(self, joint: Joint, emphasis: Emphasis) -> Tensor | None:
+        """The same of neighbouring segments, ``[segments, batch or 1, 2]``."""
+        rows = [self._row(segment.name) for segment in joint.segments]
+        known = [row for row in rows if row is not None]
+        if len(known) < len(rows) or not self._fits(joint.base):
+            return None
+        table, first = self._table(joint.base, emphasis), known[0]
+        if known == list(range(first, first + len(known))):
+            return table[first : first + len(known)]
+        return torch.stack([table[row] for row in known])
 
     def note(self, name: str, row: int) -> None:
         """That row of the call's decisions was given."""
-        self._places.append((row, self.rows[name]))
+        place = self._row(name)
+        assert place is not None
+        self._places.append((row, place))
+
+    def _row(self, name: str) -> int | None:
+        """A plan may be older than the cuts of layers that hold queries, keys and values: it has one row for all."""
+        row = self.rows.get(name)
+        return self.rows.get(whole_of(name)) if row is None else row
+
+    def _fits(self, features: Tensor) -> bool:
+        return self.values.shape[1] in (1, features.shape[0])
+
+    def _table(self, features: Tensor, emphasis: Emphasis) -> Tensor:
+        if self._used is None:
+            self._used = emphasis.of_pairs(self.values.to(features.device, non_blocking=True), features)
+        return self._used
 
     def blocks(self) -> list[Block]:
         """What was given, as it is recorded: before emphasis."""
         if not self._places:
             return []
         rows, places = zip(*self._places, strict=True)
-        return [Block(rows, (0, 1), self.values[list(places)].permute(2, 0, 1)[..., None, None])]
+        values = self.values if places == tuple(range(len(self.values))) else self.values[list(places)]
+        return [Block(rows, (0, 1), values.permute(2, 0, 1)[..., None, None])]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layers import Probe, Segment, take
 from ..policies import SCORES, Score, ScoredPolicy, relative_energy
 from ..roles import ROLES
-from .grid import blurred, grid_of
+from .grid import Picture, blurred
 from .refinement import OWN, Refinement
 
 
@@ -28,28 +28,28 @@ class Measured:
         return batch == probe.base.shape[0] and tokens in (1, probe.base.shape[1]) and heads in (1, own_heads)
 
 
-def measure(
-    policy: ScoredPolicy, settings: Refinement, segment: Segment, probe: Probe, latent: tuple[int, ...]
-) -> Measured:
+def measure(policy: ScoredPolicy, settings: Refinement, segment: Segment, probe: Probe, picture: Picture) -> Measured:
     """Ask the policy's score, or the one that the settings prefer.
 
     Args:
-        latent: size of the latent ``(..., height, width)``, to know where tokens lie.
+        picture: where tokens lie.
     """
-    scores = _scores(policy, settings, segment, probe, latent)
+    scores = _scores(policy, settings, segment, probe, picture)
     # Scores are squares: the bound keeps an all-zero delta finite without touching any real one.
     return Measured(scores, (scores["subject"].clamp_min(1e-30) / scores["style"].clamp_min(1e-30)).log())
 
 
 def _scores(
-    policy: ScoredPolicy, settings: Refinement, segment: Segment, probe: Probe, latent: tuple[int, ...]
+    policy: ScoredPolicy, settings: Refinement, segment: Segment, probe: Probe, picture: Picture
 ) -> dict[str, Tensor]:
     score = SCORES[policy.score if settings.score == OWN else settings.score]
     if settings.granularity == "token" and probe.base.shape[1] > 1:
         base = probe.base[:, :, None]
         each = _by_role(score, base, [probe.delta(role)[:, :, None] for role in ROLES])
-        grid = grid_of(probe.base.shape[1], probe.space or latent)
-        return {role: blurred(values, settings.blur, grid)[..., None] for role, values in each.items()}
+        # Rows that nobody can tell apart, and those of a text, have no place in the picture.
+        alone = probe.mixed or segment.of_text
+        place = None if alone else picture.place(probe.base.shape[1], probe.space)
+        return {role: blurred(values, settings.blur, place)[..., None] for role, values in each.items()}
     base = take(probe.base, policy.max_tokens)
     if settings.granularity == "head" and segment.head_width:
         heads = (-1, segment.head_width)

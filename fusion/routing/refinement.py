@@ -210,11 +210,17 @@ class Refinement:
         before = sum(1 for context in steps if context.progress < self.start - NEAR)
         return before + self.freeze_after
 
-    def preference(self, name: str, context: StepContext) -> float:
-        """What is preferred before anything is measured; above 0 the subject."""
+    def preference(self, name: str, context: StepContext, blocks: str) -> float:
+        """What is preferred before anything is measured; above 0 the subject.
+
+        Args:
+            name: of the segment.
+            context: where in the run.
+            blocks: whose blocks the model has.
+        """
         lean = self.lean + self.time_lead * (1 - 2 * context.progress)
         if self.layer_prior:
-            subject, style = BlockMask().role(name)
+            subject, style = BlockMask().role(name, blocks)
             lean += self.layer_prior * (subject - style)
         return lean
 

@@ -12,6 +12,7 @@ from ..records import Replay, ReplayedCall
 from .call import Call
 from .emphasis import Emphasis, effective
 from .given import Given
+from .grid import Picture
 from .rules import Rules
 from .steadying import Steady
 
@@ -61,12 +62,12 @@ class Router:
         schedule = None if self.schedule is None else self.schedule(sigmas[step])
         return StepContext(step, max(1, len(sigmas) - 1), sigmas[step], emphasis, schedule)
 
-    def open_call(self, batch: Batch = Batch(), latent: tuple[int, ...] = ()) -> Call:  # noqa: B008 - frozen
+    def open_call(self, batch: Batch = Batch(), picture: Picture = Picture()) -> Call:  # noqa: B008 - frozen
         """A model call begins.
 
         Args:
             batch: what it computes.
-            latent: size of the latent, ``(..., height, width)``.
+            picture: what it tells of its tokens.
         """
         context = self.context
         with self._opening:
@@ -75,7 +76,7 @@ class Router:
             for place, evaluation in zip(batch.places, evaluations, strict=True):
                 self._evaluations[context.step, place] = evaluation + 1
         emphasis = Emphasis(batch, self.rules.negative_share(self.cfg))
-        call = Call(self.rules, self._steady, emphasis, context, batch, evaluations, latent, self.fixed)
+        call = Call(self.rules, self._steady, emphasis, context, batch, evaluations, picture, self.fixed)
         if isinstance(self.rules.policy, Replay):
             plan = self.rules.policy.plan
             at = zip(batch.keys, evaluations, strict=True)

@@ -54,11 +54,13 @@ class Rules:
         policy: how segments are decided.
         refinement: with what settings.
         prepared: what :func:`prepare` gave for both.
+        blocks: whose blocks the model has, "SDXL" or "FLUX"; empty for others.
     """
 
     policy: Policy
     refinement: Refinement = Refinement()
     prepared: Prepared = Prepared()
+    blocks: str = ""
 
     @property
     def asked_emphasis(self) -> float:
@@ -71,6 +73,10 @@ class Rules:
     def negative_share(self, cfg: float) -> float:
         """The share of its weights that the negative prompt's pass gets at that guidance scale."""
         return negative_share(self.asked_emphasis, cfg)
+
+    def preference(self, name: str, context: StepContext) -> float:
+        """What is preferred in a segment before anything is measured; above 0 the subject."""
+        return self.refinement.preference(name, context, self.blocks)
 
     def scheduled(self, name: str, context: StepContext) -> tuple[float, float]:
         """Weights (subject, style) that a scheduled policy gives a segment at a step."""
@@ -88,7 +94,7 @@ class Rules:
         if isinstance(self.policy, ScoredPolicy):
             if log_ratio is None:
                 return 1.0, 1.0
-            lean = self.refinement.preference(name, context)
+            lean = self.preference(name, context)
             pairing = self.prepared.pairings.get(name, Pairing())
             weights = self.policy.weights(torch.tensor(log_ratio), lean, context, pairing)
         else:
@@ -97,8 +103,8 @@ class Rules:
         return float(subject), float(style)
 
 
-def prepare(policy: Policy, refinement: Refinement, layers: Sequence[FusedLayer]) -> Prepared:
-    """Look at the weights, as far as anybody asks."""
+def prepare(policy: Policy, refinement: Refinement, layers: Sequence[FusedLayer], blocks: str = "") -> Prepared:
+    """Look at the weights, as far as anybody asks; ``blocks`` as in :class:`Rules`."""
     pairs = list(_shared(layers))
     known = Prepared(
         pairings={segment.name: segment.pairing for _, segment in pairs},
@@ -107,7 +113,7 @@ def prepare(policy: Policy, refinement: Refinement, layers: Sequence[FusedLayer]
     if isinstance(policy, ScheduledPolicy) and pairs:
         index = {segment.name: i for i, (_, segment) in enumerate(pairs)}
         deltas = [layer.segment_deltas(segment) for layer, segment in pairs]
-        return replace(known, statistics=policy.prepare(deltas), index=index)
+        return replace(known, statistics=policy.prepare(deltas, blocks), index=index)
     if isinstance(policy, ScoredPolicy) and refinement.even_out:
         ratios = [segment.pairing.loudness for _, segment in pairs if segment.pairing.loudness is not None]
         return replace(known, loudness=statistics.median(ratios) if ratios else 0.0)

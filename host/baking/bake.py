@@ -13,13 +13,22 @@ from torch import Tensor
 
 from ...fusion.adapters import DeltaError
 from ...fusion.averaging import NEGATIVE, PICTURES, PLACES, STEPS, Losses, kept_of
-from ...fusion.baking import Factors, assembled
+from ...fusion.baking import Factors, assembled, baked_weights
 from ...fusion.layers import FusedLayer
 from ...fusion.policies import PassPolicy, Policy, StaticPolicy, title
 from ...fusion.records import Plan, Replay, RoutingRecord
+from ...fusion.roles import ROLES
 from ...fusion.routing import name_of
 from ..core import ConductorError, Origin, Progress, listed
-from ..fusing import FusionSpec, attachment_of, left_on, plan_of_latent, record_of_latent, said_of_left
+from ..fusing import (
+    FusionSpec,
+    attachment_of,
+    distance_of_latent,
+    left_on,
+    plan_of_latent,
+    record_of_latent,
+    said_of_left,
+)
 from ..loras import LoraOnModel, loras_on
 from .file import RANKS, BakedFile, BakedTensors, write
 from .fused import Source, model_source, text_source
@@ -77,11 +86,18 @@ def bake(
         )
     record, plan = _run(model, spec, samples, settings.origin)
     kept = None if record is None else kept_of(record, plan)
+    apart = None
+    if record is not None and kept is not None and spec is not None and record.layers:
+        weights = baked_weights(spec.policy, record, settings.step, kept).shared
+        pairs = {name: (its[ROLES[0]], its[ROLES[1]]) for name, its in weights.items()}
+        apart = distance_of_latent(model, samples, pairs, settings.origin)
     sources = [model_source(model, record, kept, settings.step)]
     kohya = sources[0].naming.kohya
     if clip is not None:
         sources.append(text_source(clip, kohya))
-    baked = BakedTensors(settings.rank, settings.dtype, kohya, enough=settings.energy, losses=sources[0].losses)
+    baked = BakedTensors(
+        settings.rank, settings.dtype, kohya, enough=settings.energy, losses=sources[0].losses, apart=apart
+    )
     progress = Progress(sum(len(source.layers) for source in sources))
     for source in sources:
         beside, rest = low_rank_parts(source.merged, source.shapes)
@@ -307,6 +323,12 @@ def _report(baked: BakedTensors, file: BakedFile, weights: str, notes: Iterable[
         lines.append(f"  LoRA loaders list it as {file.name}; load it at strength 1")
     lines.append(f"weights: {weights}")
     lines += _distance(baked.losses) if baked.losses is not None else ()
+    if baked.apart is not None:
+        step, share = baked.apart
+        lines.append(
+            f"a picture's distance: at step {step + 1} the model predicts one {share:.1%} of its range away from the "
+            "run's (root mean square), before rank and rounding"
+        )
     if baked.ranks:
         lines.append(f"{len(baked.ranks)} weights, of rank {max(baked.ranks.values())} at most")
         if baked.dense and baked.rank == 0 and baked.enough == 1:

@@ -38,6 +38,7 @@ class BakedTensors:
         dense: prefixes of low-rank updates that are of full rank.
         enough: the share of its energy that a dense update keeps.
         losses: what its weights average away of a run; None where no run decided.
+        apart: a step of the run, and how far the file's picture is from the run's there; None where that is not known.
     """
 
     rank: int
@@ -54,6 +55,7 @@ class BakedTensors:
     dense: set[str] = field(default_factory=set)
     enough: float = 1.0
     losses: Losses | None = None
+    apart: tuple[int, float] | None = None
 
     def add_delta(self, prefix: str, delta: Factors | Tensor) -> None:
         """Write a weight's delta as ``lora_up``, ``lora_down`` and an alpha that makes the scale 1, or as ``lora_B``

@@ -59,6 +59,7 @@ def metadata_of(
         "rank": rank,
         "energy_lost_mean": sum(lost) / max(1, len(lost)),
         "energy_lost_max": max(lost, default=0.0),
+        "picture_apart": None if baked.apart is None else {"step": baked.apart[0] + 1, "of_range": baked.apart[1]},
         "averaged_away": {} if baked.losses is None else baked.losses.shares,
         "left_out": baked.left_out,
     }

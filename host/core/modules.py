@@ -13,7 +13,6 @@ from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor, nn
 
 from ...fusion.adapters import Geometry
-from ...fusion.routing import FUSED, projection_kind
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
@@ -66,43 +65,6 @@ def geometry_of(model: torch.nn.Module, key: str) -> Geometry | str:
             module.groups,
         )
     return f"{type(module).__name__} is no projection"
-
-
-# What ComfyUI's model families call it, on the attention or on the block that holds it.
-WIDTHS = ("dim_head", "head_dim", "attention_head_dim", "d_head")
-COUNTS = ("num_heads", "heads", "n_heads", "num_attention_heads", "n_local_heads", "num_q_heads")
-
-
-def head_width(model: nn.Module, name: str) -> int | None:
-    """Channels of a head where a layer projects to queries, keys or values, as the model's own modules tell it.
-
-    Args:
-        name: of the layer, e.g. ``diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q``.
-    """
-    fused = bool(FUSED.search(name))
-    if not fused and projection_kind(name) not in ("q", "k", "v"):
-        return None
-    out = getattr(find_module(model, name), "out_features", None)
-    path = name.split(".")
-    for depth in (1, 2):
-        owner: Any = find_module(model, ".".join(path[:-depth]))
-        width = _number(owner, WIDTHS)
-        if width:
-            return width
-        count = _number(owner, COUNTS)
-        # The whole width of the model, where the layer's own may hold keys and values, or an MLP, too.
-        total = _number(owner, ("inner_dim", "hidden_size", "dim", "hidden_dim")) or (None if fused else out)
-        if count and total and total % count == 0:
-            return total // count
-    return None
-
-
-def _number(owner: Any, names: tuple[str, ...]) -> int | None:
-    for name in names:
-        value = getattr(owner, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
 
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)

@@ -6,13 +6,14 @@ from .loading import fused, load_loras
 from .order import said_of_left
 from .plans import fingerprint_of, plan_files, read_plan, replaying, write_plan
 from .report import run_report
-from .results import live_of, plan_of_latent, record_of_latent, record_or_reason
+from .results import distance_of_latent, live_of, plan_of_latent, record_of_latent, record_or_reason
 from .spec import FusionSpec
 
 __all__ = [
     "FusionSpec",
     "attachment_of",
     "calibrated_by_prompts",
+    "distance_of_latent",
     "fingerprint_of",
     "fused",
     "left_on",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
 
 from ...fusion.layers import FusedLayer, Segment
 from ...fusion.roles import ROLES
@@ -83,8 +85,10 @@ def frozen_patches(
     for lora in spec.loras:
         for target, patch in lora.core_patches.items():
             if target.key in by_key and target.key not in whole:
-                weight = _weight_of(by_key[target.key], target, weights)[ROLES.index(lora.role)]
-                found.append(({target.core_key: own_patch(patch)}, lora.strength * weight))
+                gains = _gains(by_key[target.key], target, weights, ROLES.index(lora.role))
+                same = len({gain for _, gain in gains}) == 1
+                placed = own_patch(patch) if same else by_rows(own_patch(patch), gains)
+                found.append(({target.core_key: placed}, lora.strength * (gains[0][1] if same else 1.0)))
     return [(patches, strength) for patches, strength in found if patches and strength]
 
 
@@ -102,10 +106,34 @@ def _target(layer: FusedLayer, segment: Segment) -> Any:
     return (key, (0, segment.start, segment.stop - segment.start))
 
 
-def _weight_of(layer: FusedLayer, target: Any, weights: Weights) -> tuple[float, float]:
-    """Weights for a patch that is no plain LoRA: of its segment, or the mean of those it covers, by width."""
+def _gains(layer: FusedLayer, target: Any, weights: Weights, role: int) -> list[tuple[int, float]]:
+    """Weights for a patch that is no plain LoRA: of each segment that it covers, with the number of its channels."""
     start, length = target.offset[1:] if target.offset and target.offset[0] == 0 else (0, layer.geometry.out_features)
     covered = [s for s in layer.segments if start <= s.start and s.stop <= start + length]
-    width = sum(s.stop - s.start for s in covered)
-    sums = [sum((s.stop - s.start) * weights.get(s.name, (1.0, 1.0))[i] for s in covered) for i in range(len(ROLES))]
-    return sums[0] / width, sums[1] / width
+    return [(s.stop - s.start, weights.get(s.name, (1.0, 1.0))[role]) for s in covered]
+
+
+class ByRows(WeightAdapterBase):
+    """A patch of core's with a weight of its own for every row of the layer; ``weights`` is ``(patch, gains)``."""
+
+    name = "lora_conductor_by_rows"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, Tensor]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    def calculate_weight(self, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Add what the patch adds, row by row (core's interface)."""
+        patch, gains = self.weights
+        before = weight.clone()
+        change = patch.calculate_weight(weight, *args, **kwargs) - before
+        return before + change * gains.to(change).reshape(-1, *[1] * (change.ndim - 1))
+
+
+def by_rows(patch: Any, gains: Sequence[tuple[int, float]]) -> Any:
+    """The patch with such a weight for each run of rows."""
+    each = torch.cat([torch.full((rows,), gain) for rows, gain in gains])
+    if isinstance(patch, tuple):
+        kind, (change, *others) = patch
+        return kind, (change * each.to(change).reshape(-1, *[1] * (change.ndim - 1)), *others)
+    return ByRows(patch.loaded_keys, (patch, each))

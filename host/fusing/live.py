@@ -24,9 +24,10 @@ from ...fusion.adapters import BaseLayer
 from ...fusion.layers import Batch, FusedLayer
 from ...fusion.policies import PassPolicy
 from ...fusion.records import Plan, Replay, RoutingRecord
-from ...fusion.routing import Call, Router
-from ..core import Kept, find_module, logger, schedule_of
+from ...fusion.routing import Call, Picture, Router
+from ..core import Kept, find_module, logger, picture_of, schedule_of
 from ..maps import LiveMap
+from .again import KeptCall, load
 from .apart import Part, apart, have_latents_of_their_own, together
 from .guiders import patchers_of
 from .order import as_patches, left_to_core, said_of_left
@@ -40,10 +41,12 @@ KEPT_PLANS = 8  # they are much larger than records
 
 @dataclass
 class RunResults:
-    """What a run decided: the record in means, the plan in full, or None once newer runs took its place."""
+    """What a run decided: the record in means, the plan in full, and one of its calls; those two are None once newer
+    runs took its place."""
 
     record: RoutingRecord
     plan: Plan | None
+    call: KeptCall | None = None
 
 
 class _Forward(NamedTuple):
@@ -110,7 +113,7 @@ class _Site:
             base = BaseLayer(plain, layer.geometry, here.run.measured_of(base_forward))
             output = plain(x)
             start = time.perf_counter()
-            fused = layer.fuse(x, output, call.decide, base, call.batch.rows)
+            fused = layer.fuse(x, output, call.decide, base, call.batch.rows, call.decide_together)
             call.fusing += time.perf_counter() - start
             return fused
 
@@ -210,7 +213,11 @@ class LiveFusion:
                 del self._left[first]
 
     def _keep(self, samples: Tensor, run: Run) -> RunResults:
-        results = RunResults(*run.results())
+        call = run.kept_call
+        results = RunResults(*run.results(), None if call is None else call.on(torch.device("cpu")))
+        run.kept_call = None
+        for older in self.kept:
+            older.call = None
         self.kept.add(samples, results)
         for old in list(self.kept)[KEPT_PLANS:]:
             old.plan = None
@@ -232,13 +239,15 @@ class LiveFusion:
         batch = run.batch_of(x, options)
         each = site.parts_of(batch, x, executor.class_obj)
         if not each:
-            call = run.open_call(batch, x, options.get("sigmas"))
+            call = run.open_call(batch, _picture(executor.class_obj, x, t, *args, **kwargs), options.get("sigmas"))
             output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
             # Which layers mix rows is only seen when they run: the first call of several rows is made again.
             site.apart |= call.mixed
             each = site.parts_of(batch, x, executor.class_obj)
             if not each:
                 run.end_call(call)
+                if not isinstance(self.spec.policy, PassPolicy):
+                    run.keep_call(call, (x, t, *args), kwargs, output)
                 return output
             run.router.forget(call)
         return self._one_by_one(site, run, batch, each, executor, x, t, *args, **kwargs)
@@ -250,7 +259,7 @@ class LiveFusion:
         outputs, calls = [], []
         for part in each:
             own_args, own_kwargs = part.arguments(args, kwargs)
-            calls.append(run.open_call(part.batch, own_args[0]))
+            calls.append(run.open_call(part.batch, _picture(executor.class_obj, *own_args, **own_kwargs)))
             outputs.append(self._executed(site, run, calls[-1], executor, *own_args, **own_kwargs))
         if each[0].batch.only is None:
             for call in calls:
@@ -359,6 +368,29 @@ class LiveFusion:
             else:
                 model.__dict__["extra_conds"] = before
 
+    def distance(self, model: ModelPatcher, call: KeptCall, weights: Mapping[str, tuple[float, float]]) -> float:
+        """How far what the model makes of a run's call is from the run's, with the same weights in all calls.
+
+        Args:
+            model: that carries us.
+            call: of the run.
+            weights: (subject, style) by segment.
+
+        Returns:
+            Root mean square of the difference, over the range of the run's.
+        """
+        here = call.on(model.load_device)
+        load(model, here)
+        router = Router(self.spec.rules, fixed=weights)
+        run, own = Run(self.spec, router, (1.0, 0.0)), router.open_call(here.batch, here.picture)
+        module, before = model.model, model.model.current_patcher
+        module.current_patcher = model
+        try:
+            with torch.inference_mode(), self._site(module).executing(module, run, own):
+                return here.distance(module.apply_model(*here.args, **here.kwargs))
+        finally:
+            module.current_patcher = before
+
     def _site(self, model: nn.Module) -> _Site:
         with self._finding:
             layers = self.spec.layers_on(model)
@@ -372,6 +404,12 @@ class LiveFusion:
         spec = self.spec
         if isinstance(spec.policy, Replay):
             check_plan(spec, spec.policy.plan)
+
+
+def _picture(model: nn.Module, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Picture:
+    """What the arguments of a model call tell of its tokens."""
+    text = args[1] if len(args) > 1 else kwargs.get("c_crossattn")
+    return picture_of(model, x, text, kwargs)
 
 
 def _in_passes(

@@ -11,7 +11,7 @@ from comfy.sd import CLIP
 
 from ...fusion.policies import Policy
 from ...fusion.routing import Refinement
-from ..core import ConductorError, model_path
+from ..core import ConductorError, family_of, model_path
 from ..loras import (
     NO_LORA,
     LoraChoice,
@@ -156,6 +156,6 @@ def _fits_nothing(patches: LoraPatches, model: ModelPatcher, clip_given: bool) -
     else:
         detail = f"its {len(file.tensors)} keys look like '{next(iter(file.tensors)):.100}'"
     return (
-        f"LoRA '{file.name}' does not fit {parts}: {detail}, and the model is a {type(model.model).__name__}. "
+        f"LoRA '{file.name}' does not fit {parts}: {detail}, and the model is a {family_of(model.model)}. "
         "Use a LoRA that was trained for this model's family."
     )

@@ -12,10 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__ as comfyui_version
 
 from ...fusion.records import RoutingRecord
-from ..core import inputs_of, listed, pack_version, sources
+from ..core import family_of, inputs_of, listed, pack_version, sources
 from ..loras import LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
 from .attach import Attachment, attachment_of, left_on
+from .idle import without_effect
 from .order import said_of_left
 from .spec import FusionSpec
 from .verdict import cfg_of, verdict
@@ -42,7 +43,7 @@ def loader_report(
         loras: in the order they were loaded.
         idle: what was chosen, but does nothing at its strengths.
     """
-    lines, held = [f"model: {type(model.model).__name__}"], attachment_of(model)
+    lines, held = [f"model: {family_of(model.model)}"], attachment_of(model)
     for lora in loras:
         choice, patches = lora.choice, lora.patches
         lines.append(f"\n{choice.role}: {patches.file.name}  (strength {choice.strength:g})")
@@ -82,6 +83,7 @@ def loader_report(
         else:
             rest = f"no layer is touched by both: nothing to route, each of the {total} layers takes its one LoRA whole"
         lines.append(f"\n{rest}")
+        lines += without_effect(spec)
     left = left_on(model)
     if left:
         lines += [said_of_left(left), *listed(left)]
@@ -135,12 +137,13 @@ def run_report(model: ModelPatcher, record: RoutingRecord, prompt: Mapping[str, 
         node: whose ``latent`` input leads to the sampler.
     """
     spec = attachment_of(model).spec
-    lines = [f"model: {type(model.model).__name__}"]
+    lines = [f"model: {family_of(model.model)}"]
     if spec is not None:
         lines += _files(model, spec)
     lines.append(record_report(record))
     lines += _owners(record)
     if spec is not None:
+        lines += without_effect(spec)
         lines += _cost(model, spec, record)
     seeds = ", ".join(f"{value} ({kind})" for kind, value in seeds_of(prompt, node))
     lines.append(f"seeds: {seeds or 'none found'}")

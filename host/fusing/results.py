@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -64,6 +65,28 @@ def record_or_reason(model: ModelPatcher, samples: Any, origin: Origin | None = 
     except ConductorError as error:
         return empty_record(header), str(error), "no_loras" if spec is None else "no_run"
     return record, "", "" if record.layers else why_nothing(spec, is_merged=held.live is None)
+
+
+def distance_of_latent(
+    model: ModelPatcher, samples: Any, weights: Mapping[str, tuple[float, float]], origin: Origin | None = None
+) -> tuple[int, float] | None:
+    """How far weights that stay as they are take the model from the run in which it made these samples.
+
+    Args:
+        model: that sampled.
+        samples: the latent.
+        weights: (subject, style) by segment.
+        origin: of the latent.
+
+    Returns:
+        A step of the run, and the distance of the picture that the model predicts there, root mean square over its
+        range; None where no call of the run was kept.
+    """
+    live, _ = live_of(model)
+    found = None if live is None else live.kept.find(samples, origin)
+    if live is None or found is None or found.call is None:
+        return None
+    return found.call.step, live.distance(model, found.call, weights)
 
 
 def plan_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> Plan:

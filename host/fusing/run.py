@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fusion.layers import Batch, FusedLayer
+from ...fusion.layers import Batch, FusedLayer, whole_of
 from ...fusion.policies import PassPolicy, ScoredPolicy, StaticPolicy
 from ...fusion.records import (
     CallDecisions,
@@ -26,7 +26,8 @@ from ...fusion.records import (
     read_back,
     record_of,
 )
-from ...fusion.routing import Call, Router
+from ...fusion.routing import Call, Picture, Router
+from .again import KeptCall
 from .freezing import Frozen, freeze
 from .guiders import cfg_of, is_steady, patchers_of
 from .spec import FusionSpec
@@ -52,6 +53,7 @@ class Run:
         calls: what was decided so far.
         frozen: the decisions of the rest of the run, once they are made.
         followers: runs of other LoRAs, on other models of the same guider, that go step by step with this one.
+        kept_call: one in the middle of the run, to be made again.
         started: when, by the host's clock.
         fusing: seconds that scoring and fusing took so far, by the same clock.
     """
@@ -65,6 +67,7 @@ class Run:
     calls: list[CallDecisions] = field(default_factory=list)
     frozen: Frozen | None = None
     followers: list[Run] = field(default_factory=list)
+    kept_call: KeptCall | None = None
     started: float = field(default_factory=time.perf_counter)
     fusing: float = 0.0
     _names: dict[Any, str] = field(default_factory=dict)
@@ -121,15 +124,23 @@ class Run:
         """What a call on latents ``[rows, channels, ...]`` computes."""
         return Batch(self._keys(transformer_options), FOLLOWED, x.shape[0], self.latents)
 
-    def open_call(self, batch: Batch, x: Tensor, sigmas: Tensor | None = None) -> Call:
-        """A model call on latents ``x`` begins, at noise levels that are a tensor of one or more numbers."""
+    def open_call(self, batch: Batch, picture: Picture, sigmas: Tensor | None = None) -> Call:
+        """A model call begins, at noise levels that are a tensor of one or more numbers."""
         if not self._counted and sigmas is not None:
             if not self._called.isdisjoint(batch.places):
                 self.go_to_sigma(float(sigmas.max()))
             self._called.update(batch.places)
         if self.spec.emphasis != 1.0:
             self.router.guide_by(cfg_of(self.guider, self.step, self.steps))
-        return self.router.open_call(batch, tuple(x.shape[2:]))
+        return self.router.open_call(batch, picture)
+
+    def keep_call(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """Keep the first call of the middle step, with the positive prompt in it."""
+        here = self.kept_call is None and self.step == self.steps // 2
+        if here and not self.left - self.spec.settled and any(key.startswith("positive") for key in call.batch.keys):
+            kept = KeptCall.of(self.step, call.batch, call.picture, args, kwargs, output)
+            # Samplers may write into what they gave, and into what they got.
+            self.kept_call = None if kept is None else kept.on(output.device)
 
     def open_text(self) -> Call:
         """Layers are about to run on a prompt, before the first step; which condition's, core does not say."""
@@ -215,7 +226,10 @@ class Run:
         policy = self.spec.policy
         if isinstance(policy, Replay):
             assert policy.plan.frozen is not None
-            return dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
+            frozen = dict(zip(policy.plan.layers, policy.plan.frozen, strict=True))
+            segments = (segment.name for layer in self.spec.layers for segment in layer.segments)
+            # A plan may be older than the cuts of layers that hold queries, keys and values.
+            return {name: frozen[whole_of(name)] for name in segments if whole_of(name) in frozen} | frozen
         middle = round((self.step + self.steps - 1) / 2)
         at = self.router.context_of(middle, self.sigmas)
         ratios = log_ratios_of(in_order(read_back(self.calls)))

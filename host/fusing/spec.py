@@ -17,19 +17,24 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...fusion.adapters import Delta
-from ...fusion.layers import FusedLayer
+from ...fusion.layers import FusedLayer, whole_of
 from ...fusion.policies import PassPolicy, Policy
 from ...fusion.records import Plan, Replay
 from ...fusion.routing import Refinement, Rules, prepare
-from ..core import ConductorError, geometry_of, head_width, weight_reader
+from ..core import ConductorError, attention_parts, blocks_of, geometry_of, sees_text, weight_reader
 from ..loras import LoraOnModel
 
 
 class DeltaBank(nn.Module):
-    """All fused layers of a spec. Core's memory management loads and unloads it beside the model."""
+    """All fused layers of a spec. Core's memory management loads and unloads it beside the model.
 
-    def __init__(self, layers: Iterable[FusedLayer]) -> None:
+    Attributes:
+        blocks: whose blocks the model has (:func:`~..core.family.blocks_of`).
+    """
+
+    def __init__(self, layers: Iterable[FusedLayer], blocks: str = "") -> None:
         super().__init__()
+        self.blocks = blocks
         self._layers = nn.ModuleList(layers)
         self.content = uuid.uuid4().hex  # the same in its copies for other devices
 
@@ -72,7 +77,8 @@ class FusionSpec:
 
     @cached_property
     def rules(self) -> Rules:
-        return Rules(self.policy, self.refinement, prepare(self.policy, self.refinement, self.layers))
+        blocks = self.bank.model.blocks
+        return Rules(self.policy, self.refinement, prepare(self.policy, self.refinement, self.layers, blocks), blocks)
 
     @property
     def concerns_lone_layers(self) -> bool:
@@ -123,16 +129,19 @@ def bank_for(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> ModelPatcher:
                 continue  # as if the file did not have it: pruned and block-weighted files are full of them
             by_layer.setdefault(target.key, []).append((lora.role, lora.strength, delta))
     dtype = model.model.get_dtype_inference()
-    layers = []
+    parts, layers = attention_parts(model.model), []
     # Nodes run under inference mode, and autograd refuses tensors made there: guidance needs it not to.
     with torch.inference_mode(False), torch.no_grad():
         for key, deltas in by_layer.items():
             geometry = geometry_of(model.model, key)
             assert not isinstance(geometry, str)
             name = key.removesuffix(".weight")
-            heads = head_width(model.model, name)
-            layers.append(FusedLayer(name, geometry, deltas, dtype, weight_reader(model, key), heads))
-    return _patcher_of(DeltaBank(layers), model.load_device, model.offload_device)
+            layers.append(
+                FusedLayer(
+                    name, geometry, deltas, dtype, weight_reader(model, key), parts.get(name, ()), sees_text(name)
+                )
+            )
+    return _patcher_of(DeltaBank(layers, blocks_of(model.model)), model.load_device, model.offload_device)
 
 
 def _patcher_of(bank: DeltaBank, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
@@ -183,15 +192,17 @@ def check_plan(spec: FusionSpec, plan: Plan, *, more_to_come: bool = False) -> N
 
 def _check_layers(spec: FusionSpec, plan: Plan) -> None:
     known = {s.name: s.stop - s.start for layer in spec.layers for s in layer.segments if s.shared}
-    unknown = [name for name in plan.layers if name not in known]
+    cut = {whole_of(name) for name in known}
+    unknown = [name for name in plan.layers if name not in known and name not in cut]
     if unknown:
         raise ConductorError(
             f"plan: it decides {len(unknown)} layers that both LoRAs do not have in this model, such as "
             f"'{unknown[0][:200]}'. Use the model it was made with, or make a new plan."
         )
     for name, heads in plan.heads.items():
-        if len(heads - {1}) > 1 or any(known[name] % number for number in heads):
+        channels = known.get(name)
+        if len(heads - {1}) > 1 or (channels is not None and any(channels % number for number in heads)):
             raise ConductorError(
                 f"plan: its weights of '{name}' are for {' and '.join(map(str, sorted(heads)))} heads, which do not "
-                f"divide the layer's {known[name]} channels. Make a new plan."
+                f"divide the layer's {channels} channels. Make a new plan."
             )

@@ -22,8 +22,7 @@ def encode(values: Tensor) -> str:
     """
     values = values.double().T.flatten()
     levels = ((values.clamp_min(2.0**LEAST).log2() - LEAST) * PER_OCTAVE).round() + FIRST
-    codes = levels.nan_to_num(0).clamp(FIRST, LAST).long()
+    codes = levels.clamp(FIRST, LAST).nan_to_num(UNKNOWN).long()
     codes[values <= 0] = ZERO
-    codes[values.isnan()] = UNKNOWN
     pairs = torch.stack([codes // 64, codes % 64], -1).flatten()
     return bytes(CHARACTERS[pairs].tolist()).decode("ascii")

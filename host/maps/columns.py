@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...fusion.records import SCORES, WEIGHTS, CallDecisions, Rows
 
-SHOWN = (*WEIGHTS, *SCORES)
+SHOWN = (*WEIGHTS, *SCORES)  # the first of the kinds
 VALUES = len(SHOWN)
 
 
@@ -60,7 +60,7 @@ class Columns:
         """
         while self._under_way and self._under_way[0].is_here():
             copy = self._under_way.pop(0)
-            self._add(copy.call.step, copy.rows, copy.call.means()[list(SHOWN)])
+            self._add(copy.call.step, copy.rows, copy.call.means()[:VALUES])
         missing = {copy.call.step for copy in self._under_way}
         here = (step for step in self._sums if step >= first and step not in missing)
         return {step: self._sums[step][0] / self._sums[step][1] for step in here}
@@ -72,7 +72,7 @@ class Columns:
         # Layers may be met for the first time in the middle of a step.
         if both.shape[2] < len(self.layers):
             both = self._sums[step] = torch.nn.functional.pad(both, (0, len(self.layers) - both.shape[2]))
-        known = ~values.isnan()
+        known = values == values  # noqa: PLR0124 - NaN is not
         both.index_add_(2, rows, torch.stack([values.nan_to_num(0.0), known.double()]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -47,9 +49,9 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def block_of(layer: str) -> str:
-    """Name of a layer's block: up to its first number, or its first part."""
+    """Name of a layer's block: up to its first number (``blocks.3``, ``blocks.block3``), or its first part."""
     parts = layer.removeprefix("diffusion_model.").split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+    number = next((i for i, part in enumerate(parts) if re.fullmatch(r"(block)?\d+", part)), 0)
     return ".".join(parts[: number + 1])
 
 

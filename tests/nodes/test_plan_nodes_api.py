@@ -61,8 +61,7 @@ def test_a_saved_plan_makes_the_same_picture(server: ComfyServer, settings: dict
     assert record(outputs, "again")["policy"]["of"]["policy"] == "kl_soft"
 
 
-# The small world's LoRAs are for whole qkv weights: there is nothing to group.
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "group_attention"])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_changes_the_picture(server: ComfyServer, name: str) -> None:
     policy = "paper" if name == "hysteresis" else "kl_soft"
     settings = {name: {"hysteresis": 2.0, "cap": 0.5}.get(name, SETTINGS[name])}

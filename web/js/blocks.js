@@ -2,19 +2,20 @@
 
 const MANY_LAYERS = 48
 
-/** Name of a layer's block: up to its first number, or its first part. */
+/** Name of a layer's block: up to its first number ("blocks.3", "blocks.block3"), or its first part. */
 export function blockOf(layer) {
   const name = shortName(layer)
-  return /^.*?\.\d+(?=\.|$)/.exec(name)?.[0] ?? name.split(".")[0]
+  return /^.*?\.(block)?\d+(?=\.|$)/.exec(name)?.[0] ?? name.split(".")[0]
 }
 
 export function shortName(layer) {
   return layer.replace(/^diffusion_model\./, "")
 }
 
-/** "double_blocks.3" -> "double 3" */
+/** "double_blocks.3" -> "double 3", "blocks.3" -> "block 3" */
 export function blockLabel(block) {
-  return block.replace(/_?(transformer_)?blocks?(?=\.|$)/, "").replace(/[._]+/g, " ").trim() || block
+  const label = block.replace(/_?(transformer_)?blocks?(?=\.|$)/, "").replace(/[._]+/g, " ").trim() || block
+  return /^\d+$/.test(label) ? `block ${label}` : label.replace(/^block(?=\d)/, "block ")
 }
 
 /** Blocks in the order their layers run: [{ name, layers: indices }]. */

@@ -22,7 +22,7 @@ class Chance(ScheduledPolicy):
     seed: int = 0
     subject_share: float = 0.5
 
-    def prepare(self, segments: Sequence[SegmentDeltas]) -> list[str]:
+    def prepare(self, segments: Sequence[SegmentDeltas], blocks: str = "") -> list[str]:
         return [segment.name for segment in segments]
 
     def weights_at(self, prepared: Any, index: int, context: StepContext) -> tuple[float, float]:

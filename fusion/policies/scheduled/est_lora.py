@@ -29,7 +29,7 @@ class ESTLoRA(ScheduledPolicy):
     alpha: float = 1.5
     discrepancy: float = 0.5
 
-    def prepare(self, segments: Sequence[SegmentDeltas]) -> list[tuple[float, float]]:
+    def prepare(self, segments: Sequence[SegmentDeltas], blocks: str = "") -> list[tuple[float, float]]:
         energies = [(s.energy("subject"), s.energy("style")) for s in segments]
         balance = sum(c for c, _ in energies) / max(sum(s for _, s in energies), 1e-30)
         return [(c / max(balance, 1e-30), s) for c, s in energies]

@@ -44,7 +44,7 @@ class KLoRA(ScheduledPolicy):
             return self.alpha * progress + 0.5
         return (self.alpha * progress + 0.85 * self.alpha) % self.alpha
 
-    def prepare(self, segments: Sequence[SegmentDeltas]) -> list[tuple[float, float]]:
+    def prepare(self, segments: Sequence[SegmentDeltas], blocks: str = "") -> list[tuple[float, float]]:
         """Per segment ``(S_c / gamma, S_s)``."""
         masses, tops = [], []
         for segment in segments:

@@ -36,9 +36,9 @@ def ranks(segments):
     return [[s.rank(role) for role in ROLES] for s in segments]
 
 
-def decisions(policy, segments, steps=STEPS):
+def decisions(policy, segments, steps=STEPS, blocks=""):
     """[layer][step] of the policy's weights."""
-    prepared = policy.prepare(segments)
+    prepared = policy.prepare(segments, blocks)
     return [[policy.weights_at(prepared, i, StepContext(t, steps)) for t in range(steps)] for i in range(len(segments))]
 
 
@@ -123,7 +123,10 @@ def test_composite_runs_both_at_every_step():
 )
 def test_block_roles(name, role):
     segment = SegmentDeltas(name, {}, {})
-    assert decisions(BlockMask(), [segment], steps=3) == [[role] * 3]
+    blocks, others = ("FLUX", "SDXL") if "_blocks." in name and "put_blocks" not in name else ("SDXL", "FLUX")
+    assert decisions(BlockMask(), [segment], steps=3, blocks=blocks) == [[role] * 3]
+    for unknown in (others, ""):
+        assert decisions(BlockMask(), [segment], steps=3, blocks=unknown) == [[BOTH] * 3]
 
 
 def test_chance_has_its_share_and_its_seed():

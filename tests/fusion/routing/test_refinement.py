@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lora_conductor.fusion.adapters import Geometry, LowRankDelta
-from lora_conductor.fusion.layers import Batch, FusedLayer
+from lora_conductor.fusion.layers import Batch, FusedLayer, Part
 from lora_conductor.fusion.policies import SCORES, Chance, KLSoft, Paper, StepContext, settings_of
-from lora_conductor.fusion.routing import Refinement, Router, Rules, prepare
+from lora_conductor.fusion.routing import Picture, Refinement, Router, Rules, prepare
 
 from ..decided import decisions_of
 
@@ -19,23 +19,24 @@ WIDTH, OUT = 12, 16
 class Bench:
     """A layer or several, run step by step by one router."""
 
-    def __init__(self, policy, refinement, names=("l",), head_width=None, sizes=(1.0, 1.0), steps=10):
+    def __init__(self, policy, refinement, names=("l",), head_width=None, groups=None, sizes=(1.0, 1.0), steps=10):
         torch.manual_seed(0)
         self.weight = torch.randn(OUT, WIDTH)
         self.layers = []
-        for name in names:
+        for i, name in enumerate(names):
+            part = Part(0, OUT, "q", head_width, groups[i] if groups else None)
             deltas = [
                 (role, 1.0, LowRankDelta(torch.randn(3, WIDTH), size * torch.randn(OUT, 3), 0.3))
                 for role, size in zip(("subject", "style"), sizes, strict=True)
             ]
-            self.layers.append(FusedLayer(name, Geometry(WIDTH, OUT), deltas, head_width=head_width))
+            self.layers.append(FusedLayer(name, Geometry(WIDTH, OUT), deltas, parts=[part]))
         self.router = Router(Rules(policy, refinement, prepare(policy, refinement, self.layers)))
         self.steps = steps
 
     def step(self, step, x, keys=("positive.0",)):
         """Decisions of one call, and the outputs of all layers."""
         self.router.context = StepContext(step, self.steps)
-        call = self.router.open_call(Batch(tuple(keys), "positive.0"))
+        call = self.router.open_call(Batch(tuple(keys), "positive.0"), Picture((x.shape[1],)))
         outputs = [layer.fuse(x, F.linear(x, self.weight), call.decide) for layer in self.layers]
         return decisions_of(call), outputs
 
@@ -76,7 +77,9 @@ def test_layer_prior_prefers_the_role_a_block_is_known_for():
     names = ["diffusion_model.output_blocks.0.1.a", "diffusion_model.output_blocks.1.1.a", "diffusion_model.middle.a"]
     settings = Refinement(layer_prior=1.5)
     at = StepContext(0, 10)
-    assert [settings.preference(name, at) for name in names] == [1.5, -1.5, 0.0]
+    assert [settings.preference(name, at, "SDXL") for name in names] == [1.5, -1.5, 0.0]
+    for others in ("FLUX", ""):
+        assert [settings.preference(name, at, others) for name in names] == [0.0, 0.0, 0.0]
 
 
 def test_smoothing_is_an_exponential_mean_over_steps():
@@ -207,7 +210,9 @@ def test_tokens_are_decided_apart_and_smoothed():
 
 def test_grouped_projections_share_the_first_ones_decision():
     names = ["b.attn1.to_q", "b.attn1.to_k", "b.attn1.to_v", "b.attn1.to_out.0", "b.ff"]
-    decisions, _ = Bench(KLSoft(tokens=0), Refinement(group_attention=True), names).step(0, inputs(1))
+    groups = ["b.attn1:qk", "b.attn1:qk", "b.attn1:vo", "b.attn1:vo", None]
+    bench = Bench(KLSoft(tokens=0), Refinement(group_attention=True), names, groups=groups)
+    decisions, _ = bench.step(0, inputs(1))
     q, k, v, out, ff = (subject_weight(d) for d in decisions)
     assert torch.equal(q, k) and torch.equal(v, out)
     assert not torch.equal(q, v) and not torch.equal(v, ff)

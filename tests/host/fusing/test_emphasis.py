@@ -13,6 +13,7 @@ from lora_conductor.host.fusing.plans import replaying
 from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
 
 from .. import tiny
+from ..parts import patches_by_part
 from .test_fusion_invariance import assert_untouched, snapshot
 
 CFG = 4.0
@@ -133,9 +134,9 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
         index = {name: i for i, name in enumerate(record.layers)}
         for role, lora in enumerate(attachment_of(loaded).spec.loras):
             for target, patch in lora.core_patches.items():
-                row = index.get(target.key.removesuffix(".weight"))
-                weight = 1.0 if row is None else float(record.weights[role, row, 2])
-                merged[-1].add_patches({target.core_key: patch}, lora.strength * weight * share)
+                for key, part, name in patches_by_part(target, patch, index):
+                    weight = float(record.weights[role, index[name], 2]) if name in index else 1.0
+                    merged[-1].add_patches({key: part}, lora.strength * weight * share)
     wanted = by_hand(*merged, **_last_step(model, states[2]))
     error = tiny.relative(made, wanted)
     record_property(f"frozen {policy.name}", error)

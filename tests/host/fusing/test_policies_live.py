@@ -8,6 +8,7 @@ from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, s
 
 from ...fusion.dense_policies import STYLE, SUBJECT, est_lora, k_lora
 from .. import tiny
+from ..parts import patches_by_part
 
 ROLES = ("subject", "style")
 STEPS, CFG, STRENGTH = 6, 3.0, 0.8
@@ -33,9 +34,10 @@ def with_core(model, loras, decisions):
     model = model.clone()
     for i, role in enumerate(ROLES):
         chosen = {
-            target.core_key: patch
+            key: part
             for target, patch in loras[role].core_patches.items()
-            if target not in decisions or decisions[target][i]
+            for key, part, name in patches_by_part(target, patch, decisions)
+            if name not in decisions or decisions[name][i]
         }
         model.add_patches(chosen, STRENGTH)
     return model
@@ -125,10 +127,12 @@ def test_one_lora_alone_is_always_on(setting, policy):
     assert tiny.relative(tiny.sample(ours, steps=3), tiny.sample(alone(model, loras, "style"), steps=3)) < 1e-4
 
 
-def dense(loras, target):
-    """Dense deltas of both roles at a target that both have, and their ranks."""
-    deltas = [loras[role].deltas[target] for role in ROLES]
-    return [STRENGTH * d.dense().flatten(1).numpy() for d in deltas], [d.rank for d in deltas]
+def dense(loras, name):
+    """Dense deltas of both roles in a part of a layer that both have, and their ranks."""
+    layer, _, rows = name.partition("[")
+    own = slice(*map(int, rows[:-1].split(":"))) if rows else slice(None)
+    deltas = [next(d for t, d in loras[role].deltas.items() if t.key == f"{layer}.weight") for role in ROLES]
+    return [STRENGTH * d.dense().flatten(1)[own].numpy() for d in deltas], [d.rank for d in deltas]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +148,18 @@ def dense(loras, target):
 def test_each_step_is_core_with_that_steps_choice(setting, record_property, policy, reference):
     """Decisions from dense matrices, then core's own patches by them, step by step: the same picture."""
     model, loaded, loras = setting
-    shared = [target for target in loras["subject"].deltas if target in loras["style"].deltas]
     routed = set_policy(loaded, policy)
     ours = tiny.sample(routed, steps=STEPS, cfg=CFG)
     record = record_of_latent(routed, ours)
-    layers = [record.layers.index(target.key.removesuffix(".weight")) for target in shared]
-    decided = [[tuple(w) for w in record.weights[:, i].T.tolist()] for i in layers]
+    decided = [[tuple(w) for w in weights.T.tolist()] for weights in record.weights.unbind(1)]
     if reference is not None:
-        assert decided == reference(*zip(*(dense(loras, target) for target in shared), strict=True))
+        assert decided == reference(*zip(*(dense(loras, name) for name in record.layers), strict=True))
     assert any(row[0] != w for row in decided for w in row), "something should change on the way"
     x = tiny.latent(model)
     for step in range(STEPS):
-        x = one_step(with_core(model, loras, {t: row[step] for t, row in zip(shared, decided, strict=True)}), x, step)
+        x = one_step(
+            with_core(model, loras, {name: row[step] for name, row in zip(record.layers, decided, strict=True)}),
+            x,
+            step,
+        )
     check(record_property, policy.name, ours, x)
