@@ -38,11 +38,27 @@ class GivesSum:
 
     def state_dict_for_saving(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As core's: key -> the weight as it is written to a checkpoint."""
-        _tell()
-        summed = type(self).plain(self)
-        # Core has loaded the model that it was given; what is saved are weights as they are loaded.
-        comfy.model_management.load_models_gpu([summed])
-        return summed.state_dict_for_saving(*args, **kwargs)
+        return _loaded_sum(self).state_dict_for_saving(*args, **kwargs)
+
+    def model_state_dict(self: Any, filter_prefix: str | None = None) -> Any:
+        """As core's: key -> the weight as it is loaded, of which LoRAs are extracted."""
+        if filter_prefix is None:  # whoever wants all of them wants their names
+            return super().model_state_dict()  # type: ignore[misc]
+        return _loaded_sum(self).model_state_dict(filter_prefix)
+
+    def patch_weight_to_device(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As core's: patches a weight, or gives it patched, where memory had no room to load it so."""
+        if kwargs.get("return_weight"):
+            return type(self).plain(self).patch_weight_to_device(*args, **kwargs)
+        return super().patch_weight_to_device(*args, **kwargs)  # type: ignore[misc]
+
+
+def _loaded_sum(model: Any) -> ModelPatcher:
+    """Core has loaded the model that it was given; what nodes want of it are weights as they are loaded."""
+    _tell()
+    summed = type(model).plain(model)
+    comfy.model_management.load_models_gpu([summed])
+    return summed
 
 
 @cache
