@@ -62,14 +62,21 @@ class _Site:
 
     def __init__(self, layers: list[FusedLayer]) -> None:
         self.layers = layers
-        self.apart = False  # whether prompts and latents have to run one by one, because layers mix their rows
+        self._apart: weakref.WeakSet[Any] = weakref.WeakSet()
         self.call: Call | None = None
         self.run: Run | None = None
         self._forwards: dict[str, _Forward] = {}
 
     def parts_of(self, batch: Batch, x: Tensor, model: nn.Module) -> list[Part]:
         """The calls that one on latents ``x`` has to be made of; none where it is made as it is."""
-        return apart(batch, x, have_latents_of_their_own(model)) if self.apart else []
+        return apart(batch, x, have_latents_of_their_own(model)) if _patched(model) in self._apart else []
+
+    def run_apart(self, model: nn.Module) -> None:
+        """From now on, prompts and latents run one by one, because layers mix their rows.
+
+        That may be a patch's doing (HyperTile), so it is remembered of what the model runs for, and of nothing else.
+        """
+        self._apart.add(_patched(model))
 
     @contextmanager
     def executing(self, model: nn.Module, run: Run, call: Call) -> Iterator[None]:
@@ -116,6 +123,11 @@ class _Site:
 
         # Routing keeps state, which a tracer would specialise on layer by layer; it runs as written instead.
         return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
+
+
+def _patched(model: nn.Module) -> Any:
+    """The patcher that the model runs for: a clone each for what nodes have put on it."""
+    return getattr(model, "current_patcher", None) or model
 
 
 class LiveFusion:
@@ -233,7 +245,8 @@ class LiveFusion:
             call = run.open_call(batch, x)
             output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
             # Which layers mix rows is only seen when they run: the first call of several rows is made again.
-            site.apart |= call.mixed
+            if call.mixed:
+                site.run_apart(executor.class_obj)
             each = site.parts_of(batch, x, executor.class_obj)
             if not each:
                 run.end_call(call)

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from made_pages import ended, put_table
 from repo_paths import OUTPUT
 
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
@@ -29,8 +30,7 @@ from .table import table
 from .ways import Cell, Way, World, measure
 
 PAGE = REPO / "docs" / "compatibility.md"
-BEGIN = "<!-- made by `make sampling-grid`: do not edit below -->"
-END = "<!-- made by `make sampling-grid`: do not edit above -->"
+COMMAND = "make sampling-grid"
 OPTIONS = "Options"
 COSTLY = ("Samplers",)
 MEASURED = OUTPUT / "sampling.json"
@@ -88,19 +88,6 @@ def keep(cells: dict[Place, Cell], flags: dict[tuple[str, ...], FlagCell]) -> No
     )
 
 
-def with_table(page: str, text: str) -> str:
-    """The page with this text between our marks.
-
-    Raises:
-        ValueError: the marks are not there.
-    """
-    above, begin, rest = page.partition(BEGIN)
-    _, end, below = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page needs the lines\n{BEGIN}\n{END}")
-    return f"{above}{BEGIN}\n\n{text}\n\n{END}{below}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", action="append", choices=[*SECTIONS, OPTIONS], help="only this one; repeatable")
@@ -120,14 +107,11 @@ def main() -> int:
     ordered = [cells[place_of(way)] for way in WAYS if place_of(way) in cells]
     shown = [flags[given] for given in FLAGS if given in flags]
     text = f"Made with ComfyUI {HOST.version}, on a CPU. {table(ordered, list(rows(shown)) if shown else [])}"
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    put_table(PAGE, COMMAND, text)
     failed = [line_of(cell) for cell in ordered if not cell.passed]
     failed += [f"{' '.join(cell.flags)}: {cell.said or cell.text}" for cell in shown if not cell.passed]
-    for line in failed:
-        print(f"FAILED {line}")
     minutes = math.ceil((time.process_time() - began) / 60)
-    print(f"{len(ordered) + len(shown)} cells, {len(failed)} failed, {minutes} minutes of one core: {PAGE}")
-    return 1 if failed else 0
+    return ended(f"{len(ordered) + len(shown)} cells, {minutes} minutes of one core", failed, PAGE)
 
 
 if __name__ == "__main__":
