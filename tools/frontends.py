@@ -32,6 +32,7 @@ COMMAND = "make test-frontends"
 TEMPLATE = REPO / "example_workflows" / "small_world_demo.json"
 PANELS = ("routing_map", "guidance_curves", "report_text")
 STEPS = 6
+START_TIMEOUT = 600.0  # seconds; on a crowded machine ComfyUI takes minutes
 # Which of the panels are on a node, show something, and are as large as they should be.
 FILLED = """names => names.filter(name => window.app.graph.nodes.some(node => node.widgets?.some(widget =>
     widget.name === name && widget.value && widget.element?.isConnected && widget.element.clientHeight > 10)))"""
@@ -54,7 +55,9 @@ def measure(frontend: Path) -> list[str]:
         screenshots.prepare_settings(base)
         try:
             with (
-                ComfyServer(bring_host(), base, ["--front-end-root", str(frontend)]) as server,
+                ComfyServer(
+                    bring_host(), base, ["--front-end-root", str(frontend)], start_timeout=START_TIMEOUT
+                ) as server,
                 screenshots.open_page(server) as page,
             ):
                 errors: list[str] = []
@@ -71,7 +74,7 @@ def _judged(page: Any, renderer: str, errors: list[str]) -> list[str]:
     screenshots.load_workflow(page, workflow, f"frontends-{renderer}")
     short = "([steps, seed]) => window.app.graph.nodes.forEach(node => node.widgets?.forEach(widget => {"
     short += " if (widget.name === 'steps') widget.value = steps; if (widget.name === 'seed') widget.value = seed }))"
-    page.evaluate(short, [STEPS, len(renderer)])
+    page.evaluate(short, [STEPS, screenshots.RENDERERS.index(renderer)])  # another seed: the server runs nothing twice
     screenshots.start_workflow(page)
     try:
         screenshots.finish_workflow(page, 300)

@@ -11,10 +11,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -146,7 +147,8 @@ class LiveFusion:
         self._standing_in: Any = None
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
-        self._left: dict[int, frozenset[str]] = {}  # by the model of an open run
+        self._left: dict[int, frozenset[str]] = {}  # by the patcher of an open run
+        self._ordered: dict[int, ExitStack] = {}  # by patchers that core uses without a run of ours around them
 
     def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
@@ -203,9 +205,9 @@ class LiveFusion:
 
         Gives their names. A sampling inside another one, on the same models, finds it done.
         """
-        first = id(models[0])
-        if first in self._left:
-            yield self._left[first]
+        numbers = [id(model) for model in models]
+        if numbers[0] in self._left:
+            yield self._left[numbers[0]]
             return
         held = models[0].get_attachment(ATTACHMENT)
         ours = held.merged if held is not None else []
@@ -213,11 +215,12 @@ class LiveFusion:
         if left:
             logger.warning("LoRA Conductor: %s", said_of_left(left))
         with as_patches(models, self.spec, left, ours):
-            self._left[first] = frozenset(left)
+            self._left |= dict.fromkeys(numbers, frozenset(left))
             try:
-                yield self._left[first]
+                yield frozenset(left)
             finally:
-                del self._left[first]
+                for number in numbers:
+                    del self._left[number]
 
     def _keep(self, samples: Tensor, run: Run) -> RunResults:
         results = RunResults(*run.results())
@@ -236,7 +239,7 @@ class LiveFusion:
         site = self._site(executor.class_obj)
         # Positions after x and t: c_concat, c_crossattn, control, transformer_options.
         options = args[3] if len(args) > 3 else kwargs.get("transformer_options", {})
-        run = self._open[-1] if self._open else self._loose_run(t, options)
+        run = self._open[-1] if self._open else self._loose_run(t, options, self._left_on(executor.class_obj))
         if site.call is not None or run.is_patched(x):
             return executor(x, t, *args, **kwargs)
         batch = run.batch_of(x, options)
@@ -292,20 +295,25 @@ class LiveFusion:
         """Our LoRAs, on a model that a run of other LoRAs runs too: a run of our own, step by step with it."""
         if not self._open and host._open:
             leader = host._open[-1]
-            run = Run(self.spec, Router(self.spec.rules), leader.sigmas, leader.guider)
+            left = self._left_on(executor.class_obj)
+            run = Run(self.spec, Router(self.spec.rules), leader.sigmas, leader.guider, left=left)
             leader.followers.append(run)
             self._open.append(run)
             host._guests[self] = run
         return self.apply_model(executor, *args, **kwargs)
 
-    def _loose_run(self, t: Tensor, options: Mapping[str, Any]) -> Run:
+    def _left_on(self, model: Any) -> frozenset[str]:
+        """Layers that are left to core on whatever patcher the model runs for."""
+        return self._left.get(id(getattr(model, "current_patcher", None)), frozenset())
+
+    def _loose_run(self, t: Tensor, options: Mapping[str, Any], left: frozenset[str]) -> Run:
         """The run of calls that no sampling of ours surrounds; it lasts until core is done with the model."""
         sigmas = options.get("sample_sigmas")
         if sigmas is None:
-            return Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0))
+            return Run(self.spec, Router(self.spec.rules), (float(t.max()), 0.0), left=left)
         known = tuple(sigmas.tolist())
         if self._loose is None or self._loose.sigmas != known:
-            self._loose = Run(self.spec, Router(self.spec.rules), known)
+            self._loose = Run(self.spec, Router(self.spec.rules), known, left=left)
         self._loose.go_to_sigma(float(options["sigmas"].max()))
         return self._loose
 
@@ -313,9 +321,15 @@ class LiveFusion:
         """Core is about to use a patcher that carries us (ON_PRE_RUN).
 
         A guider may do so with the options of another model, which do not have our wrappers: the model brings them.
+        What it has loaded by then is loaded again if the order of the LoRAs asks for it.
         """
         if self._open:
             return
+        self._end_order(patcher)
+        with ExitStack() as stack:
+            if stack.enter_context(self._in_order([patcher])):
+                comfy.model_management.load_models_gpu([patcher])
+            self._ordered[id(patcher)] = stack.pop_all()
         model = patcher.model
         self._loose, base = None, model.apply_model
 
@@ -334,9 +348,15 @@ class LiveFusion:
         own = patcher.model.__dict__
         if self._standing_in is not None and own.get("apply_model") is self._standing_in:
             del own["apply_model"]
+        self._end_order(patcher)
         run, self._loose, self._standing_in = self._loose, None, None
         if run is not None:
             self._keep(torch.zeros(1, 0), run)
+
+    def _end_order(self, patcher: ModelPatcher) -> None:
+        stack = self._ordered.pop(id(patcher), None)
+        if stack is not None:
+            stack.close()
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:

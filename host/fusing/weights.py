@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from ..core import executing, logger, say_on_node
 
 SUMMED = (
-    "The LoRAs of DualLoRADynamicLoader act while sampling. This node takes weights, so they are in them as the plain "
-    "sum, as ComfyUI's loaders would have it. To keep what the policy does, put the loader after this node, or write "
-    "the fusion with BakeFusedLoRA and load that file before this node."
+    "The LoRAs are in here as the plain sum, as ComfyUI's loaders have it: those of DualLoRADynamicLoader act while "
+    "sampling, and this node takes weights. To keep what the policy does, put the loader after this node, or write the "
+    "fusion with BakeFusedLoRA and load that file before this node."
 )
 Plain = Callable[[ModelPatcher], ModelPatcher]
 
