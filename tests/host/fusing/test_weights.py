@@ -198,6 +198,17 @@ def test_cores_hooks_may_ask_for_weights_while_we_act(models, caplog):
     assert all(len(patches) == 1 for patches in found.values())
 
 
+def test_a_clone_that_dies_in_an_errors_traceback_leaves_core_its_model(models):
+    """With all that it was cloned from: core then goes on with what the model's loader keeps."""
+    clone = set_policy(set_policy(models[0], Sum()), Paper())
+    tiny.sample(clone)
+    around = [clone]
+    around.append(around)
+    del clone, around
+    gc.collect()
+    assert not [loaded for loaded in comfy.model_management.current_loaded_models if loaded.is_dead()]
+
+
 def test_clones_are_freed_at_once(models):
     clone = models[0].clone()
     found = weakref.ref(clone)
