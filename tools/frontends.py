@@ -32,7 +32,6 @@ COMMAND = "make test-frontends"
 TEMPLATE = REPO / "example_workflows" / "small_world_demo.json"
 PANELS = ("routing_map", "guidance_curves", "report_text")
 STEPS = 6
-START_TIMEOUT = 600.0  # seconds; on a crowded machine ComfyUI takes minutes
 # Which of the panels are on a node, show something, and are as large as they should be.
 FILLED = """names => names.filter(name => window.app.graph.nodes.some(node => node.widgets?.some(widget =>
     widget.name === name && widget.value && widget.element?.isConnected && widget.element.clientHeight > 10)))"""
@@ -55,9 +54,7 @@ def measure(frontend: Path) -> list[str]:
         screenshots.prepare_settings(base)
         try:
             with (
-                ComfyServer(
-                    bring_host(), base, ["--front-end-root", str(frontend)], start_timeout=START_TIMEOUT
-                ) as server,
+                ComfyServer(bring_host(), base, ["--front-end-root", str(frontend)]) as server,
                 screenshots.open_page(server) as page,
             ):
                 errors: list[str] = []

@@ -82,7 +82,7 @@ def measure(host: str, mode: str) -> Cell:
     """
     tree = bring_host(host)
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        server = ComfyServer(tree, make_base(Path(folder)), device_args=MODES[mode], start_timeout=600)
+        server = ComfyServer(tree, make_base(Path(folder)), device_args=MODES[mode])
         try:
             with server:
                 return _judged(host, mode, server)
