@@ -45,7 +45,7 @@ class ComfyServer:
         extra_args: further ComfyUI arguments.
         port: a free one when None.
         device_args: ``("--cpu",)`` by default, so that results do not depend on the machine.
-        start_timeout: seconds to wait for ``/object_info``.
+        start_timeout: seconds to wait for ``/object_info``; on a crowded machine that takes minutes.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ComfyServer:
         extra_args: Sequence[str] = (),
         port: int | None = None,
         device_args: Sequence[str] = ("--cpu",),
-        start_timeout: float = 180.0,
+        start_timeout: float = 600.0,
     ):
         self.host_dir = Path(host_dir).resolve()
         self.base_dir = Path(base_dir).resolve()

@@ -24,11 +24,11 @@ from bootstrap_frontend import PACKAGE, bring_frontend
 from bootstrap_host import DISTRIBUTIONS, HostError, bring_host
 from comfy_server import ComfyServer, ServerError
 from host_base import make_base
+from made_pages import PageError, ended, put_table, table_of
 from repo_paths import REPO
 
 PAGE = REPO / "docs" / "compatibility.md"
-BEGIN = "<!-- made by `make test-frontends`: do not edit below -->"
-END = "<!-- made by `make test-frontends`: do not edit above -->"
+COMMAND = "make test-frontends"
 TEMPLATE = REPO / "example_workflows" / "small_world_demo.json"
 PANELS = ("routing_map", "guidance_curves", "report_text")
 STEPS = 6
@@ -71,7 +71,7 @@ def _judged(page: Any, renderer: str, errors: list[str]) -> list[str]:
     screenshots.load_workflow(page, workflow, f"frontends-{renderer}")
     short = "([steps, seed]) => window.app.graph.nodes.forEach(node => node.widgets?.forEach(widget => {"
     short += " if (widget.name === 'steps') widget.value = steps; if (widget.name === 'seed') widget.value = seed }))"
-    page.evaluate(short, [STEPS, len(renderer)])
+    page.evaluate(short, [STEPS, screenshots.RENDERERS.index(renderer)])  # another seed: the server runs nothing twice
     screenshots.start_workflow(page)
     try:
         screenshots.finish_workflow(page, 300)
@@ -91,8 +91,7 @@ def table(rows: dict[str, tuple[str, str]]) -> str:
 
 def rows_of(page: str) -> dict[str, tuple[str, str]]:
     """What stands on the page."""
-    between = page.partition(BEGIN)[2].partition(END)[0]
-    found = re.findall(r"^\| (\d\S*) \| (.*?) \| (.*?) \|$", between, re.MULTILINE)
+    found = re.findall(r"^\| (\d\S*) \| (.*?) \| (.*?) \|$", table_of(page, COMMAND), re.MULTILINE)
     return {version: (asker, state) for version, asker, state in found}
 
 
@@ -100,23 +99,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="append", help="only this one; repeatable")
     options = parser.parse_args()
-    failed = False
     try:
         hosts = asked_for()
         newest, _ = bring_frontend(None)
         rows = rows_of(PAGE.read_text(encoding="utf-8")) if options.version else {}
         for version in options.version or [*hosts, *({newest} - set(hosts))]:
             wrong = measure(bring_frontend(version)[1])
-            failed |= bool(wrong)
             asker = ", ".join(f"ComfyUI {host}" for host in hosts.get(version, [])) or "the newest that can be had"
             rows[version] = (asker, f"**FAILED**: {'; '.join(wrong)}" if wrong else "passed")
             print(f"{version:10} {rows[version][1]}", flush=True)
-            before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-            page = f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}"
-            PAGE.write_text(page, encoding="utf-8")
-    except HostError as error:
+            put_table(PAGE, COMMAND, table(rows))
+    except (HostError, PageError) as error:
         sys.exit(f"error: {error}")
-    return int(failed)
+    failed = [f"{version}: {state}" for version, (_, state) in rows.items() if state != "passed"]
+    return ended(f"{len(rows)} versions", failed, PAGE)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from made_pages import PageError, with_table
 from repo_paths import REPO
 
 PAGE = REPO / "ARCHITECTURE.md"
 ROOMS = ("nodes", "host", "fusion", "guidance")
-BEGIN, END = "<!-- made by `make house`: do not edit below -->", "<!-- made by `make house`: do not edit above -->"
+COMMAND = "make house"
 ROUNDED_TO = 50
-
-
-class PageError(RuntimeError):
-    """The table cannot be made; the message says what is wrong where."""
 
 
 def purpose(file: Path) -> str:
@@ -67,19 +64,6 @@ def table(root: Path = REPO) -> str:
     return "\n".join(rows)
 
 
-def with_table(page: str, rows: str) -> str:
-    """The page with these rows between its marks.
-
-    Raises:
-        PageError: the marks are not there, once each and in order.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
-        raise PageError(f"{PAGE.name} needs the lines\n{BEGIN}\n{END}\nonce, in this order")
-    return f"{before}{BEGIN}\n\n{rows}\n\n{END}{after}"
-
-
 def _count(files: list[Path]) -> str:
     return f" ({len(files)} file{'s' * (len(files) > 1)})" if files else ""
 
@@ -98,9 +82,9 @@ def main() -> None:
     check = parser.parse_args().check
     try:
         page = PAGE.read_text(encoding="utf-8")
-        anew = with_table(page, table())
+        anew = with_table(page, COMMAND, table())
     except (OSError, PageError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {PAGE.name}: {error}")
     if page == anew:
         return
     if check:

@@ -24,12 +24,12 @@ from typing import Any
 from bootstrap_host import DISTRIBUTIONS, HostError, bring_host
 from comfy_server import ComfyServer, ServerError, WorkflowError
 from host_base import make_base
+from made_pages import PageError, ended, put_table, table_of
 from repo_paths import REPO
 from world_workflows import smoke, workflows
 
 PAGE = REPO / "docs" / "compatibility.md"
-BEGIN = "<!-- made by `make test-matrix`: do not edit below -->"
-END = "<!-- made by `make test-matrix`: do not edit above -->"
+COMMAND = "make test-matrix"
 TOLERANCE = 1e-4  # of the range, of `sum` against ComfyUI's two stacked loaders; as in tests/nodes
 CPU = ("--cpu",)
 MODES: dict[str, tuple[str, ...]] = {
@@ -82,7 +82,7 @@ def measure(host: str, mode: str) -> Cell:
     """
     tree = bring_host(host)
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        server = ComfyServer(tree, make_base(Path(folder)), device_args=MODES[mode], start_timeout=600)
+        server = ComfyServer(tree, make_base(Path(folder)), device_args=MODES[mode])
         try:
             with server:
                 return _judged(host, mode, server)
@@ -147,27 +147,9 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join(rows).rstrip()
 
 
-def with_table(page: str, rows: str) -> str:
-    """The page with these rows between our marks.
-
-    Raises:
-        ValueError: the marks are not there.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page needs the lines\n{BEGIN}\n{END}")
-    return f"{before}{BEGIN}\n\n{rows}\n\n{END}{after}"
-
-
-def write(rows: str) -> None:
-    """Into the page, whose other parts may have changed meanwhile."""
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
-
-
 def cells_of(page: str) -> list[Cell]:
     """What stands on the page; of empty cells nothing."""
-    lines = page.partition(BEGIN)[2].partition(END)[0].splitlines()
+    lines = table_of(page, COMMAND).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     reasons = [re.fullmatch(r"- (.+? on \S+): (.*)", line) for line in lines]
     told = {where: found[2] for found in reasons if found for where in found[1].split(", ")}
@@ -203,26 +185,24 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="the host tests of each version besides")
     options = parser.parse_args()
     hosts, modes = options.host or list(DISTRIBUTIONS), options.mode or list(MODES)
-    lines, failed = [], False
+    lines: list[str] = []
     before = cells_of(PAGE.read_text(encoding="utf-8"))
     cells = {(cell.host, cell.mode): cell for cell in before} if options.host or options.mode else {}
     try:
         for mode in modes:
             for host in hosts:
                 cell = cells[host, mode] = measure(host, mode)
-                failed |= cell.state == "failed"
                 print(f"{host:8} {mode:22} {cell.state} {cell.reason or cell.text}", flush=True)
-                write(table(list(cells.values())))
+                put_table(PAGE, COMMAND, table(list(cells.values())))
         for host in hosts if options.full else ():
             lines.append(f"- `COMFYUI_VERSION={host} pytest {HOST_TESTS}`: {host_tests(host)}")
             print(lines[-1], flush=True)
-            failed |= "FAILED" in lines[-1]
-    except HostError as error:
+        rows = "\n\n".join(part for part in (table(list(cells.values())), "\n".join(lines)) if part)
+        put_table(PAGE, COMMAND, rows)
+    except (HostError, PageError) as error:
         sys.exit(f"error: {error}")
-    rows = "\n\n".join(part for part in (table(list(cells.values())), "\n".join(lines)) if part)
-    write(rows)
-    print(f"{len(cells)} cells: {PAGE}")
-    return 1 if failed else 0
+    failed = [f"{cell.host} {cell.mode}: {cell.reason}" for cell in cells.values() if cell.state == "failed"]
+    return ended(f"{len(cells)} cells", failed + [line for line in lines if "FAILED" in line], PAGE)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,17 @@ def start_workflow(page: Any) -> None:
             api.addEventListener('execution_success', () => resolve(null))
             const said = ({ detail }) => `${detail.node_type}: ${detail.exception_message}`
             api.addEventListener('execution_error', event => resolve(said(event)))
-            window.app.queuePrompt(0).then(ok => { if (!ok) resolve('the server refused the workflow') })
+            // What the page's own queuePrompt answers differs by its version; what it sends to the server does not.
+            const send = api.queuePrompt
+            let refused = 'the page did not queue the workflow'
+            api.queuePrompt = async (...given) => {
+                refused = null
+                return send.apply(api, given).catch(error => { refused = `refused: ${error.message}`; throw error })
+            }
+            window.app.queuePrompt(0).finally(() => {
+                api.queuePrompt = send
+                if (refused) resolve(refused)
+            })
         })
         window.endOfRun = () => ended
     }"""

@@ -45,6 +45,16 @@ class LowRankDelta:
     def is_zero(self) -> bool:
         return any_zero(self.scale, self.up, self.down)
 
+    def check_size(self) -> None:
+        """Whether the factors, which may be products of what a file holds, are numbers in float32.
+
+        Raises:
+            DeltaError: they are too large.
+        """
+        scaled = self.up.float() * self.scale
+        if not bool(scaled.isfinite().all() and self.down.float().isfinite().all()):
+            raise DeltaError("its values are too large: they, or their product, are no finite numbers in float32")
+
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:
         slices = (self.out_start, self.out_stop, self.in_start, self.down.shape[1])
         return LowRankBypass(self.up.float() * (self.scale * outer), self.down.float(), slices, dtype)

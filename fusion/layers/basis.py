@@ -17,8 +17,11 @@ def orthonormal(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         down: ``[rank, in, *kernel]`` float32.
 
     Returns:
-        Both, shaped as before. Where the product has a lower rank, the columns that it has no use for are zero.
+        Both, shaped as before. Where the product has a lower rank, the columns that it has no use for are zero. Factors
+        that are no finite numbers come back as they are.
     """
+    if not bool(up.isfinite().all()):
+        return up, down
     wide = up.double()
     gram = wide.T @ wide
     root, failed = torch.linalg.cholesky_ex(gram, upper=True)

@@ -6,6 +6,7 @@ then ends the thread that runs all prompts), and control characters, which move 
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206
 
 
 def printable(value: Any, most: int = MOST_OF_A_TEXT) -> Any:
-    """The same text, escaped where it cannot be printed and shortened in its middle; of plain data, all its texts.
+    """The same text, escaped where it cannot be printed and shortened in its middle; of plain data, all its texts, and
+    None for numbers that JSON has no word for (NaN, infinity), on which the page stumbles.
 
     Args:
         value: a text, or JSON of texts, numbers, lists and objects. Text that needs nothing is given back as it is.
@@ -33,7 +35,7 @@ def printable(value: Any, most: int = MOST_OF_A_TEXT) -> Any:
         return {printable(key, most): printable(entry, most) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [printable(entry, most) for entry in value]
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quoted(value: Any, most: int = 100) -> str:

@@ -83,7 +83,7 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
         model: may already carry LoRAs; they stay.
         loras: patches, role and strength of each. LoRAs of strength 0 are left out, as core does.
     """
-    model = model.clone()
+    model = _clone(model)
     held = attachment_of(model)
     for patches, role, strength in loras:
         if strength == 0:
@@ -119,11 +119,23 @@ def set_policy(
     Raises:
         ConductorError: the plan is of other LoRAs than the model carries.
     """
-    model = model.clone()
+    model = _clone(model)
     held, refinement = attachment_of(model), refinement or Refinement()
     spec = FusionSpec(held.spec.loras, policy, held.spec.bank, refinement) if held.spec else None
     _attach(model, held, spec, policy, refinement, always_live=always_live, plan=plan)
     return model
+
+
+def _clone(model: ModelPatcher) -> ModelPatcher:
+    """A clone that core takes for one of the first patcher, which a loader's output keeps.
+
+    Where a loaded clone dies, core goes on with its parent. After an error both may die at once, with the error's
+    traceback: core then takes the model for leaked, and collects garbage at every load from then on.
+    """
+    clone = model.clone()
+    while (first := getattr(clone, "parent", None)) is not None and first.parent is not None:
+        clone.parent = first.parent
+    return clone
 
 
 def _attach(

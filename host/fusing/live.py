@@ -11,10 +11,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -65,14 +66,21 @@ class _Site:
 
     def __init__(self, layers: list[FusedLayer]) -> None:
         self.layers = layers
-        self.apart = False  # whether prompts and latents have to run one by one, because layers mix their rows
+        self._apart: weakref.WeakSet[Any] = weakref.WeakSet()
         self.call: Call | None = None
         self.run: Run | None = None
         self._forwards: dict[str, _Forward] = {}
 
     def parts_of(self, batch: Batch, x: Tensor, model: nn.Module) -> list[Part]:
         """The calls that one on latents ``x`` has to be made of; none where it is made as it is."""
-        return apart(batch, x, have_latents_of_their_own(model)) if self.apart else []
+        return apart(batch, x, have_latents_of_their_own(model)) if _patched(model) in self._apart else []
+
+    def run_apart(self, model: nn.Module) -> None:
+        """From now on, prompts and latents run one by one, because layers mix their rows.
+
+        That may be a patch's doing (HyperTile), so it is remembered of what the model runs for, and of nothing else.
+        """
+        self._apart.add(_patched(model))
 
     @contextmanager
     def executing(self, model: nn.Module, run: Run, call: Call) -> Iterator[None]:
@@ -121,6 +129,11 @@ class _Site:
         return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
 
 
+def _patched(model: nn.Module) -> Any:
+    """The patcher that the model runs for: a clone each for what nodes have put on it."""
+    return getattr(model, "current_patcher", None) or model
+
+
 class LiveFusion:
     """The wrappers of one spec. Holds the open runs (sampling may nest) and what is left of the last few.
 
@@ -137,7 +150,8 @@ class LiveFusion:
         self._standing_in: Any = None
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
-        self._left: dict[int, frozenset[str]] = {}  # by the model of an open run
+        self._left: dict[int, frozenset[str]] = {}  # by the patcher of an open run
+        self._ordered: dict[int, ExitStack] = {}  # by patchers that core uses without a run of ours around them
 
     def outer_sample(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Open a run around a whole sampling (core's ``CFGGuider.outer_sample``)."""
@@ -196,9 +210,9 @@ class LiveFusion:
 
         Gives their names. A sampling inside another one, on the same models, finds it done.
         """
-        first = id(models[0])
-        if first in self._left:
-            yield self._left[first]
+        numbers = [id(model) for model in models]
+        if numbers[0] in self._left:
+            yield self._left[numbers[0]]
             return
         held = models[0].get_attachment(ATTACHMENT)
         ours = held.merged if held is not None else []
@@ -206,11 +220,12 @@ class LiveFusion:
         if left:
             logger.warning("LoRA Conductor: %s", said_of_left(left))
         with as_patches(models, self.spec, left, ours):
-            self._left[first] = frozenset(left)
+            self._left |= dict.fromkeys(numbers, frozenset(left))
             try:
-                yield self._left[first]
+                yield frozenset(left)
             finally:
-                del self._left[first]
+                for number in numbers:
+                    del self._left[number]
 
     def _keep(self, samples: Tensor, run: Run) -> RunResults:
         call = run.kept_call
@@ -242,7 +257,8 @@ class LiveFusion:
             call = run.open_call(batch, _picture(executor.class_obj, x, t, *args, **kwargs), options.get("sigmas"))
             output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
             # Which layers mix rows is only seen when they run: the first call of several rows is made again.
-            site.apart |= call.mixed
+            if call.mixed:
+                site.run_apart(executor.class_obj)
             each = site.parts_of(batch, x, executor.class_obj)
             if not each:
                 run.end_call(call)
@@ -290,24 +306,29 @@ class LiveFusion:
         """Our LoRAs, on a model that a run of other LoRAs runs too: a run of our own, step by step with it."""
         if not self._open and host._open:
             leader = host._open[-1]
-            run = Run(self.spec, self._router(executor.class_obj), leader.sigmas, leader.guider)
+            run = self._run_on(executor.class_obj, leader.sigmas, leader.guider)
             leader.followers.append(run)
             self._open.append(run)
             host._guests[self] = run
         return self.apply_model(executor, *args, **kwargs)
 
-    def _router(self, model: Any) -> Router:
-        """For a run on a model of core's (BaseModel)."""
-        return Router(self.spec.rules, schedule=schedule_of(model.model_sampling))
+    def _left_on(self, model: Any) -> frozenset[str]:
+        """Layers that are left to core on whatever patcher the model runs for."""
+        return self._left.get(id(getattr(model, "current_patcher", None)), frozenset())
+
+    def _run_on(self, model: Any, sigmas: tuple[float, ...], guider: Any = None) -> Run:
+        """A run on a model of core's (BaseModel)."""
+        router = Router(self.spec.rules, schedule=schedule_of(model.model_sampling))
+        return Run(self.spec, router, sigmas, guider, left=self._left_on(model))
 
     def _loose_run(self, model: Any, t: Tensor, options: Mapping[str, Any]) -> Run:
         """The run of calls that no sampling of ours surrounds; it lasts until core is done with the model."""
         sigmas = options.get("sample_sigmas")
         if sigmas is None:
-            return Run(self.spec, self._router(model), (float(t.max()), 0.0))
+            return self._run_on(model, (float(t.max()), 0.0))
         known = tuple(sigmas.tolist())
         if self._loose is None or self._loose.sigmas != known:
-            self._loose = Run(self.spec, self._router(model), known)
+            self._loose = self._run_on(model, known)
         self._loose.go_to_sigma(float(options["sigmas"].max()))
         return self._loose
 
@@ -315,9 +336,15 @@ class LiveFusion:
         """Core is about to use a patcher that carries us (ON_PRE_RUN).
 
         A guider may do so with the options of another model, which do not have our wrappers: the model brings them.
+        What it has loaded by then is loaded again if the order of the LoRAs asks for it.
         """
         if self._open:
             return
+        self._end_order(patcher)
+        with ExitStack() as stack:
+            if stack.enter_context(self._in_order([patcher])):
+                comfy.model_management.load_models_gpu([patcher])
+            self._ordered[id(patcher)] = stack.pop_all()
         model = patcher.model
         self._loose, base = None, model.apply_model
 
@@ -336,9 +363,15 @@ class LiveFusion:
         own = patcher.model.__dict__
         if self._standing_in is not None and own.get("apply_model") is self._standing_in:
             del own["apply_model"]
+        self._end_order(patcher)
         run, self._loose, self._standing_in = self._loose, None, None
         if run is not None:
             self._keep(torch.zeros(1, 0), run)
+
+    def _end_order(self, patcher: ModelPatcher) -> None:
+        stack = self._ordered.pop(id(patcher), None)
+        if stack is not None:
+            stack.close()
 
     @contextmanager
     def _conditioning(self, model: Any, run: Run) -> Iterator[None]:

@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from ..core import executing, logger, say_on_node
 
 SUMMED = (
-    "The LoRAs of DualLoRADynamicLoader act while sampling. This node takes weights, so they are in them as the plain "
-    "sum, as ComfyUI's loaders would have it. To keep what the policy does, put the loader after this node, or write "
-    "the fusion with BakeFusedLoRA and load that file before this node."
+    "The LoRAs are in here as the plain sum, as ComfyUI's loaders have it: those of DualLoRADynamicLoader act while "
+    "sampling, and this node takes weights. To keep what the policy does, put the loader after this node, or write the "
+    "fusion with BakeFusedLoRA and load that file before this node."
 )
 Plain = Callable[[ModelPatcher], ModelPatcher]
 
@@ -38,11 +38,27 @@ class GivesSum:
 
     def state_dict_for_saving(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As core's: key -> the weight as it is written to a checkpoint."""
-        _tell()
-        summed = type(self).plain(self)
-        # Core has loaded the model that it was given; what is saved are weights as they are loaded.
-        comfy.model_management.load_models_gpu([summed])
-        return summed.state_dict_for_saving(*args, **kwargs)
+        return _loaded_sum(self).state_dict_for_saving(*args, **kwargs)
+
+    def model_state_dict(self: Any, filter_prefix: str | None = None) -> Any:
+        """As core's: key -> the weight as it is loaded, of which LoRAs are extracted."""
+        if filter_prefix is None:  # whoever wants all of them wants their names
+            return super().model_state_dict()  # type: ignore[misc]
+        return _loaded_sum(self).model_state_dict(filter_prefix)
+
+    def patch_weight_to_device(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As core's: patches a weight, or gives it patched, where memory had no room to load it so."""
+        if kwargs.get("return_weight"):
+            return type(self).plain(self).patch_weight_to_device(*args, **kwargs)
+        return super().patch_weight_to_device(*args, **kwargs)  # type: ignore[misc]
+
+
+def _loaded_sum(model: Any) -> ModelPatcher:
+    """Core has loaded the model that it was given; what nodes want of it are weights as they are loaded."""
+    _tell()
+    summed = type(model).plain(model)
+    comfy.model_management.load_models_gpu([summed])
+    return summed
 
 
 @cache

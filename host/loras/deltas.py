@@ -16,6 +16,7 @@ from ...fusion.adapters import (
     DeltaError,
     DoRADelta,
     Geometry,
+    LowRankDelta,
     Place,
     densified,
     finite,
@@ -86,6 +87,8 @@ def _of_adapter(adapter: Any, place: Place, geometry: Geometry) -> Delta:
     if kind is None:
         raise Unroutable(f"adapters of the kind '{adapter.name}' are not known here")
     delta = kind.delta(place, adapter.weights)
+    if isinstance(delta, LowRankDelta):
+        delta.check_size()
     grouped = geometry.groups != 1
     if grouped:
         _refuse_grouped_slice(place, geometry)

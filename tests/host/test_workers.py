@@ -84,6 +84,24 @@ def test_a_plan_of_one_is_replayed_by_the_other(workers: list[ComfyServer]) -> N
     assert torch.equal(w.latent(workers[1], replayed, "again"), w.latent(workers[0], outputs, "a"))
 
 
+def test_two_times_a_hundred_saves_are_two_hundred_files(workers: list[ComfyServer]) -> None:
+    """At the same time, under the same name in one folder."""
+    saves = {
+        # The same place said otherwise: of two nodes with the same inputs ComfyUI runs one.
+        f"plan{number}": w.node(
+            "SaveRoutingPlan",
+            model=["routed", 0],
+            latent=["a.sample", 0],
+            filename_prefix=f"saves/{'./' * number}plan",
+        )
+        for number in range(100)
+    }
+    graph = w.world(dual=w.loader(), routed=w.router("kl_soft"), **w.sampled("a", "routed"))
+    at_once(workers, graph | saves)
+    files = list((workers[0].base_dir / "output" / "saves").iterdir())
+    assert len(files) == 200 and len({file.read_text() for file in files}) == 1
+
+
 def test_a_file_baked_by_one_is_loaded_by_the_other(workers: list[ComfyServer]) -> None:
     inputs = {"steps": "average", "step": 1, "rank": 0, "dtype": "fp16", "filename_prefix": "loras/worker"}
     graph = w.world(dual=w.loader(), routed=w.router("sum"), **w.sampled("a", "routed"))

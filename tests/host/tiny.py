@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
@@ -11,6 +12,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -128,6 +130,25 @@ def make_lora(
             tensors[f"{prefix}.alpha"] = torch.tensor(alpha)
     save_file(tensors, path)
     return path
+
+
+def partly_loaded(monkeypatch: pytest.MonkeyPatch, share: float) -> list[tuple[bool, float]]:
+    """Core decides how much fits when it loads a model; from now on it is told that ``share`` of it does.
+
+    Returns:
+        For every model that was loaded, whether core took it for partly loaded, and how much of it was.
+    """
+    comfy.model_management.unload_all_models()
+    load, told = comfy.model_management.LoadedModel.model_load, []
+
+    def partly(loaded, lowvram_model_memory=0, force_patch_weights=False):
+        budget = max(0.1, share * loaded.model.model_size())  # as core writes "nothing at all"
+        real = load(loaded, budget, force_patch_weights=force_patch_weights)
+        told.append((real.model_lowvram, real.model_loaded_weight_memory / loaded.model.model_size()))
+        return real
+
+    monkeypatch.setattr(comfy.model_management.LoadedModel, "model_load", partly)
+    return told
 
 
 def core_stacked(model, *loras: tuple[Path, float]):

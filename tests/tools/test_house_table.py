@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import house_table
-from house_table import BEGIN, END, PageError
+from made_pages import PageError, with_table
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def house(tmp_path: Path) -> Path:
 
 def test_the_page_is_true() -> None:
     page = house_table.PAGE.read_text(encoding="utf-8")
-    assert house_table.with_table(page, house_table.table()) == page, "stale; run: make house"
+    assert with_table(page, house_table.COMMAND, house_table.table()) == page, "stale; run: make house"
 
 
 def test_rows_say_what_the_files_say(house: Path) -> None:
@@ -57,12 +57,3 @@ def test_a_file_that_does_not_say_what_it_is_for_is_named(house: Path) -> None:
     (house / "nodes" / "silent.py").write_text("x = 1\n")
     with pytest.raises(PageError, match=r"nodes/silent\.py has no docstring"):
         house_table.table(house)
-
-
-def test_only_what_lies_between_the_marks_is_replaced() -> None:
-    page = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
-    anew = house_table.with_table(page, "rows")
-    assert anew == f"above\n{BEGIN}\n\nrows\n\n{END}\nbelow\n" == house_table.with_table(anew, "rows")
-    for broken in ("", f"{BEGIN}", f"{END}\n{BEGIN}", page + page, page + BEGIN):
-        with pytest.raises(PageError, match="once, in this order"):
-            house_table.with_table(broken, "rows")

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 import matrix
-from matrix import BEGIN, END, Cell
+from made_pages import marks, table_of, with_table
+from matrix import COMMAND, Cell
 
 
 def test_a_cell_passes(host) -> None:
@@ -38,17 +39,14 @@ def test_the_table() -> None:
     assert rows[2] == "| default | `--cpu` | 2e-07 | **FAILED** |"
     assert rows[3] == "| cache-ram | `--cpu --cache-ram` | does not start | 0 |"
     assert rows[5:] == ["- cache-ram on 1.0: unknown", "- default on 2.0: sum differs"]
-    page = matrix.with_table(f"above\n{BEGIN}\nold\n{END}\nbelow", "\n".join(rows))
+    page = with_table("\n".join(["above", *marks(COMMAND), "below"]), COMMAND, "\n".join(rows))
     assert matrix.cells_of(page) == [cells[0], replace(cells[2], error=None), cells[1], cells[3]]
-    assert page.startswith("above\n") and page.endswith("\nbelow") and "old" not in page and rows[0] in page
-    with pytest.raises(ValueError, match="make test-matrix"):
-        matrix.with_table("a page", "rows")
 
 
 def test_the_page_is_of_every_supported_version() -> None:
     """The supported versions stand in the table that was committed, and nothing in it failed."""
     page = matrix.PAGE.read_text(encoding="utf-8")
-    between = page.partition(BEGIN)[2].partition(END)[0]
+    between = table_of(page, COMMAND)
     header = next(line for line in between.splitlines() if line.startswith("| mode"))
     assert [cell.strip() for cell in header.split("|")[3:-1]] == list(matrix.DISTRIBUTIONS)
     assert "FAILED" not in between

@@ -36,6 +36,13 @@ def test_the_product_stays_and_hidden_features_are_as_loud(case):
     torch.testing.assert_close((mixed @ x).double().square().sum(), loud, rtol=1e-5, atol=0)
 
 
+def test_what_is_no_number_stays_what_it_is():
+    """A strength may make it so; eigenvalues of such matrices are an error."""
+    up, down = torch.full((6, 3), float("inf")), torch.randn(3, 4)
+    turned, mixed = orthonormal(up, down)
+    assert turned is up and mixed is down
+
+
 def test_nothing_stays_nothing():
     turned, mixed = orthonormal(torch.zeros(6, 3), torch.randn(3, 4))
     assert not (turned @ mixed).any() and bool(turned.isfinite().all() and mixed.isfinite().all())

@@ -8,6 +8,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from made_pages import as_called, ended
+
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from ..families.catalogue import FAMILIES
 from .dialects import Parents, table
@@ -29,14 +31,14 @@ def main() -> int:
         for name in options.family or [name for name in DIFFUSERS if FAMILIES[name].in_host]:
             rows += Parents(name, Path(folder)).rows()
             print(name, file=sys.stderr, flush=True)
-    arguments = " ".join(f"--family {name}" for name in options.family or [])
     versions = f"ComfyUI {HOST.version} and diffusers {diffusers.__version__}"
-    options.output.write_text(table(rows, versions, COMMAND + (f' ARGS="{arguments}"' if arguments else "")))
-    failed = [row for row in rows if not row.passed]
-    for row in failed:
-        print(f"FAILED {row.family} {row.parents}: {row.comfyui:.0%} {row.diffusers:.0%} {row.said[:2]}")
-    print(f"{len(rows)} files, {len(failed)} failed: {options.output}")
-    return 1 if failed else 0
+    options.output.write_text(table(rows, versions, as_called(COMMAND, family=options.family)))
+    failed = [
+        f"{row.family} {row.parents}: {row.comfyui:.0%} {row.diffusers:.0%} {row.said[:2]}"
+        for row in rows
+        if not row.passed
+    ]
+    return ended(f"{len(rows)} files", failed, options.output)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ from lora_conductor.host.core.printable import MOST_OF_A_MESSAGE, printable
 ANY = st.text(st.characters(categories=("L", "N", "P", "S", "Z", "C")), max_size=50)
 
 
-@given(st.recursive(ANY | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(ANY, inner)))
+@given(
+    st.recursive(
+        ANY | st.integers() | st.floats() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(ANY, inner)
+    )
+)
 def test_whatever_it_was_it_can_be_sent_and_saved(value):
-    text = json.dumps(printable(value), ensure_ascii=False)
+    text = json.dumps(printable(value), ensure_ascii=False, allow_nan=False)
     assert json.loads(text.encode("utf-8")) == printable(value)
 
 

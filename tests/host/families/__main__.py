@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from made_pages import as_called, ended
+
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from .bench import Tamper
 from .catalogue import FAMILIES
@@ -42,15 +44,11 @@ def main() -> int:
     names = options.family or [name for name, family in FAMILIES.items() if family.in_host]
     tamper = BREAKS[options.broken] if options.broken else None
     rows = list(measured(names, tamper))
-    arguments = [f"--family {name}" for name in options.family or []]
-    arguments += [f"--break {options.broken}"] if options.broken else []
-    text = table(rows, HOST.version, COMMAND + (f' ARGS="{" ".join(arguments)}"' if arguments else ""))
-    options.output.write_text(text)
-    failed = [cell for row in rows for cell in row if not cell.passed]
-    for cell in failed:
-        print(f"FAILED {cell.family} {cell.kind} {cell.dtype}: {cell.error:.1e}")
-    print(f"{sum(map(len, rows))} cells, {len(failed)} failed: {options.output}")
-    return 1 if failed else 0
+    called = as_called(COMMAND, family=options.family, **{"break": [options.broken] if options.broken else []})
+    options.output.write_text(table(rows, HOST.version, called))
+    cells = [cell for row in rows for cell in row]
+    failed = [f"{cell.family} {cell.kind} {cell.dtype}: {cell.error:.1e}" for cell in cells if not cell.passed]
+    return ended(f"{len(cells)} cells", failed, options.output)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from made_pages import as_called, ended
+
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from .catalogue import FAMILIES
 from .routing import ALLOWED, KINDS, SETTINGS, Cell, measure_row
@@ -75,19 +77,16 @@ def main() -> int:
     options = parser.parse_args()
     names = options.family or [name for name, family in FAMILIES.items() if family.in_host]
     rows = []
-    only = " ".join(f"--family {name}" for name in options.family or [])
-    command = COMMAND + (f' ARGS="{only}"' if only else "")
+    command = as_called(COMMAND, family=options.family)
     # Forked: a fresh process would find the tests of ComfyUI for ours.
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=8) as pool:
         for row in pool.imap(measured, names):
             rows.append(row)
             print(row[0].family, f"{max(cell.worst for cell in row):.0e}", file=sys.stderr, flush=True)
             options.output.write_text(page(rows, HOST.version, command))
-    failed = [cell for row in rows for cell in row if not cell.passed]
-    for cell in failed:
-        print(f"FAILED {cell.family} {cell.setting}: {cell.errors}")
-    print(f"{sum(map(len, rows))} cells, {len(failed)} failed: {options.output}")
-    return 1 if failed else 0
+    cells = [cell for row in rows for cell in row]
+    failed = [f"{cell.family} {cell.setting}: {cell.errors}" for cell in cells if not cell.passed]
+    return ended(f"{len(cells)} cells", failed, options.output)
 
 
 if __name__ == "__main__":

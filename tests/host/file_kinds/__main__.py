@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from made_pages import as_called, ended
+
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
 from .grid import BREAKS, KINDS, MODELS, Cell, Grid
 from .oddities import ODDITIES
@@ -34,10 +36,11 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     warnings.filterwarnings("ignore")
     start, cells = time.monotonic(), list(_measured(options))
-    options.output.write_text(page(cells, HOST.version, COMMAND + _arguments(options)))
-    failed = [cell for cell in cells if not cell.passed]
-    print(f"{len(cells)} cells, {len(failed)} failed, {(time.monotonic() - start) / 60:.0f} min: {options.output}")
-    return 1 if failed else 0
+    given = {"model": options.model, "kind": options.kind, "oddity": options.oddity}
+    given["break"] = [options.broken] if options.broken else []
+    options.output.write_text(page(cells, HOST.version, as_called(COMMAND, **given)))
+    failed = [str(cell) for cell in cells if not cell.passed]
+    return ended(f"{len(cells)} cells, {(time.monotonic() - start) / 60:.0f} min", failed, options.output)
 
 
 def _measured(options: argparse.Namespace) -> Iterator[Cell]:
@@ -50,17 +53,8 @@ def _measured(options: argparse.Namespace) -> Iterator[Cell]:
                     tamper = BREAKS[options.broken] if options.broken else None
                     cell = grid.measure(head, naming, kind, oddity, tamper)
                     if cell is not None:
+                        print(f"{head} {naming} {kind} {oddity} {cell.error:.0e}", file=sys.stderr, flush=True)
                         yield cell
-                    if cell is not None and not cell.passed:
-                        print(f"FAILED {cell}", flush=True)
-
-
-def _arguments(options: argparse.Namespace) -> str:
-    """As they are given to the command."""
-    given = {"model": options.model, "kind": options.kind, "oddity": options.oddity}
-    words = [f"--{name} '{value}'" for name, values in given.items() for value in values or []]
-    words += [f"--break {options.broken}"] if options.broken else []
-    return f' ARGS="{" ".join(words)}"' if words else ""
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from ..families.catalogue import FAMILIES
 from .dialects import DIFFUSERS, GENERIC, KOHYA, NAMINGS, Shape, named, prefixes_of
 from .oddities import ODDITIES, Chain, Layers, Oddity, victim_of
 
-MODELS = ("Flux", "SD15")
+MODELS = ("Flux", "SD15", "SDXL", "QwenImage")
 EXACT = 1e-5  # of the output's range
 MOVED = 1e-3  # of the range: less, and a cell shows nothing
 STRENGTH = 0.7

@@ -14,6 +14,7 @@ from lora_conductor.host.core import ConductorError
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 
 from .. import tiny
+from ..sampling.ways import called
 
 TOLERANCE = 1e-4  # of the output range, float32; other batch shapes sum in another order
 POLICIES = pytest.mark.parametrize("policy", [Paper(), RECOMMENDED, KLSoft()], ids=["paper", "recommended", "kl_soft"])
@@ -55,6 +56,29 @@ def test_batch_of_four_equals_four_of_one(setting, policy):
     together = tiny.sample(model, batch=4, noise=noise, **kw)
     apart = torch.cat([tiny.sample(model, noise=noise[i : i + 1], **kw) for i in range(4)])
     assert tiny.relative(together, apart) < TOLERANCE
+
+
+def test_what_a_patch_mixes_concerns_no_other_clone(tmp_path):
+    """Behind HyperTile prompts run one by one; what looks at both prompts, on another clone, still gets both."""
+    model = tiny.tiny_unet()
+    shapes = tiny.layer_shapes(model)
+    files = [tiny.make_lora(tmp_path / f"{seed}.safetensors", shapes, seed=seed, size=0.2) for seed in (1, 2)]
+    routed = fused(model, *files, policy=KLSoft())
+
+    def prompts_in_calls(of):
+        seen, looked_at = set(), of.clone()
+
+        def look(out, options):
+            seen.add(len(options["cond_or_uncond"]))
+            return out
+
+        looked_at.set_model_attn2_output_patch(look)
+        tiny.sample(looked_at, steps=2, cfg=2.0)
+        return seen
+
+    (tiled,) = called("HyperTile", model=routed, tile_size=32)
+    assert prompts_in_calls(tiled) == {1, 2}  # that they are mixed is seen when they are
+    assert prompts_in_calls(routed) == {2}
 
 
 @POLICIES

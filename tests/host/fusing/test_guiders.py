@@ -17,6 +17,7 @@ from lora_conductor.host.fusing import record_of_latent
 from lora_conductor.host.fusing.loading import fused
 
 from .. import tiny
+from ..adapter_files import make_file
 
 DualModel = getattr(custom, "Guider_DualModel", None)
 dual = pytest.mark.skipif(DualModel is None, reason="this ComfyUI has no Dual Model CFG Guider")
@@ -93,6 +94,29 @@ def test_a_run_on_the_negative_model_alone_is_recorded(files: Any) -> None:
     guide(DualModel(one, routed), one)
     (run,) = live.kept
     assert run.record.layers and run.record.steps == STEPS and not run.record.weights.isnan().any()
+
+
+@dual
+@pytest.mark.parametrize("kind", ["dora_out_lora", "oft"])
+@pytest.mark.parametrize("where", ["negative", "both"])
+def test_other_models_of_a_run_have_their_loras_in_the_order_of_loading(
+    files: Any, tmp_path: Path, kind: str, where: str
+) -> None:
+    """Core's loader behind ours, with an adapter that looks at the weight: those layers are left to core."""
+    one, other = tiny.tiny_flux(), tiny.tiny_flux()
+    odd = make_file(tmp_path / f"{kind}.safetensors", kind, tiny.layer_shapes(one), seed=4)
+
+    def behind(model: Any) -> tuple[Any, Any]:
+        return tuple(tiny.core_stacked(loaded, (odd, 0.7)) for loaded in with_loras(model, files))
+
+    negative, of_core = behind(other)
+    positive = with_loras(one, files) if where == "both" else (one, one)
+    patches, version = dict(negative.patches), negative.patches_uuid
+    expected = guide(DualModel(positive[1], of_core), one)
+    assert tiny.relative(guide(DualModel(positive[0], negative), one), expected) < 1e-5
+    assert negative.patches == patches and negative.patches_uuid == version
+    assert tiny.relative(guide(DualModel(*positive), one), expected) > 1e-3
+    assert tiny.relative(guide(DualModel(positive[0], negative), one), expected) < 1e-5
 
 
 class ByList(comfy.samplers.CFGGuider):

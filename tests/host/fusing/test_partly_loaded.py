@@ -12,7 +12,6 @@ from .. import tiny
 @pytest.mark.parametrize("share", [0.0, 1 / 3])
 @pytest.mark.parametrize("policy", ["sum", "kl_soft"])
 def test_the_picture_is_that_of_a_model_loaded_whole(tmp_path, monkeypatch, policy, share):
-    """Core decides how much fits when it loads a model; here it is told that ``share`` of it does."""
     model = tiny.tiny_unet()
     files = [
         tiny.make_lora(tmp_path / f"{role}.safetensors", tiny.layer_shapes(model), seed=seed, size=0.2)
@@ -20,16 +19,7 @@ def test_the_picture_is_that_of_a_model_loaded_whole(tmp_path, monkeypatch, poli
     ]
     routed = fused(model, files[0], files[1], POLICIES[policy]())
     whole = tiny.sample(routed, steps=2, cfg=2.0)
-    comfy.model_management.unload_all_models()
-    load, told = comfy.model_management.LoadedModel.model_load, []
-
-    def partly(loaded, lowvram_model_memory=0, force_patch_weights=False):
-        budget = max(0.1, share * loaded.model.model_size())  # as core writes "nothing at all"
-        real = load(loaded, budget, force_patch_weights=force_patch_weights)
-        told.append((real.model_lowvram, real.model_loaded_weight_memory / loaded.model.model_size()))
-        return real
-
-    monkeypatch.setattr(comfy.model_management.LoadedModel, "model_load", partly)
+    told = tiny.partly_loaded(monkeypatch, share)
     part = tiny.sample(routed, steps=2, cfg=2.0)
     comfy.model_management.unload_all_models()
     assert any(lowvram for lowvram, _ in told) and all(loaded <= share for _, loaded in told)

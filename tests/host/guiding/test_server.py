@@ -23,6 +23,12 @@ def workflow(guided=True, batch=1, clip=CLIP_FILE, dino=DINO_FILE, **changes):
     return graph
 
 
+def test_noise_levels_that_are_no_numbers_fail_no_prompt(comfy):
+    """ComfyUI's kl_optimal makes such of a single step; its sampler then draws nothing, and no report says a number."""
+    picture, scores = run(comfy, steps=1, scheduler="kl_optimal")
+    assert picture.isnan().all() and scores["guided"]
+
+
 def run(server, guided=True, **kwargs):
     outputs = workflows.run(server, workflow(guided, **kwargs))
     return workflows.latent(server, outputs, "run"), workflows.scores(outputs, "run") if guided else None

@@ -103,6 +103,19 @@ def test_alpha_that_is_used_refuses_by_name(model, put, tmp_path, kind):
         load(model)
 
 
+@pytest.mark.parametrize(("kind", "leaf"), [("loha", "hada_w2_a"), ("lora", "lora_up.weight")])
+def test_values_whose_product_is_no_number_are_refused_by_layer(model, put, tmp_path, kind, leaf):
+    """Each of them is one, so that core makes a picture of NaN; the other layers are applied."""
+    tensors, (name, _) = plain(model, tmp_path, kind), layer(model)
+    path = put(
+        tensors | {f"{name}.{leaf}": tensors[f"{name}.{leaf}"].sign() * 3e38, f"{name}.alpha": torch.tensor(99.0)}
+    )
+    ours, _, report = load(model, path.name)
+    assert f"{name}.weight: its values are too large" in report
+    rest = put({key: value for key, value in tensors.items() if not key.startswith(name)}, "rest.safetensors")
+    assert tiny.relative(tiny.sample(ours), tiny.sample(tiny.core_stacked(model, (rest, 1.0)))) < 1e-5
+
+
 def test_values_that_nobody_uses_are_a_note(model, put, tmp_path, clip):
     tensors = plain(model, tmp_path)
     path = put(tensors | text(NAN) | {"somebody.elses.lora_up.weight": torch.full((2, 2), INF)})

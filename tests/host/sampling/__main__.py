@@ -1,7 +1,8 @@
 """Measure every way to sample and write it as tables: ``make sampling-grid``, into docs/compatibility.md.
 
 Our LoRAs, fused at run time by the plain sum, against ComfyUI's stacked loaders, with the same noise. Exits with 1 when
-a cell fails. ``--section NAME`` measures one section anew; the others stay as measured before (output/sampling.json).
+a cell fails. ``--section NAME`` measures one section anew; the others stay as measured before (output/sampling.json,
+written cell by cell). ``--missing`` goes on where a call was stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from made_pages import ended, put_table
 from repo_paths import OUTPUT
 
 from ...conftest import HOST, REPO  # first: it makes ComfyUI importable
@@ -28,8 +30,7 @@ from .table import table
 from .ways import Cell, Way, World, measure
 
 PAGE = REPO / "docs" / "compatibility.md"
-BEGIN = "<!-- made by `make sampling-grid`: do not edit below -->"
-END = "<!-- made by `make sampling-grid`: do not edit above -->"
+COMMAND = "make sampling-grid"
 OPTIONS = "Options"
 COSTLY = ("Samplers",)
 MEASURED = OUTPUT / "sampling.json"
@@ -40,13 +41,13 @@ def place_of(way: Way) -> Place:
     return way.section, way.row, way.column
 
 
-def measured(sections: Collection[str]) -> Iterator[Cell]:
-    """The cells of these sections."""
+def measured(sections: Collection[str], known: Collection[Place]) -> Iterator[Cell]:
+    """The cells of these sections, without those that are known."""
     worlds: dict[str, World] = {}
     row: tuple[str, str] | None = None
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
-            if way.section not in sections:
+            if way.section not in sections or place_of(way) in known:
                 continue
             if way.family not in worlds:
                 worlds[way.family] = World(way.family, Path(folder))
@@ -75,7 +76,9 @@ def before() -> tuple[dict[Place, Cell], dict[tuple[str, ...], FlagCell]]:
 
 
 def keep(cells: dict[Place, Cell], flags: dict[tuple[str, ...], FlagCell]) -> None:
-    """Write down what was measured."""
+    """Write down what was measured, beside what is there: another call may measure other sections meanwhile."""
+    kept_cells, kept_flags = before()
+    cells, flags = kept_cells | cells, kept_flags | flags
     plain = [
         (place, {name: value for name, value in vars(cell).items() if name != "way"}) for place, cell in cells.items()
     ]
@@ -85,44 +88,30 @@ def keep(cells: dict[Place, Cell], flags: dict[tuple[str, ...], FlagCell]) -> No
     )
 
 
-def with_table(page: str, text: str) -> str:
-    """The page with this text between our marks.
-
-    Raises:
-        ValueError: the marks are not there.
-    """
-    above, begin, rest = page.partition(BEGIN)
-    _, end, below = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page needs the lines\n{BEGIN}\n{END}")
-    return f"{above}{BEGIN}\n\n{text}\n\n{END}{below}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", action="append", choices=[*SECTIONS, OPTIONS], help="only this one; repeatable")
+    parser.add_argument("--missing", action="store_true", help="only what has not been measured yet")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     began, sections = time.process_time(), options.section or [*SECTIONS, OPTIONS]
-    cells, flags = before()
-    for cell in measured(sections):
-        cells[place_of(cell.way)] = cell
+    known, known_flags = before() if options.missing else ({}, {})
+    for cell in measured(sections, known):
+        keep({place_of(cell.way): cell}, {})
         print(line_of(cell), file=sys.stderr, flush=True)
     for given in FLAGS if OPTIONS in sections else ():
-        flags[given] = measure_flags(given)
-    keep(cells, flags)
+        if given not in known_flags:
+            keep({}, {given: measure_flags(given)})
+    cells, flags = before()
     ordered = [cells[place_of(way)] for way in WAYS if place_of(way) in cells]
     shown = [flags[given] for given in FLAGS if given in flags]
     text = f"Made with ComfyUI {HOST.version}, on a CPU. {table(ordered, list(rows(shown)) if shown else [])}"
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    put_table(PAGE, COMMAND, text)
     failed = [line_of(cell) for cell in ordered if not cell.passed]
     failed += [f"{' '.join(cell.flags)}: {cell.said or cell.text}" for cell in shown if not cell.passed]
-    for line in failed:
-        print(f"FAILED {line}")
     minutes = math.ceil((time.process_time() - began) / 60)
-    print(f"{len(ordered) + len(shown)} cells, {len(failed)} failed, {minutes} minutes of one core: {PAGE}")
-    return 1 if failed else 0
+    return ended(f"{len(ordered) + len(shown)} cells, {minutes} minutes of one core", failed, PAGE)
 
 
 if __name__ == "__main__":

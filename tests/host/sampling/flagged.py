@@ -44,14 +44,20 @@ def main() -> None:
         ]
         how = {"steps": 3, "cfg": 2.0, "batch": 4}
         truth = tiny.sample(tiny.core_stacked(exact, *files), **how).double()
-        core = tiny.sample(tiny.core_stacked(other, *files), **how).double()
+        output = tiny.sample(tiny.core_stacked(other, *files), **how)
+        core = output.double()
         ours = tiny.sample(fused(model, *files, Sum(), always_live=True), **how).double()
 
     def rms(difference: torch.Tensor) -> float:
         return float(difference.square().mean().sqrt())
 
     spread = float(truth.max() - truth.min())
-    found = {"error": tiny.relative(ours, core), "ours": rms(ours - truth) / spread, "core": rms(core - truth) / spread}
+    found = {
+        "error": tiny.relative(ours, core),
+        "rounding": torch.finfo(output.dtype).eps * float(core.abs().max()) / spread,
+        "ours": rms(ours - truth) / spread,
+        "core": rms(core - truth) / spread,
+    }
     print(json.dumps(found))
 
 

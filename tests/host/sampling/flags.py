@@ -39,12 +39,14 @@ class FlagCell:
 
     Attributes:
         error: of our sum against core's merge, of the range.
+        rounding: what one step of the output's own precision is, of the range: what half precision rounds to.
         ours, core: RMS errors of both against float32, of the range.
         said: by what did not start.
     """
 
     flags: tuple[str, ...]
     error: float = 0.0
+    rounding: float = 0.0
     ours: float = 0.0
     core: float = 0.0
     said: str = ""
@@ -53,14 +55,17 @@ class FlagCell:
     def passed(self) -> bool:
         if self.said:
             return "--cpu" not in self.flags
-        return self.error <= EXACT or self.ours <= RATIO * self.core
+        return self.error <= max(EXACT, self.rounding) or self.ours <= RATIO * self.core
 
     @property
     def text(self) -> str:
         if self.said:
             return "does not start" if self.passed else "**FAILED**"
-        exact = f"{self.error:.0e}"
-        shown = exact if self.error <= EXACT else f"{exact}; {self.ours / self.core:.2f} of ComfyUI's error"
+        shown = f"{self.error:.0e}"
+        if EXACT < self.error <= self.rounding:
+            shown += "; the output is rounded in steps of " + f"{self.rounding:.0e}"
+        elif self.error > EXACT and self.core:
+            shown += f"; {self.ours / self.core:.2f} of ComfyUI's error"
         return shown if self.passed else f"**FAILED {shown}**"
 
 
