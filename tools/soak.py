@@ -47,7 +47,7 @@ class Figures:
     """What was seen of one server; the lists have an entry a prompt.
 
     Attributes:
-        resident: MB, after the reference.
+        resident: MB, after the reference and a collection of garbage.
         leaked: how often ComfyUI took a model for leaked.
         poisoned: prompts after which a reference was another picture.
         surprises: what ended otherwise than it should, with the error.
@@ -154,6 +154,7 @@ class Soak:
         graph = w.guidance_world(*ENCODERS, dual=w.loader(), routed=w.router("recommended"))
         graph |= w.sampled("plain", "routed", steps=2, denoise=denoise)
         graph |= w.guided("guided", model="routed", steps=2, denoise=denoise, guidance_every=1)
+        graph["collect"] = w.node("SoakCollect", latent=["guided.sample", 0])
         try:
             outputs = w.run(self.server, graph)
         except WorkflowError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -67,6 +68,23 @@ class OutOfMemory:
         return (model,)
 
 
+class Collect:
+    """Garbage is collected: after an error, core's frames hold models and latents in circles until Python does so."""
+
+    CATEGORY = "soak"
+    RETURN_TYPES = ()
+    FUNCTION = "collect"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latent": ("LATENT",)}}
+
+    def collect(self, latent):
+        gc.collect()
+        return ()
+
+
 class FullDisk:
     """Until the prompt is over no file can grow: writes fail in the kernel, as they do on a full disk."""
 
@@ -106,4 +124,9 @@ class FullDisk:
         return (latent,)
 
 
-NODE_CLASS_MAPPINGS = {"SoakSpoil": Spoil, "SoakOutOfMemory": OutOfMemory, "SoakFullDisk": FullDisk}
+NODE_CLASS_MAPPINGS = {
+    "SoakSpoil": Spoil,
+    "SoakOutOfMemory": OutOfMemory,
+    "SoakCollect": Collect,
+    "SoakFullDisk": FullDisk,
+}
