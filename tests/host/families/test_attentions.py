@@ -67,7 +67,7 @@ def test_every_layer_is_covered_from_end_to_end():
         ("SD15", "input_blocks.1.1.transformer_blocks.0.attn1.to_q", "...attn1.to_v", False),
         ("QwenImage", "transformer_blocks.0.attn.add_v_proj", "...attn.to_add_out", True),
         ("QwenImage", "transformer_blocks.0.attn.to_q", "...attn.add_k_proj", False),
-        ("HiDream", "double_stream_blocks.0.block.attn1.to_v_t", "...block.attn1.to_out_t", True),
+        ("HiDream", "double_stream_blocks.0.block.attn1.to_v_t", "...attn1.to_out_t", True),
         ("AuraFlow", "double_layers.0.attn.w1v", "...attn.w1o", True),
         ("AuraFlow", "double_layers.0.attn.w1q", "...attn.w2k", False),
         ("Kandinsky5", "visual_transformer_blocks.0.self_attention.to_query", "...self_attention.to_key", True),
@@ -81,7 +81,6 @@ def test_partners_share_a_group(name, one, other, together):
         pytest.skip(f"this ComfyUI has no {name}")
     ours = attention_parts(build(FAMILIES[name]).model)
     full = f"diffusion_model.{one}"
-    depth = len(other.removeprefix("...").split("."))
-    partner = ".".join([*full.split(".")[:-depth], other.removeprefix("...")])
+    partner = f"{full.rsplit('.', 2)[0]}.{other.removeprefix('...')}"
     groups = [{part.group for part in ours[layer]} for layer in (full, partner)]
     assert bool(groups[0] & groups[1]) is together, groups
