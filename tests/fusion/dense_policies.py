@@ -53,6 +53,11 @@ def dropped(delta, p, draws):
     return np.where(draws < p, delta / p, 0)
 
 
+def times_of(steps):
+    """t / T of each step: of so many even ones, or as given."""
+    return [t / steps for t in range(steps)] if isinstance(steps, int) else steps
+
+
 def k_lora(pairs, ranks, variant, steps, alpha=1.5):
     """The official code's choice, [layer][step], with the step in place of its call counter."""
     ratios = np.array([np.abs(c).sum() / np.abs(s).sum() for c, s in pairs])
@@ -61,8 +66,8 @@ def k_lora(pairs, ranks, variant, steps, alpha=1.5):
     for (c, s), (rank_c, rank_s) in zip(pairs, ranks, strict=True):
         top_c, top_s = (np.sort(np.abs(m), axis=None)[::-1][: rank_c * rank_s].sum() for m in (c, s))
         row = []
-        for t in range(steps):
-            scale = alpha * t / steps + 0.5 if variant == "s" else (alpha * t / steps + 0.85 * alpha) % alpha
+        for t in times_of(steps):
+            scale = alpha * t + 0.5 if variant == "s" else (alpha * t + 0.85 * alpha) % alpha
             row.append(SUBJECT if top_c / gamma > top_s * scale else STYLE)
         chosen.append(row)
     return chosen
@@ -73,7 +78,7 @@ def est_lora(pairs, discrepancy, steps, alpha=1.5):
     energies = [[np.linalg.norm(m) ** 2 for m in pair] for pair in pairs]
     balance = sum(c for c, _ in energies) / sum(s for _, s in energies)
     return [
-        [SUBJECT if c / balance >= (alpha * t / steps + 1 - discrepancy) * s else STYLE for t in range(steps)]
+        [SUBJECT if c / balance >= (alpha * t + 1 - discrepancy) * s else STYLE for t in times_of(steps)]
         for c, s in energies
     ]
 

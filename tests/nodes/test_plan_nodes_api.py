@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "group_attention": True,
     "follow_cond": True,
     "start": 0.1,
-    "end": 0.9,
+    "end": 0.5,
     "cap": 1.2,
 }
 

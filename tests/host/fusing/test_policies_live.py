@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lora_conductor.fusion.policies import Chance, Composite, ESTLoRA, KLoRA, Switch
+from lora_conductor.host.core import schedule_of
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 
 from ...fusion.dense_policies import STYLE, SUBJECT, est_lora, k_lora
@@ -138,9 +139,9 @@ def dense(loras, name):
 @pytest.mark.parametrize(
     ("policy", "reference"),
     [
-        (KLoRA("s"), lambda pairs, ranks: k_lora(pairs, ranks, "s", STEPS)),
-        (KLoRA("s*"), lambda pairs, ranks: k_lora(pairs, ranks, "s*", STEPS)),
-        (ESTLoRA(), lambda pairs, ranks: est_lora(pairs, 0.5, STEPS)),
+        (KLoRA("s"), lambda pairs, ranks, times: k_lora(pairs, ranks, "s", times)),
+        (KLoRA("s*"), lambda pairs, ranks, times: k_lora(pairs, ranks, "s*", times)),
+        (ESTLoRA(), lambda pairs, ranks, times: est_lora(pairs, 0.5, times)),
         (Chance(), None),
     ],
     ids=["k_lora_s", "k_lora_s_star", "est_lora", "random"],
@@ -153,7 +154,9 @@ def test_each_step_is_core_with_that_steps_choice(setting, record_property, poli
     record = record_of_latent(routed, ours)
     decided = [[tuple(w) for w in weights.T.tolist()] for weights in record.weights.unbind(1)]
     if reference is not None:
-        assert decided == reference(*zip(*(dense(loras, name) for name in record.layers), strict=True))
+        behind = schedule_of(model.get_model_object("model_sampling"))
+        pairs = zip(*(dense(loras, name) for name in record.layers), strict=True)
+        assert decided == reference(*pairs, [behind(sigma) for sigma in record.sigmas[:-1]])
     assert any(row[0] != w for row in decided for w in row), "something should change on the way"
     x = tiny.latent(model)
     for step in range(STEPS):

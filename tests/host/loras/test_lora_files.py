@@ -82,7 +82,7 @@ def test_not_a_lora_at_all(model, loras, data):
 def test_wrong_family(model, loras):
     flux = tiny.tiny_flux()
     loras("flux.safetensors", plain(flux))
-    assert_error(model, r"'flux\.safetensors' does not fit this model.*BaseModel.*family", subject="flux.safetensors")
+    assert_error(model, r"'flux\.safetensors' does not fit this model.*SD15.*family", subject="flux.safetensors")
 
 
 def test_right_names_wrong_widths(model, loras):
@@ -191,7 +191,7 @@ def test_a_changed_file_is_read_again(model, loras):
 
 def test_both_none_is_no_change(model):
     same, _, report = load(model)
-    assert attachment_of(same).spec is None and "BaseModel" in report
+    assert attachment_of(same).spec is None and "SD15" in report
 
 
 def test_stock_list_has_the_small_worlds_loras():
