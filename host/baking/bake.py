@@ -86,12 +86,12 @@ def bake(
         )
     record, plan = _run(model, spec, samples, settings.origin)
     kept = None if record is None else kept_of(record, plan)
+    sources = [model_source(model, record, kept, settings.step)]
     apart = None
     if record is not None and kept is not None and spec is not None and record.layers:
         weights = baked_weights(spec.policy, record, settings.step, kept).shared
         pairs = {name: (its[ROLES[0]], its[ROLES[1]]) for name, its in weights.items()}
         apart = distance_of_latent(model, samples, pairs, settings.origin)
-    sources = [model_source(model, record, kept, settings.step)]
     kohya = sources[0].naming.kohya
     if clip is not None:
         sources.append(text_source(clip, kohya))

@@ -173,11 +173,13 @@ def test_pointing_tells_and_folding_folds(page: Any, renderer: str) -> None:
         canvas.dispatchEvent(new PointerEvent(kind, { clientX: box.x + fx * box.width, clientY: box.y + fy * box.height,
             bubbles: true }))
         return root.querySelector('.lc-detail').textContent }"""
+    labels = """() => window.app.graph.getNodeById(10).widgets.find(w => w.name === 'routing_map').element
+        .querySelector('.lc-labels').textContent"""
+    assert page.evaluate(labels).startswith("\u25b8 double 0"), "with many layers, blocks are folded at first"
+    page.evaluate(at, [0.02, 0.001, "pointerdown"])
     said = page.evaluate(at, [0.99, 0.001, "pointermove"])
     layer, subject = record["layers"][0].removeprefix("diffusion_model."), record["weights"][0][0][3]
     assert said.startswith(f"{layer}, step 4: weights {subject:.2f} /"), said
-    labels = """() => window.app.graph.getNodeById(10).widgets.find(w => w.name === 'routing_map').element
-        .querySelector('.lc-labels').textContent"""
     assert page.evaluate(labels).startswith("\u25be double 0")
     page.evaluate(at, [0.02, 0.001, "pointerdown"])
     assert page.evaluate(labels).startswith("\u25b8 double 0")

@@ -283,4 +283,5 @@ def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property:
     share = spent / (time.thread_time() - start)
     record_property(f"share of sampling time, {'a page' if connected else 'nobody'} connected", share)
     assert len(sent) > 2 if connected else len(sent) == 2, "to nobody only the whole, kept for a page that comes back"
-    assert share <= (0.01 if connected else 0.001)
+    # Of 66 parts of layers in a model that is as small as can be; it is the parts that cost.
+    assert share <= (0.01 if connected else 0.002)
