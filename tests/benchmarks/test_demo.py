@@ -30,6 +30,9 @@ def test_demo_makes_every_column_and_both_pictures(
     assert sheet.width > sheet.height > demo_pictures.CELL
 
     records = {column: outputs[f"routing/{column}/1"]["routing"][0] for column in ("paper", "recommended")}
-    assert all(record["steps"] == 5 and len(record["layers"]) == 36 for record in records.values())
+    assert all(
+        record["steps"] == 5 and len({layer.partition("[")[0] for layer in record["layers"]}) == 36
+        for record in records.values()
+    )
     demo_pictures.routing_map(records, tmp_path / "map.png", subject)
     assert Image.open(tmp_path / "map.png").width > 500

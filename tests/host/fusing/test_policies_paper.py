@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.emoji.world.base import WIDTH
 from benchmarks.emoji.world.small_world import SmallWorld
+from lora_conductor.fusion.layers import whole_of
 from lora_conductor.fusion.policies import Paper
 from lora_conductor.host.fusing import fused, record_of_latent
 
@@ -72,11 +74,14 @@ class DenseReference:
             bias = 0 if module.bias is None else module.bias.double()
             base = x @ w0.T + bias
             adapted = [x @ (w0 + delta[name]).T + bias for delta in (self.subject, self.style)]  # Eq. 9, 10
-            scores = [kl(f, base) for f in adapted]  # Eq. 11, 12
-            wins = scores[0] >= scores[1]  # Eq. 13
-            self.calls.setdefault(name, []).append((*scores, wins.double()))
-            shape = (-1, *[1] * (base.ndim - 1))
-            return torch.where(wins.reshape(shape), *adapted).to(output.dtype)
+            made = []
+            for part, (start, stop) in parts_of(name, base.shape[-1]).items():
+                own = [f[..., start:stop] for f in adapted]
+                scores = [kl(f, base[..., start:stop]) for f in own]  # Eq. 11, 12
+                wins = scores[0] >= scores[1]  # Eq. 13
+                self.calls.setdefault(part, []).append((*scores, wins.double()))
+                made.append(torch.where(wins.reshape(-1, *[1] * (base.ndim - 1)), *own))
+            return torch.cat(made, -1).to(output.dtype)
 
         return forward
 
@@ -85,6 +90,17 @@ class DenseReference:
         return torch.stack(
             [torch.stack([torch.stack([v.mean() for v in call]) for call in self.calls[n]], -1) for n in layers], 1
         )
+
+
+def parts_of(name, width):
+    """What is decided for itself: queries, keys and values, of FLUX's single blocks with the MLP's part after them."""
+    if name.endswith("attn_qkv"):
+        borders = [0, width // 3, 2 * width // 3, width]
+    elif name.endswith("linear1"):
+        borders = [0, WIDTH, 2 * WIDTH, 3 * WIDTH, width]
+    else:
+        return {name: (0, width)}
+    return {f"{name}[{a}:{b}]": (a, b) for a, b in zip(borders, borders[1:], strict=False)}
 
 
 def kl(adapted, base):
@@ -105,9 +121,10 @@ def test_decisions_and_picture_equal_the_equations_in_float64(small, paths, reco
     record, names = recorded(routed, ours)
     with DenseReference(small.model, *(dense_deltas(path) for path in paths.values())) as reference:
         expected = sample(small, small.model)
-    assert set(names) == set(reference.subject) and len(names) == 36
+    assert set(names) == set(reference.calls) and len(names) == 66
+    assert {whole_of(name) for name in names} == set(reference.subject)
     values = reference.means(names)
-    assert values.shape == (3, 36, STEPS)
+    assert values.shape == (3, 66, STEPS)
     error = float(((record.scores - values[:2]).abs() / values[:2]).max())
     wrong = int((record.weights[0] != values[2]).sum())
     picture = tiny.relative(ours, expected)
@@ -120,7 +137,7 @@ def test_decisions_and_picture_equal_the_equations_in_float64(small, paths, reco
     )
     assert 0.05 < share < 0.95
     assert wrong == 0 and error < 1e-3 and picture < 1e-4
-    torch.testing.assert_close(record.weights.sum(0), torch.ones(36, STEPS, dtype=torch.float64))
+    torch.testing.assert_close(record.weights.sum(0), torch.ones(66, STEPS, dtype=torch.float64))
 
 
 def test_swapping_the_roles_swaps_the_decisions(small, paths):
@@ -147,5 +164,5 @@ def test_scores_grow_with_the_square_of_a_small_strength(small, paths, record_pr
         scores[strength] = recorded(model, sample(small, model, steps=1))[0].scores
     ratio = scores[0.01] / scores[0.005]
     record_property("deviation from 4", float((ratio - 4).abs().max()))
-    assert ratio.shape == (2, 36, 1)
+    assert ratio.shape == (2, 66, 1)
     torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=0.02, atol=0)
