@@ -28,7 +28,10 @@ class Rows(Enum):
         """
         if rows == 0 or (features.ndim > 1 and features.shape[0] == rows):
             return Rows.FIRST
-        if not is_conv and features.ndim == 3 and features.shape[1] == rows:
+        # A first dimension that the rows divide may hold them with their tokens, and the second as many of something
+        # else by chance (Krea 2: layers of its text encoder): nobody can tell then.
+        told = rows == 1 or features.shape[0] % rows
+        if not is_conv and features.ndim == 3 and features.shape[1] == rows and told:
             return Rows.SECOND
         return Rows.MIXED
 

@@ -35,7 +35,8 @@ def test_rows_that_are_not_the_calls_have_no_parts():
     [
         ((2, 6, 8), Rows.FIRST),
         ((2, 8), Rows.FIRST),
-        ((6, 2, 8), Rows.SECOND),
+        ((7, 2, 8), Rows.SECOND),
+        ((6, 2, 8), Rows.MIXED),
         ((12, 8), Rows.MIXED),
         ((1, 12, 8), Rows.MIXED),
         ((6, 5, 8), Rows.MIXED),
@@ -51,7 +52,7 @@ def test_where_the_rows_are(shape, wanted):
     assert torch.equal(found.restored(arranged, features), features)
 
 
-@pytest.mark.parametrize("shape", [(3, 6, 8), (6, 3, 8), (18, 8), (1, 18, 8)])
+@pytest.mark.parametrize("shape", [(3, 6, 8), (7, 3, 8), (6, 3, 8), (18, 8), (1, 18, 8)])
 @pytest.mark.parametrize("conv", [False, True], ids=["linear", "conv"])
 def test_wherever_the_rows_are_the_same_is_added(shape, conv):
     """The plain sum does not ask whose a row is; decisions see the rows of the call first, or a single one."""
@@ -72,5 +73,5 @@ def test_wherever_the_rows_are_the_same_is_added(shape, conv):
     fused = layer.fuse(x, run(x, weight), decide, batch_rows=3)
     wanted = run(x, weight) + 1.5 * run(x, (up @ down.flatten(1)).reshape(weight.shape))
     torch.testing.assert_close(fused, wanted)
-    mixed = conv or 3 not in shape[:2]
+    mixed = conv or shape not in [(3, 6, 8), (7, 3, 8)]
     assert seen == [(1 if mixed else 3, mixed)]
