@@ -3,13 +3,12 @@
 from .batch import Batch
 from .joint import Joint
 from .layer import FusedLayer
-from .pairing import ALIKE, APART, Pairing
+from .pairing import APART, Pairing, likeness
 from .probe import Probe
 from .segment import Part, Segment, SegmentDeltas, Weight, whole_of
 from .tokens import take
 
 __all__ = [
-    "ALIKE",
     "APART",
     "Batch",
     "FusedLayer",
@@ -20,6 +19,7 @@ __all__ = [
     "Segment",
     "SegmentDeltas",
     "Weight",
+    "likeness",
     "take",
     "whole_of",
 ]

@@ -6,15 +6,18 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 # Log ratios of energies. Files trained apart are within the first in nearly every layer (twelve times the norm); beyond
 # the second (four hundred times) one of them is as good as not there.
 ALIKE, APART = 5.0, 12.0
 
 
-def likeness(log_ratio: float) -> float:
+def likeness(log_ratio: Tensor) -> Tensor:
     """How far two deltas are of one kind, given the log ratio of their energies: 1 near 0, 0 where one is faint."""
-    share = min(1.0, max(0.0, (APART - abs(log_ratio)) / (APART - ALIKE)))
-    return share * share * (3 - 2 * share)
+    share = ((APART - log_ratio.abs()) / (APART - ALIKE)).clamp(0, 1)
+    return share.square() * (3 - 2 * share)
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class Pairing:
         subject, style = self.strengths
         return 2 * math.log(abs(subject / style)) if subject and style else 0.0
 
-    @property
+    @cached_property
     def in_kind(self) -> float:
         """:func:`likeness` of the files; 1 where it is not known."""
-        return 1.0 if self.loudness is None else likeness(self.loudness)
+        if self.loudness is None:
+            return 1.0
+        return float(likeness(torch.tensor(self.loudness, dtype=torch.float64)))
 
     @cached_property
     def presence(self) -> float:

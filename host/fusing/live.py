@@ -147,6 +147,8 @@ class LiveFusion:
         self.kept: Kept[RunResults] = Kept()
         self._guests: dict[LiveFusion, Run] = {}  # of the present run: those that run on its other models
         self._loose: Run | None = None
+        # Of calls that no sampling of ours surrounds, which may have a run each.
+        self._schedules: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._standing_in: Any = None
         self._sites: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
         self._finding = threading.Lock()
@@ -254,7 +256,9 @@ class LiveFusion:
         batch = run.batch_of(x, options)
         each = site.parts_of(batch, x, executor.class_obj)
         if not each:
-            call = run.open_call(batch, _picture(executor.class_obj, x, t, *args, **kwargs), options.get("sigmas"))
+            # Where no sampling of ours is open, they have been looked at.
+            sigmas = options.get("sigmas") if self._open else None
+            call = run.open_call(batch, _picture(executor.class_obj, x, t, *args, **kwargs), sigmas)
             output = self._executed(site, run, call, executor, x, t, *args, **kwargs)
             # Which layers mix rows is only seen when they run: the first call of several rows is made again.
             if call.mixed:
@@ -318,7 +322,10 @@ class LiveFusion:
 
     def _run_on(self, model: Any, sigmas: tuple[float, ...], guider: Any = None) -> Run:
         """A run on a model of core's (BaseModel)."""
-        router = Router(self.spec.rules, schedule=schedule_of(model.model_sampling))
+        sampling = model.model_sampling
+        if sampling not in self._schedules:
+            self._schedules[sampling] = schedule_of(sampling)
+        router = Router(self.spec.rules, schedule=self._schedules[sampling])
         return Run(self.spec, router, sigmas, guider, left=self._left_on(model))
 
     def _loose_run(self, model: Any, t: Tensor, options: Mapping[str, Any]) -> Run:
@@ -347,6 +354,7 @@ class LiveFusion:
             self._ordered[id(patcher)] = stack.pop_all()
         model = patcher.model
         self._loose, base = None, model.apply_model
+        self._schedules.clear()  # a model's sampling may have been set anew
 
         def apply_model(x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             options = kwargs.get("transformer_options")

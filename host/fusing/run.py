@@ -103,7 +103,8 @@ class Run:
         """The sampler's callback, counting steps on its way."""
 
         def count(step: int, x0: Tensor, x: Tensor, total_steps: int) -> Any:
-            self._counted = True
+            for run in (self, *self.followers):
+                run._counted = True
             self._go_to(step + 1)
             result = callback(step, x0, x, total_steps) if callback is not None else None
             # Here no call is under way on any device.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...layers import ALIKE, APART, Pairing
+from ...layers import Pairing, likeness
 from ..base import ONE_EACH, ScoredPolicy, StepContext, two_numbers
 from ..registry import listed
 
@@ -101,9 +101,7 @@ class Balanced(ScoredPolicy):
         if pairing.loudness is not None:
             return pairing.presence
         # Where the files do not tell, what they do here does.
-        away = (log_ratio - pairing.turned).abs()
-        kind = ((APART - away) / (APART - ALIKE)).clamp(0, 1)
-        return pairing.in_strength * kind.square() * (3 - 2 * kind)
+        return pairing.in_strength * likeness(log_ratio - pairing.turned)
 
     def _turned(self, pairing: Pairing) -> float:
         return pairing.turned if self.presence else 0.0
