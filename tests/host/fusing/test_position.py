@@ -8,7 +8,7 @@ import torch
 from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, KLSoft
 from lora_conductor.fusion.routing import Refinement
 from lora_conductor.host.core import schedule_of
-from lora_conductor.host.fusing import fused
+from lora_conductor.host.fusing import fused, live
 from lora_conductor.host.fusing.attach import set_policy
 from lora_conductor.host.fusing.plans import replaying
 from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
@@ -59,6 +59,12 @@ def in_parts(model, *ends, **kw):
 def test_two_samplers_are_one(loaded, policy):
     model = set_policy(loaded, RECOMMENDED if policy == "recommended" else ALIKE[policy]())
     assert tiny.relative(in_parts(model, 3), once(model)) < 1e-4
+
+
+def test_by_the_count_of_steps_they_would_not_be(loaded, monkeypatch):
+    monkeypatch.setattr(live, "schedule_of", lambda sampling: None)
+    model = set_policy(loaded, RECOMMENDED)
+    assert tiny.relative(in_parts(model, 3), once(model)) > 1e-3
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
