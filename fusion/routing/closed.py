@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..layers import Joint, Probe, take
-from ..policies import ScoredPolicy, StepContext, scores_of_pair
+from ..policies import OF_MOVED, ScoredPolicy, StepContext, scores_of_moved, scores_of_pair
 from ..records import Block
 from .refinement import OWN, Refinement
 
@@ -84,14 +84,18 @@ class Closed:
             return None
         if self._weights and self._weights[0].shape[0] != probe.base.shape[0]:
             return None  # layers of one batch lie in one table
-        sample = take(probe.base, policy.max_tokens)
+        sample, most = None, policy.max_tokens
         if by_norms:
-            measured = probe.norms(policy.max_tokens)
+            sample, measured = take(probe.base, most), probe.norms(most)
+        elif (asked := OF_MOVED.get(policy.score)) is not None:
+            moved = probe.moved(asked.before, asked.after, most)
+            measured, self._factors[row] = scores_of_moved(policy.score, moved)
         else:
-            measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(policy.max_tokens))
+            sample = take(probe.base, most)
+            measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(most))
         weights = policy.pair(measured, lean, context, probe.segment.pairing)
         if weights is not None:
-            if by_norms:
+            if by_norms and sample is not None:
                 # The layer's output is written where its own part was.
                 self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample)
             self.rows.append(row)
@@ -121,12 +125,14 @@ class Closed:
             runs, thin = list(joint.alike()), take(joint.hidden, policy.max_tokens)
             scores = torch.empty(count * batch, 2, device=thin.device) if len(runs) > 1 else None
             for first, last, channels in runs:
-                own, deltas = (
-                    joint.sample(first, last, channels, policy.max_tokens),
-                    joint.deltas(thin, first, last, channels),
-                )
                 into = None if scores is None else scores[first * batch : last * batch]
-                found, factor = scores_of_pair(policy.score, own, deltas, into)
+                if (asked := OF_MOVED.get(policy.score)) is not None:
+                    moved = joint.moved(asked.before, asked.after, thin, first, last, channels, policy.max_tokens)
+                    found, factor = scores_of_moved(policy.score, moved, into)
+                else:
+                    own = joint.sample(first, last, channels, policy.max_tokens)
+                    deltas = joint.deltas(thin, first, last, channels)
+                    found, factor = scores_of_pair(policy.score, own, deltas, into)
                 factors[first:last] = [factor] * (last - first)
             scores = found if scores is None else scores
             weights = policy.pair(scores, lean, context, joint.segments[0].pairing)
