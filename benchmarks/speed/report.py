@@ -21,10 +21,10 @@ prompts in one call. Everything that a user of the nodes gets is in: the map on 
 All policies that merge before sampling are weight patches, as `sum` is.
 
 - *launches*: operations a device is asked for, a routed layer and model call, more than with the LoRAs merged by
-  ComfyUI. Views are left out.
+  ComfyUI. Views are left out, and what the host computes by itself: map, record and plan from copies that have arrived.
 - *moved*: what these read and write a step.
 - *waits*: of the host for the device within a step's model calls.
-- *reads*: of numbers between model calls, a step, by the map and the record; on a GPU from copies that have arrived.
+- *reads*: copies to the host a step, between model calls, which nobody waits for: the map's.
 """
 
 

@@ -20,10 +20,10 @@ LIMITS = (
 )
 
 
-def variants_of(depth: int, dtype: torch.dtype, folder) -> Variants:
+def variants_of(depth: int, dtype: torch.dtype, folder, cfg: float = 5.0) -> Variants:
     flux = SHAPES["FLUX"]
     config = flux.config | {"depth": depth, "depth_single_blocks": 2 * depth}
-    return Variants(replace(flux, config=config), dtype, folder)
+    return Variants(replace(flux, config=config), dtype, folder, cfg=cfg)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,7 @@ def test_launches_of_a_policy(variants, policy, record_property):
     cost = variants.cost(policy)
     record_property("launches a layer and call", f"{cost.launches:.2f}")
     assert cost.launches <= LIMITS[policy], cost.kinds
-    assert cost.waits == 0
-    assert cost.reads < variants.layers / 4, "something is read layer by layer"
+    assert cost.waits == 0 and cost.reads <= 2
 
 
 @pytest.mark.parametrize("policy", [policy for policy, most in LIMITS.items() if most == 18], ids=lambda p: p.name)
@@ -49,8 +48,23 @@ def test_launches_in_half_precision(policy, tmp_path, record_property):
     assert cost.launches <= 20, cost.kinds
 
 
-def test_frozen_and_replayed_runs_only_add(variants):
-    for cost in (variants.cost(RECOMMENDED, Refinement(freeze_after=1)), variants.cost_of_replay(RECOMMENDED)):
-        few = 60 / variants.layers  # for all layers together, a step
-        assert cost.launches <= 3 + few, cost.kinds
-        assert cost.waits == 0
+def test_frozen_and_replayed_runs_only_add(variants, record_property):
+    replayed = variants.cost_of_replay(RECOMMENDED)
+    for cost in (variants.cost(RECOMMENDED, Refinement(freeze_after=1)), replayed):
+        record_property("launches a layer and call", f"{cost.launches:.2f}")
+        # One of eight, `linear1`, adds to parts of two widths: one more. And a plan's weights are sent once a step.
+        assert cost.launches <= 3 + 1 / 8 + (5 if cost is replayed else 0) / variants.layers, cost.kinds
+        assert cost.waits == 0 and cost.reads <= 2
+
+
+def test_without_guidance(tmp_path, record_property):
+    """No pass is told apart: decisions that hold are weight patches, and a weight has a bound of its own."""
+    variants = variants_of(4, torch.float32, tmp_path, cfg=1.0)
+    costs = {
+        "decided": (variants.cost(RECOMMENDED), 10),
+        "frozen": (variants.cost(RECOMMENDED, Refinement(freeze_after=1)), 0),
+        "replayed": (variants.cost_of_replay(RECOMMENDED), 3 + 1 / 8 + 5 / variants.layers),
+    }
+    for name, (cost, most) in costs.items():
+        record_property(f"launches a layer and call, {name}", f"{cost.launches:.2f}")
+        assert cost.launches <= most and cost.waits == 0 and cost.reads <= 2, cost.kinds
