@@ -17,7 +17,8 @@ from ..policies import OF_MOVED, ScoredPolicy, StepContext, scores_of_moved, sco
 from ..records import Block
 from .refinement import OWN, Refinement
 
-MOST_HELD = 2**26  # bytes of features that wait to be measured
+# Bytes of features that wait to be measured: a little of what the model's largest layer makes, within these.
+LEAST_HELD, MOST_HELD, SHARE_HELD = 2**22, 2**26, 1 / 8
 
 
 def allows(policy: ScoredPolicy, settings: Refinement) -> bool:
@@ -41,12 +42,15 @@ class _Samples:
 
     held: dict[torch.Size, list[tuple[int, Tensor]]] = field(default_factory=dict)
     size: int = 0
+    most: float = LEAST_HELD
     norms: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
-    def add(self, place: int, sample: Tensor) -> None:
+    def add(self, place: int, sample: Tensor, base: Tensor) -> None:
+        """A sample of ``base``."""
+        self.most = min(max(self.most, SHARE_HELD * base.numel() * base.element_size()), MOST_HELD)
         self.held.setdefault(sample.shape, []).append((place, sample))
         self.size += sample.numel() * sample.element_size()
-        if self.size > MOST_HELD:
+        if self.size > self.most:
             self._measure()
 
     def all_norms(self) -> Tensor:
@@ -97,7 +101,7 @@ class Closed:
         if weights is not None:
             if by_norms and sample is not None:
                 # The layer's output is written where its own part was.
-                self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample)
+                self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample, probe.base)
             self.rows.append(row)
             self._measured.append(measured)
             self._weights.append(weights)
@@ -141,7 +145,7 @@ class Closed:
             measured, weights = (values.unflatten(0, (count, batch)) for values in (scores, weights))
         for i, segment in enumerate(joint.segments):
             if by_norms:
-                self._samples.add(len(self.rows), sample[..., joint.channels(segment)])
+                self._samples.add(len(self.rows), sample[..., joint.channels(segment)], joint.base)
             else:
                 self._factors[row + i] = factors[i]
             self.rows.append(row + i)
