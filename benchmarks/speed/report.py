@@ -9,7 +9,7 @@ from typing import Any
 
 from repo_paths import REPO
 
-from . import loading, memory
+from . import compiling, loading, memory
 from .bookkeeping import LAYERS, STEPS, bookkeeping
 from .counting import RANK, Cost, Variants
 from .models import SHAPES
@@ -58,6 +58,7 @@ def _more() -> Iterator[tuple[str, Iterable[str]]]:
     told = f"Of a run of {LAYERS} layers and {STEPS} steps, as SDXL has them, in milliseconds of the host: {parts}."
     yield "Map, record and plan", [told]
     yield "Loading", loading.table()
+    yield "torch.compile", compiling.table()
 
 
 def _table(name: str) -> Iterator[str]:
