@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ class Cost:
         launches: a routed layer and model call.
         bytes: a step.
         waits: of the host for the device, within a model call, a step.
-        reads: between model calls, a step: what the map and the record read, on a GPU from copies that are there.
+        reads: between model calls, a step: copies to the host, which nobody waits for.
         kinds: launches a step by operation.
     """
 
@@ -115,11 +116,51 @@ class Variants:
 
     def _run(self, model: Any, steps: int) -> tuple[Launches, Waits]:
         """Of a whole run."""
-        with _a_page(), Launches() as launches, Waits() as waits:
+        with _a_page(), Launches() as launches, Waits() as waits, _host_work(launches, waits):
             model = model.clone()
             model.set_model_unet_function_wrapper(waits.model_call)
             sample(self.shape, model, steps, self.cfg)
         return launches, waits
+
+
+@contextmanager
+def _host_work(*modes: Launches | Waits) -> Iterator[None]:
+    """Leave out what no device is asked for: columns of the map, record and plan, from copies that have arrived, and a
+    planned call's weights before they are sent to the device."""
+    from lora_conductor.fusion.records import ReplayedCall
+    from lora_conductor.host.fusing import run
+    from lora_conductor.host.maps import live
+    from lora_conductor.host.maps.columns import Columns
+
+    places = [
+        (Columns, "take_arrived"),
+        (live, "_encoded"),
+        (ReplayedCall, "table"),
+        (run, "record_of"),
+        (run, "plan_of"),
+    ]
+    before = [getattr(owner, name) for owner, name in places]
+
+    def on_host(function: Any) -> Any:
+        @wraps(function)
+        def uncounted(*args: Any, **kwargs: Any) -> Any:
+            for mode in modes:
+                mode.on_host = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                for mode in modes:
+                    mode.on_host = False
+
+        return uncounted
+
+    for (owner, name), function in zip(places, before, strict=True):
+        setattr(owner, name, on_host(function))
+    try:
+        yield
+    finally:
+        for (owner, name), function in zip(places, before, strict=True):
+            setattr(owner, name, function)
 
 
 @contextmanager

@@ -25,15 +25,19 @@ class Launches(TorchDispatchMode):
     Attributes:
         counts: by name.
         bytes: read and written.
+        on_host: whether what is computed at the moment is computed on the host, whatever the device is.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.bytes = 0
+        self.on_host = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.on_host:
+            return func(*args, **kwargs)
         if func.namespace == "aten" and func not in (torch.ops.aten.linear.default,):
             with self:
                 found = func.decompose(*args, **kwargs)
@@ -57,7 +61,8 @@ class Waits(TorchFunctionMode):
 
     Attributes:
         within: those in a model call.
-        beside: those between calls; of tensors on the host too, which cost nothing: they look the same.
+        beside: those between calls.
+        on_host: whether what is read at the moment lies on the host, whatever the device is.
     """
 
     def __init__(self) -> None:
@@ -65,6 +70,7 @@ class Waits(TorchFunctionMode):
         self.within: Counter[str] = Counter()
         self.beside: Counter[str] = Counter()
         self._counts = self.beside
+        self.on_host = False
 
     def model_call(self, apply_model: Any, args: Any) -> Any:
         """Core's model function wrapper."""
@@ -75,7 +81,7 @@ class Waits(TorchFunctionMode):
             self._counts = self.beside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
+        name = "" if self.on_host else getattr(func, "__name__", "")
         if name in WAITS:
             self._counts[name] += 1
         elif name in ("__getitem__", "__setitem__"):

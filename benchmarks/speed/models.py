@@ -96,8 +96,8 @@ def model_of(shape: Shape, dtype: Any) -> Any:
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
-def lora_of(shape: Shape, model: Any, path: Path, rank: int, seed: int) -> Path:
-    """A plain LoRA file for the model's transformer blocks."""
+def lora_of(shape: Shape, model: Any, path: Path, rank: int, seed: int, half: bool = False) -> Path:
+    """A plain LoRA file for the model's transformer blocks, in float32 or half precision."""
     import torch
     from safetensors.torch import save_file
 
@@ -110,7 +110,7 @@ def lora_of(shape: Shape, model: Any, path: Path, rank: int, seed: int) -> Path:
             tensors[f"{prefix}.lora_down.weight"] = down * down[0].numel() ** -0.5
             up = torch.randn(out, rank, *[1] * (len(inner) - 1), generator=generator)
             tensors[f"{prefix}.lora_up.weight"] = up * 0.1
-    save_file(tensors, path)
+    save_file({key: tensor.half() for key, tensor in tensors.items()} if half else tensors, path)
     return path
 
 

@@ -12,7 +12,7 @@ from ..adapters import like
 from ..roles import ROLES
 from .additions import add_product
 from .segment import Segment
-from .tokens import take, take_rows
+from .tokens import take, take_repeated, take_rows
 
 
 class Joint:
@@ -70,20 +70,55 @@ class Joint:
             thin: the hidden features of those tokens.
             first, last, channels: of the segments.
         """
-        count = last - first
-        batch, taken, _ = thin.shape
-        up = like(self.up[channels], thin).unflatten(0, (count, -1))
-        flat = thin.unflatten(-1, (len(self.segments), -1))[:, :, first:last].flatten(0, 1).transpose(0, 1)
+        return self._products(thin, first, last, channels).float()
+
+    def moved(
+        self, before: int, after: int, thin: Tensor, first: int, last: int, channels: slice, tokens: int = 0
+    ) -> Tensor:
+        """Their output at some tokens as it is and as each role alone moves it: :meth:`Probe.moved`, of segments of one
+        width. ``[before + 2 + after, segments * batch, tokens, channels]``."""
+        found = take_repeated(self.base[..., channels], tokens, before + 2 + after, last - first)
+        if found.dtype != torch.float32:
+            found = found.float()
+            found[before : before + 2].add_(self._products(thin, first, last, channels))
+            return found
+        own = found[before : before + 2].unflatten(1, (last - first, -1)).flatten(2, 3)
+        flat, up = self._factors(thin, first, last, channels)
+        if last - first == 1 and self.ranks[0] == self.ranks[1]:
+            own[:, 0].baddbmm_(*self._by_role(flat[0], up[0]))
+        else:
+            for role, its in enumerate(self._columns):
+                own[role].baddbmm_(flat[..., its], up[..., its].transpose(1, 2))
+        return found
+
+    @property
+    def _columns(self) -> tuple[slice, slice]:
         rank, other = self.ranks
+        return slice(0, rank), slice(rank, rank + other)
+
+    def _factors(self, thin: Tensor, first: int, last: int, channels: slice) -> tuple[Tensor, Tensor]:
+        """Of segments of one width: hidden features ``[segments, batch * tokens, rank]``, and up-projections
+        ``[segments, channels, rank]``."""
+        flat = thin.unflatten(-1, (len(self.segments), -1))[:, :, first:last].flatten(0, 1).transpose(0, 1)
+        return flat, like(self.up[channels], thin).unflatten(0, (last - first, -1))
+
+    @staticmethod
+    def _by_role(flat: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """One segment's factors, where both ranks are alike, as a product of both roles at once."""
+        return flat.unflatten(-1, (2, -1)).transpose(0, 1), up.unflatten(1, (2, -1)).permute(1, 2, 0)
+
+    def _products(self, thin: Tensor, first: int, last: int, channels: slice) -> Tensor:
+        """As :meth:`deltas`, in the layers' own precision."""
+        count, (rank, other) = last - first, self.ranks
+        batch, taken, _ = thin.shape
+        flat, up = self._factors(thin, first, last, channels)
         if count == 1 and rank == other:
-            found = torch.bmm(
-                flat[0].unflatten(-1, (2, -1)).transpose(0, 1), up[0].unflatten(1, (2, -1)).permute(1, 2, 0)
-            )
+            found = torch.bmm(*self._by_role(flat[0], up[0]))
         else:
             found = thin.new_empty(2, count, batch * taken, up.shape[1])
-            for role, own in enumerate((slice(0, rank), slice(rank, rank + other))):
+            for role, own in enumerate(self._columns):
                 torch.bmm(flat[..., own], up[..., own].transpose(1, 2), out=found[role])
-        return found.float().reshape(2, count * batch, taken, -1)
+        return found.reshape(2, count * batch, taken, -1)
 
     def add(self, pairs: Tensor) -> None:
         """Add both branches to ``base``, in place, rounding once.

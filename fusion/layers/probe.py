@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters import like
 from ..roles import ROLES
 from .segment import Segment
-from .tokens import take, take_rows
+from .tokens import take, take_repeated, take_rows
 
 
 class Probe:
@@ -70,16 +70,48 @@ class Probe:
 
         Only where ``is_low_rank``.
         """
+        return self._products(tokens).float()
+
+    def moved(self, before: int, after: int, tokens: int = 0) -> Tensor:
+        """The output at that many tokens, 0 for all, as it is and as each role alone moves it.
+
+        Only where ``is_low_rank``.
+
+        Returns:
+            ``[before + 2 + after, batch, tokens, channels]`` float32: some copies without LoRAs, then with the
+            subject's, with the style's, and some without again.
+        """
+        assert self.hidden is not None and self._up is not None
+        found = take_repeated(self.base, tokens, before + 2 + after)
+        if found.dtype == torch.float32 and self._alike:
+            pairs, up = self._factors(tokens)
+            found[before : before + 2].flatten(1, 2).baddbmm_(pairs, up)
+        else:
+            found = found.float()
+            found[before : before + 2].add_(self._products(tokens))
+        return found
+
+    @property
+    def _alike(self) -> bool:
+        return self.segment.rank(ROLES[0]) == self.segment.rank(ROLES[1])
+
+    def _factors(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Of both roles, whose ranks are alike: hidden features ``[2, batch * tokens, rank]`` of that many tokens, and
+        up-projections ``[2, rank, channels]``."""
         assert self.hidden is not None and self._up is not None
         thin = take(self.hidden, tokens)
-        batch, count, _ = thin.shape
-        up = like(self._up, thin)
-        if self.segment.rank(ROLES[0]) == self.segment.rank(ROLES[1]):
+        pairs = thin.flatten(0, 1).unflatten(-1, (2, -1)).transpose(0, 1)
+        return pairs, like(self._up, thin).unflatten(1, (2, -1)).permute(1, 2, 0)
+
+    def _products(self, tokens: int) -> Tensor:
+        """As :meth:`deltas`, in the layer's own precision."""
+        assert self.hidden is not None and self._up is not None
+        if self._alike:
             # The same products as one by one, of both roles at once.
-            pairs = thin.reshape(batch * count, 2, -1).transpose(0, 1)
-            return torch.bmm(pairs, up.unflatten(1, (2, -1)).permute(1, 2, 0)).float().unflatten(1, (batch, count))
-        columns = [self.segment.columns(role) for role in ROLES]
-        return torch.stack([F.linear(thin[..., own], up[:, own]) for own in columns]).float()
+            return torch.bmm(*self._factors(tokens)).unflatten(1, (self.hidden.shape[0], -1))
+        thin = take(self.hidden, tokens)
+        up, columns = like(self._up, thin), [self.segment.columns(role) for role in ROLES]
+        return torch.stack([F.linear(thin[..., own], up[:, own]) for own in columns])
 
     def norms(self, tokens: int = 0) -> Tensor:
         """``||h||`` of subject, style, and the subject again over that many tokens, 0 for all, ``[batch, 3]`` float32.

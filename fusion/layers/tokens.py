@@ -42,6 +42,32 @@ def take_rows(features: Tensor, tokens: int, most: int, segments: int = 1) -> Te
     return features.index_select(1, _rows(tokens, most, segments, features.device))
 
 
+def take_repeated(features: Tensor, most: int, times: int, segments: int = 1) -> Tensor:
+    """At most that many tokens, 0 for all, of ``[batch, tokens, segments * channels]``, several times over: ``[times,
+    segments * batch, tokens, channels]``, a tensor of its own."""
+    batch, tokens, width = features.shape
+    channels, step = width // segments, features.stride(1)
+    if features.stride(2) == 1 and step % channels == 0 and (batch == 1 or features.stride(0) == tokens * step):
+        # Rows of one segment each, whatever else may lie between two tokens.
+        per_token = step // channels
+        count = (batch * tokens - 1) * per_token + segments
+        rows = features.as_strided((count, channels), (channels, 1))
+        chosen = _repeated(tokens, most, times, segments, batch, per_token, features.device)
+        return rows.index_select(0, chosen).unflatten(0, (times, segments * batch, -1))
+    taken = take(features, most).unflatten(-1, (segments, -1)).permute(2, 0, 1, 3).flatten(0, 1)
+    return taken.expand(times, *taken.shape).clone(memory_format=torch.contiguous_format)
+
+
+@lru_cache(maxsize=256)
+def _repeated(
+    tokens: int, most: int, times: int, segments: int, batch: int, per_token: int, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):
+        first = [(row * tokens + at) * per_token for row in range(batch) for at in spread(tokens, most)]
+        places = [place + its for its in range(segments) for place in first]
+        return torch.tensor(places, device=device).repeat(times)
+
+
 @lru_cache(maxsize=256)
 def _rows(tokens: int, most: int, segments: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):

@@ -19,7 +19,7 @@ from .scored.balanced import Balanced
 from .scored.hard import Cosine, Energy, JensenShannon, Paper
 from .scored.kl_soft import KLSoft
 from .scores import SCORES, Score, relative_energy
-from .scores_of_pairs import scores_of_pair
+from .scores_of_pairs import OF_MOVED, scores_of_moved, scores_of_pair
 from .setting import Setting, setting, settings_of
 from .ssr import Calibration, Moments, SSRMerge
 from .static.dare import DARE
@@ -54,6 +54,7 @@ __all__ = [
     "MagnitudePrune",
     "Moments",
     "NPLoRA",
+    "OF_MOVED",
     "POLICIES",
     "Paper",
     "PassPolicy",
@@ -73,6 +74,7 @@ __all__ = [
     "Switch",
     "TIES",
     "relative_energy",
+    "scores_of_moved",
     "scores_of_pair",
     "setting",
     "settings_of",

@@ -7,12 +7,15 @@ sample and LoRA for ``[2, batch, tokens, channels]``. Larger means moved further
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Score = Callable[[Tensor, Tensor], Tensor]
+LEAST_NORM = 1e-8  # of a token's features, so that they have a direction
 EXP_LIMIT = 60.0  # its exponential, and sums of many, are still finite in float32
 
 
@@ -23,13 +26,17 @@ def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
     silent we take the softmax over channels (torch's own idiom for ``kl_div``) and the mean over tokens.
     """
     # With p = softmax(F), d = h - sum(p h) and s = sum(p expm1(d)):  KL = sum(p d expm1(d)) / (1 + s) - log1p(s). The
-    # difference of two log-softmaxes would leave nothing but rounding of a faint delta, whose KL is of second order.
-    p, delta = torch.softmax(base.float(), dim=-1), delta.float()
+    # difference of two log-softmaxes would leave nothing but rounding of a faint delta, whose KL is of second order. It
+    # is right where a delta is so large that its exponential is no number.
+    base, delta = base.float(), delta.float()
+    log_p, log_q = torch.log_softmax(base, dim=-1), torch.log_softmax(base + delta, dim=-1)
+    p = log_p.exp()
     centred = delta - (p * delta).sum(-1, keepdim=True)
-    shift = (centred.amax(-1, keepdim=True) - EXP_LIMIT).clamp_min(0)
-    growth = p * torch.expm1(centred - shift)
+    growth = p * torch.expm1(centred.clamp_max(EXP_LIMIT))
     total = growth.sum(-1)
-    return ((growth * centred).sum(-1) / (1 + total) - shift[..., 0] - torch.log1p(total)).mean(-1)
+    fine = (growth * centred).sum(-1) / (1 + total) - torch.log1p(total)
+    coarse = (log_q.exp() * (log_q - log_p)).sum(-1)
+    return torch.where(centred.amax(-1) > EXP_LIMIT, coarse, fine).mean(-1)
 
 
 def half_variance(base: Tensor, delta: Tensor) -> Tensor:
@@ -64,15 +71,19 @@ def jensen_shannon(base: Tensor, delta: Tensor) -> Tensor:
     """Jensen-Shannon divergence of ``softmax(F + h)`` and ``softmax(F)`` over channels, averaged over tokens."""
     base, delta = base.float(), delta.float()
     log_p, log_q = torch.log_softmax(base, dim=-1), torch.log_softmax(base + delta, dim=-1)
-    p, q = log_p.exp(), log_q.exp()
-    log_m = (0.5 * (p + q)).clamp_min(1e-38).log()
-    return 0.5 * ((p * (log_p - log_m)).sum(-1) + (q * (log_q - log_m)).sum(-1)).mean(-1)
+    # The log of each share of their mean: log(2 q / (p + q)) is log 2 + log sigmoid(log q - log p).
+    x = log_q - log_p
+    of_p, of_q = F.logsigmoid(-x) + math.log(2), F.logsigmoid(x) + math.log(2)
+    return 0.5 * (log_p.exp() * of_p + log_q.exp() * of_q).sum(-1).mean(-1)
 
 
 def cosine_distance(base: Tensor, delta: Tensor) -> Tensor:
-    """``1 - cos(F + h, F)`` of each token over channels, averaged over tokens."""
-    base, delta = base.float(), delta.float()
-    return 1 - torch.cosine_similarity(base + delta, base, dim=-1).mean(-1)
+    """``1 - cos(F + h, F)`` of each token over channels, averaged over tokens.
+
+    As ``||u - v||^2 / 2`` of both at length 1, which a small angle does not cancel out of. What is exactly 0 stays so.
+    """
+    moved, base = (f / f.norm(dim=-1, keepdim=True).clamp_min(LEAST_NORM) for f in (base.float() + delta, base.float()))
+    return 0.5 * (moved - base).square().sum(-1).mean(-1)
 
 
 SCORES: dict[str, Score] = {

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..layers import Joint, Probe, take
-from ..policies import ScoredPolicy, StepContext, scores_of_pair
+from ..policies import OF_MOVED, ScoredPolicy, StepContext, scores_of_moved, scores_of_pair
 from ..records import Block
 from .refinement import OWN, Refinement
 
-MOST_HELD = 2**26  # bytes of features that wait to be measured
+# Bytes of features that wait to be measured: a little of what the model's largest layer makes, within these.
+LEAST_HELD, MOST_HELD, SHARE_HELD = 2**22, 2**26, 1 / 8
 
 
 def allows(policy: ScoredPolicy, settings: Refinement) -> bool:
@@ -41,12 +42,15 @@ class _Samples:
 
     held: dict[torch.Size, list[tuple[int, Tensor]]] = field(default_factory=dict)
     size: int = 0
+    most: float = LEAST_HELD
     norms: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
-    def add(self, place: int, sample: Tensor) -> None:
+    def add(self, place: int, sample: Tensor, base: Tensor) -> None:
+        """A sample of ``base``."""
+        self.most = min(max(self.most, SHARE_HELD * base.numel() * base.element_size()), MOST_HELD)
         self.held.setdefault(sample.shape, []).append((place, sample))
         self.size += sample.numel() * sample.element_size()
-        if self.size > MOST_HELD:
+        if self.size > self.most:
             self._measure()
 
     def all_norms(self) -> Tensor:
@@ -84,16 +88,20 @@ class Closed:
             return None
         if self._weights and self._weights[0].shape[0] != probe.base.shape[0]:
             return None  # layers of one batch lie in one table
-        sample = take(probe.base, policy.max_tokens)
+        sample, most = None, policy.max_tokens
         if by_norms:
-            measured = probe.norms(policy.max_tokens)
+            sample, measured = take(probe.base, most), probe.norms(most)
+        elif (asked := OF_MOVED.get(policy.score)) is not None:
+            moved = probe.moved(asked.before, asked.after, most)
+            measured, self._factors[row] = scores_of_moved(policy.score, moved)
         else:
-            measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(policy.max_tokens))
+            sample = take(probe.base, most)
+            measured, self._factors[row] = scores_of_pair(policy.score, sample, probe.deltas(most))
         weights = policy.pair(measured, lean, context, probe.segment.pairing)
         if weights is not None:
-            if by_norms:
+            if by_norms and sample is not None:
                 # The layer's output is written where its own part was.
-                self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample)
+                self._samples.add(len(self.rows), sample.clone() if sample is probe.base else sample, probe.base)
             self.rows.append(row)
             self._measured.append(measured)
             self._weights.append(weights)
@@ -121,12 +129,14 @@ class Closed:
             runs, thin = list(joint.alike()), take(joint.hidden, policy.max_tokens)
             scores = torch.empty(count * batch, 2, device=thin.device) if len(runs) > 1 else None
             for first, last, channels in runs:
-                own, deltas = (
-                    joint.sample(first, last, channels, policy.max_tokens),
-                    joint.deltas(thin, first, last, channels),
-                )
                 into = None if scores is None else scores[first * batch : last * batch]
-                found, factor = scores_of_pair(policy.score, own, deltas, into)
+                if (asked := OF_MOVED.get(policy.score)) is not None:
+                    moved = joint.moved(asked.before, asked.after, thin, first, last, channels, policy.max_tokens)
+                    found, factor = scores_of_moved(policy.score, moved, into)
+                else:
+                    own = joint.sample(first, last, channels, policy.max_tokens)
+                    deltas = joint.deltas(thin, first, last, channels)
+                    found, factor = scores_of_pair(policy.score, own, deltas, into)
                 factors[first:last] = [factor] * (last - first)
             scores = found if scores is None else scores
             weights = policy.pair(scores, lean, context, joint.segments[0].pairing)
@@ -135,7 +145,7 @@ class Closed:
             measured, weights = (values.unflatten(0, (count, batch)) for values in (scores, weights))
         for i, segment in enumerate(joint.segments):
             if by_norms:
-                self._samples.add(len(self.rows), sample[..., joint.channels(segment)])
+                self._samples.add(len(self.rows), sample[..., joint.channels(segment)], joint.base)
             else:
                 self._factors[row + i] = factors[i]
             self.rows.append(row + i)

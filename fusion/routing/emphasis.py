@@ -9,6 +9,7 @@ that its LoRA was not trained for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,7 +48,6 @@ class Emphasis:
         # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
         self.shares = tuple(share if "negative" in key else 1.0 for key in batch.keys)
         self._is_one = share == 1.0
-        self._factors: dict[tuple[int, torch.device], Tensor] = {}
 
     def of(self, weights: dict[str, Weight], roles: Sequence[str], features: Tensor) -> dict[str, Weight]:
         """The weights of a segment's roles as they are to be used.
@@ -81,12 +81,20 @@ class Emphasis:
             return pairs
         return pairs * self._factor(features)[:, 0]
 
+    def place(self, features: Tensor) -> tuple[tuple[float, ...], int, int, torch.device]:
+        """All that what is done to weights for features ``[batch, tokens, channels]`` depends on."""
+        return self.shares, features.shape[0], self.batch.repeats, features.device
+
     def _factor(self, features: Tensor) -> Tensor:
-        """``[batch, 1, 1]`` float32, filled on the device: nothing is copied there."""
-        key = features.shape[0], features.device
-        if key not in self._factors:
-            # Not an inference tensor, so that calls that are differentiated can use it as well.
-            with torch.inference_mode(False):
-                each = torch.ones(features.shape[0] // len(self.shares), 1, 1, device=features.device)
-                self._factors[key] = self.batch.joined([each * share for share in self.shares])
-        return self._factors[key]
+        """``[batch, 1, 1]`` float32."""
+        return _factor_of(*self.place(features))
+
+
+@lru_cache(maxsize=64)
+def _factor_of(shares: tuple[float, ...], rows: int, repeats: int, device: torch.device) -> Tensor:
+    """Filled on the device: nothing is copied there. The same for all calls of a run."""
+    # Not an inference tensor, so that calls that are differentiated can use it as well.
+    with torch.inference_mode(False):
+        each = rows // len(shares) // repeats
+        once = torch.cat([torch.full((each,), share, device=device) for share in shares])
+        return once.repeat(repeats)[:, None, None]

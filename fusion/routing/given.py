@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Given:
     rows: Mapping[str, int]
     values: Tensor
     _used: Tensor | None = None
+    _tables: dict[Any, Tensor] = field(default_factory=dict)  # that calls of one run share
     _places: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
@@ -35,7 +37,7 @@ class Given:
 
     def again(self) -> Given:
         """The same for another call."""
-        return Given(self.rows, self.values)
+        return Given(self.rows, self.values, _tables=self._tables)
 
     def pair(self, name: str, features: Tensor, emphasis: Emphasis) -> Tensor | None:
         """Both weights of a segment as they are to be used, ``[batch or 1, 2]``; None where they are not given.
@@ -77,7 +79,10 @@ class Given:
 
     def _table(self, features: Tensor, emphasis: Emphasis) -> Tensor:
         if self._used is None:
-            self._used = emphasis.of_pairs(self.values.to(features.device, non_blocking=True), features)
+            place = emphasis.place(features)
+            if place not in self._tables:
+                self._tables[place] = emphasis.of_pairs(self.values.to(features.device, non_blocking=True), features)
+            self._used = self._tables[place]
         return self._used
 
     def blocks(self) -> list[Block]:

@@ -200,9 +200,10 @@ def _relevant(tensors: dict[str, Tensor], key_map: dict[str, Any]) -> Iterator[t
     heads: set[str] = set()
     for key in tensors:
         parts = key.split(".")
-        heads.update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        own = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+        heads.update(own)
         # diffusers' old form writes `<prefix>_lora.up.weight`.
-        heads.update(head[: -len("_lora")] for head in list(heads) if head.endswith("_lora"))
+        heads.update(head.removesuffix("_lora") for head in own)
     return ((prefix, target) for prefix, target in key_map.items() if prefix in heads)
 
 
