@@ -10,6 +10,7 @@ from typing import Any
 TITLE = 30  # a node's title bar lies above its position
 GAP, HEAD = 40, 80  # between nodes; from a group's upper edge to its first node
 SEAM = 20  # between groups
+SCALE = 0.7  # at which a template opens
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTE = {"color": "#432", "bgcolor": "#653"}
 OURS = {"color": "#223", "bgcolor": "#335"}
@@ -44,6 +45,7 @@ HEIGHTS = {
     "MetricGuidedSampler": (586, 560),
     "ModelSamplingAuraFlow": (60, 0),
     "PreviewAny": (300, 0),
+    "PreviewImage": (320, 0),
     "PrimitiveInt": (84, 0),
     "RandomNoise": (84, 0),
     "RoutingReport": (100, 520),
@@ -100,8 +102,8 @@ class Sheet:
 
     def note(self, title: str, text: str, *, width: int) -> None:
         """Words above the groups."""
-        lines = sum(1 + len(line) // (width // 8) for line in text.splitlines())
-        height = 40 + 24 * lines
+        lines = sum(1 + len(line) // (width // 7) for line in text.splitlines())
+        height = 50 + 19 * lines
         place = {"pos": [0, -TITLE - SEAM - height], "size": [width, height], "title": title}
         self._nodes.append(self._node("MarkdownNote", [], [], [text], **place, **NOTE))
 
@@ -112,11 +114,17 @@ class Sheet:
         title: str | None = None,
         *,
         models: tuple[dict[str, str], ...] = (),
-        height: int | None = None,
-        room: int | None = None,
+        tall: int | None = None,
+        below: int | None = None,
         **given: Any,
     ) -> dict[str, Any]:
-        """A node at the end of a group; inputs that are not given are unconnected, or at their defaults."""
+        """A node at the end of a group; inputs that are not given are unconnected, or at their defaults.
+
+        Args:
+            models: the files that it loads, as ComfyUI's page offers them for download.
+            tall: the node's height instead of the usual one.
+            below: the room below it instead of the usual one.
+        """
         definition = self._definitions[kind]
         sockets, widgets, values = [], [], []
         for section in ("required", "optional"):
@@ -143,16 +151,16 @@ class Sheet:
             {"name": name, "type": of, "links": []}
             for name, of in zip(definition["output_name"], definition["output"], strict=True)
         ]
-        tall, below = HEIGHTS[kind]
+        usual, room = HEIGHTS[kind]
         more: dict[str, Any] = {"title": title} if title else {}
         if definition["python_module"].startswith("custom_nodes."):
             more |= OURS
         if kind == "PreviewAny":
             values = []  # its widgets are the page's
-        node = self._node(kind, [*sockets, *widgets], outputs, values, size=[group.width, height or tall], **more)
+        node = self._node(kind, [*sockets, *widgets], outputs, values, size=[group.width, tall or usual], **more)
         node["properties"] = {"Node name for S&R": kind} | ({"models": list(models)} if models else {})
         self._nodes.append(node)
-        group.nodes.append((node, below if room is None else room))
+        group.nodes.append((node, room if below is None else below))
         self._connect(node)
         return node
 
@@ -173,7 +181,7 @@ class Sheet:
             "links": self._links,
             "groups": groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [40, 260]}},
+            "extra": {"ds": {"scale": SCALE, "offset": [100, 130 - min(node["pos"][1] for node in self._nodes)]}},
             "version": 0.4,
         }
 

@@ -72,9 +72,9 @@ FILES = (
 )
 WORDS = "**Words.** Replace SUBJECT_TRIGGER and STYLE_TRIGGER in the prompt by the trigger words of your LoRAs."
 LOOKING = (
-    "**Queue.** *Report* on the loader should name layers that are *touched by both and routed*. **Compare Images** "
-    "shows "
-    "the plain stack, same seed, on one side and the fused picture on the other: move the pointer over it."
+    "**Queue.** *Report* on the loader should say *layers routed, 0 keys left out*. **Compare Images** lays the fused "
+    "picture over the plain stack of the same seed: move the pointer over it. (Where it says *Nodes 2.0 only*, look at "
+    "the two pictures.)"
 )
 ENOUGH = " When you have seen enough, select the group *The plain stack* and press Ctrl+B: half the time."
 CFG = (
@@ -154,7 +154,7 @@ def _pair(sheet: Sheet, base: Model, *, with_clip: bool = True, column: int = 1)
 def _prompts(sheet: Sheet, clip: Out, text: str = PROMPT, against: str = NOT, *, column: int = 2) -> Prompts:
     group = sheet.group("3 · Words", column, color=SINK)
     positive = sheet.add(group, "CLIPTextEncode", "What to draw", clip=clip, text=text)
-    negative = sheet.add(group, "CLIPTextEncode", "What not to draw", clip=clip, text=against, height=110)
+    negative = sheet.add(group, "CLIPTextEncode", "What not to draw", clip=clip, text=against, tall=110)
     return Prompts(out(positive), out(negative))
 
 
@@ -194,9 +194,11 @@ def _sampler(sheet: Sheet, group: Any, model: Out, base: Model, prompts: Prompts
 def _plain(sheet: Sheet, pair: Out, base: Model, prompts: Prompts, how: Sampling, *, column: int = 3) -> Out:
     """The plain stack of the same two LoRAs from the same seed: its picture."""
     group = sheet.group("The plain stack, same seed", column, 1, color=PLAIN)
-    router = sheet.add(group, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", room=20)
+    router = sheet.add(group, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", below=20)
     latent = _sampler(sheet, group, out(router), base, prompts, how)
-    return out(sheet.add(group, "VAEDecode", samples=latent, vae=base.vae))
+    picture = out(sheet.add(group, "VAEDecode", samples=latent, vae=base.vae))
+    sheet.add(group, "PreviewImage", "The plain stack", images=picture)
+    return picture
 
 
 def _looks(sheet: Sheet, plain: Out, fused: Out, prefix: str, *, column: int = 4, group: Any = None) -> None:
@@ -211,7 +213,7 @@ def _report(sheet: Sheet, model: Out, latent: Out, *, column: int = 5) -> Out:
     """The routing report; the latent goes on through it."""
     group = sheet.group("Who drew what", column, color=LOOK, width=400)
     report = sheet.add(group, "RoutingReport", model=model, latent=latent)
-    sheet.add(group, "PreviewAny", "In words", source=out(report, 2), height=420)
+    sheet.add(group, "PreviewAny", "In words", source=out(report, 2), tall=420)
     return out(report)
 
 
@@ -233,7 +235,7 @@ def sdxl(sheet: Sheet) -> None:
     sheet.note(
         "This subject, in that style: SDXL",
         _steps(FILES + " Any SDXL checkpoint will do.", WORDS, LOOKING + ENOUGH + CFG),
-        width=1500,
+        width=1180,
     )
 
 
@@ -256,7 +258,7 @@ def illustrious(sheet: Sheet) -> None:
             "and NoobAI, *score_9, score_8_up, score_7_up* for Pony.",
             LOOKING + ENOUGH + CFG,
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -267,7 +269,7 @@ def flux(sheet: Sheet) -> None:
     sheet.note(
         "This subject, in that style: FLUX.1-dev, at CFG 1",
         _steps(FILES, WORDS + " FLUX reads sentences.", LOOKING + ENOUGH + NO_CFG),
-        width=1500,
+        width=1180,
     )
 
 
@@ -289,7 +291,7 @@ def z_image(sheet: Sheet) -> None:
             WORDS + " Z-Image reads sentences.",
             LOOKING + ENOUGH + NO_CFG,
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -324,9 +326,9 @@ def klein(sheet: Sheet) -> None:
 
     latents, fused = sampled(sheet.group("Fused", 3, color=SINK), routed)
     beside = sheet.group("The plain stack, same seed", 3, 1, color=PLAIN)
-    _, plain = sampled(
-        beside, out(sheet.add(beside, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", room=20))
-    )
+    stacked = sheet.add(beside, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", below=20)
+    _, plain = sampled(beside, out(stacked))
+    sheet.add(beside, "PreviewImage", "The plain stack", images=plain)
     _looks(sheet, plain, fused, "flux2_klein")
     _report(sheet, routed, latents)
     sheet.note(
@@ -336,7 +338,7 @@ def klein(sheet: Sheet) -> None:
             WORDS + " FLUX.2 reads sentences.",
             LOOKING + ENOUGH + NO_CFG + " Mush at 4 steps: 6, then 8.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -378,7 +380,7 @@ def guidance(sheet: Sheet) -> None:
             LOOKING + " The curves on **Metric Guided Sampler** show whether the picture moves towards yours; with "
             "*guidance_strength* 0 it is *KSampler*. Coloured specks: *guidance_strength* down.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -418,7 +420,7 @@ def references(sheet: Sheet) -> None:
             + " **Metric Guided Sampler** first draws one picture with each LoRA alone and is then guided by these; "
             "it draws them once for the same settings.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -444,9 +446,9 @@ def compare(sheet: Sheet) -> None:
         scheduler=SDXL_SAMPLING.scheduler,
     )
     group = sheet.group("Policies down, seeds across: `sum` is the plain stack", 3, color=LOOK, width=900)
-    sheet.add(group, "SaveImage", images=out(grid), filename_prefix="lora_conductor/policies", height=1200)
+    sheet.add(group, "SaveImage", images=out(grid), filename_prefix="lora_conductor/policies", tall=1200)
     group = sheet.group("What it says", 4, color=LOOK, width=420)
-    sheet.add(group, "PreviewAny", "Scores", source=out(grid, "scores"), height=420)
+    sheet.add(group, "PreviewAny", "Scores", source=out(grid, "scores"), tall=420)
     sheet.note(
         "Which policy suits these LoRAs? SDXL",
         _steps(
@@ -457,7 +459,7 @@ def compare(sheet: Sheet) -> None:
             "one is "
             "framed; without, look for yourself. Stopped half way, it goes on where it was.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -472,10 +474,10 @@ def plan(sheet: Sheet) -> None:
     plain = _plain(sheet, pair, base, prompts, SDXL_SAMPLING)
     group = sheet.group("The same decisions again", 4, color="#a1309b", width=400)
     saved = sheet.add(group, "SaveRoutingPlan", model=routed, latent=latent, filename_prefix="routing_plans/plan")
-    again = sheet.add(group, "KLLayerRouter", "Replays the plan", model=pair, plan=out(saved, "plan"), room=20)
+    again = sheet.add(group, "KLLayerRouter", "Replays the plan", model=pair, plan=out(saved, "plan"), below=20)
     latent = _sampler(sheet, group, out(again), base, prompts, SDXL_SAMPLING)
     replayed = out(sheet.add(group, "VAEDecode", samples=latent, vae=base.vae))
-    sheet.add(group, "SaveImage", "Replayed", images=replayed, filename_prefix="lora_conductor/replayed", height=400)
+    sheet.add(group, "SaveImage", "Replayed", images=replayed, filename_prefix="lora_conductor/replayed", tall=400)
     _looks(sheet, plain, fused, "measured", column=5)
     sheet.note(
         "Keep what was decided, and repeat it: SDXL",
@@ -489,7 +491,7 @@ def plan(sheet: Sheet) -> None:
             "another day. "
             "**Compare Images** shows the plain stack beside the fused picture.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -504,7 +506,7 @@ def bake(sheet: Sheet) -> None:
     plain = _plain(sheet, pair, base, prompts, FLUX_SAMPLING)
     _looks(sheet, plain, fused, "flux_frozen")
     group = sheet.group("One file of the two", 5, color="#a1309b", width=400)
-    baked = sheet.add(group, "BakeFusedLoRA", model=routed, latent=latent, filename_prefix="loras/fused", room=300)
+    baked = sheet.add(group, "BakeFusedLoRA", model=routed, latent=latent, filename_prefix="loras/fused", below=300)
     sheet.add(group, "PreviewAny", "What was written", source=out(baked, "report"))
     sheet.note(
         "From two LoRAs to one file: freeze and bake, FLUX.1-dev",
@@ -519,7 +521,7 @@ def bake(sheet: Sheet) -> None:
             "beside "
             "the fused picture.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
@@ -575,7 +577,7 @@ def hires(sheet: Sheet) -> None:
             "map "
             "shows the newest, **Routing Report** that of the latent it is given.",
         ),
-        width=1500,
+        width=1180,
     )
 
 
