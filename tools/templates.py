@@ -194,7 +194,7 @@ def _sampler(sheet: Sheet, group: Any, model: Out, base: Model, prompts: Prompts
 def _plain(sheet: Sheet, pair: Out, base: Model, prompts: Prompts, how: Sampling, *, column: int = 3) -> Out:
     """The plain stack of the same two LoRAs from the same seed: its picture."""
     group = sheet.group("The plain stack, same seed", column, 1, color=PLAIN)
-    router = sheet.add(group, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", below=20)
+    router = sheet.add(group, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", below=110)
     latent = _sampler(sheet, group, out(router), base, prompts, how)
     picture = out(sheet.add(group, "VAEDecode", samples=latent, vae=base.vae))
     sheet.add(group, "PreviewImage", "The plain stack", images=picture)
@@ -326,7 +326,7 @@ def klein(sheet: Sheet) -> None:
 
     latents, fused = sampled(sheet.group("Fused", 3, color=SINK), routed)
     beside = sheet.group("The plain stack, same seed", 3, 1, color=PLAIN)
-    stacked = sheet.add(beside, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", below=20)
+    stacked = sheet.add(beside, "KLLayerRouter", "Plain stacking", model=pair, policy="sum", below=110)
     _, plain = sampled(beside, out(stacked))
     sheet.add(beside, "PreviewImage", "The plain stack", images=plain)
     _looks(sheet, plain, fused, "flux2_klein")
@@ -474,7 +474,7 @@ def plan(sheet: Sheet) -> None:
     plain = _plain(sheet, pair, base, prompts, SDXL_SAMPLING)
     group = sheet.group("The same decisions again", 4, color="#a1309b", width=400)
     saved = sheet.add(group, "SaveRoutingPlan", model=routed, latent=latent, filename_prefix="routing_plans/plan")
-    again = sheet.add(group, "KLLayerRouter", "Replays the plan", model=pair, plan=out(saved, "plan"), below=20)
+    again = sheet.add(group, "KLLayerRouter", "Replays the plan", model=pair, plan=out(saved, "plan"), below=110)
     latent = _sampler(sheet, group, out(again), base, prompts, SDXL_SAMPLING)
     replayed = out(sheet.add(group, "VAEDecode", samples=latent, vae=base.vae))
     sheet.add(group, "SaveImage", "Replayed", images=replayed, filename_prefix="lora_conductor/replayed", tall=400)
