@@ -103,7 +103,7 @@ class Sheet:
     def note(self, title: str, text: str, *, width: int) -> None:
         """Words above the groups."""
         lines = sum(1 + len(line) // (width // 7) for line in text.splitlines())
-        height = 50 + 19 * lines
+        height = 50 + 16 * lines
         place = {"pos": [0, -TITLE - SEAM - height], "size": [width, height], "title": title}
         self._nodes.append(self._node("MarkdownNote", [], [], [text], **place, **NOTE))
 

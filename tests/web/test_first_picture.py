@@ -32,10 +32,14 @@ FILES = {  # of the two templates; without a byte: the small models of `tiny_nod
 PLACE = """([type, widget]) => {
     const { canvas, graph } = window.app, node = graph.nodes.find(n => n.type === type)
     const { y, last_y: last } = node.widgets.find(w => w.name === widget)
-    const [left, top] = canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + (y ?? last) + 10])
+    const at = [node.pos[0] + node.size[0] / 2, node.pos[1] + (y ?? last) + 10]
+    const [left, top] = canvas.ds.convertOffsetToCanvas(at)
     const box = canvas.canvas.getBoundingClientRect()
     return [box.left + left, box.top + top] }"""
-SIZE = "() => window.app.graph.nodes.forEach(n => n.widgets?.forEach(w => {{ if ({values}[w.name]) w.value = {values}[w.name] }}))"
+SIZE = """() => { const small = VALUES
+    window.app.graph.nodes.forEach(n => n.widgets?.forEach(w => { if (small[w.name]) w.value = small[w.name] })) }"""
+TITLES = """() => [...document.querySelectorAll('[role=dialog] h3')].map(title => title.innerText.trim())
+    .filter(title => /^\\d\\d_/.test(title))"""
 SMALL = {"width": 64, "height": 64, "steps": 3}
 
 
@@ -101,6 +105,8 @@ def test_from_the_template_browser_to_a_picture(user: Any, template: str, family
     screenshots.show_templates(user)
     walk.clicks += 1  # this pack's, in its list
     walk.sees()
+    shown = user.evaluate(TITLES)
+    assert len(shown) >= 11 and shown == sorted(shown), "in the order of their numbers, SDXL first"
     walk.click(user.get_by_role("dialog").get_by_text(template).first)
     user.wait_for_function("() => window.app.graph.nodes.some(n => n.type === 'DualLoRADynamicLoader')")
     user.wait_for_timeout(1500)
@@ -112,7 +118,7 @@ def test_from_the_template_browser_to_a_picture(user: Any, template: str, family
     walk.replace("SUBJECT_TRIGGER", "nekomimi")
     walk.replace("STYLE_TRIGGER", "inkwash")
     walk.sees()
-    user.evaluate(SIZE.format(values=json.dumps(SMALL)))  # for the test's sake: no picture of 1024 pixels on a CPU
+    user.evaluate(SIZE.replace("VALUES", json.dumps(SMALL)))  # for the test's sake: no picture of 1024 pixels on a CPU
     user.evaluate(
         """() => { window.runs = []
         const { api } = window.app
