@@ -96,7 +96,8 @@ def test_loras_are_none_and_the_words_are_to_be_replaced(users: dict[str, Any]) 
 
 def test_a_note_in_three_steps_and_the_plain_stack_beside(users: dict[str, Any]) -> None:
     (note,) = [node for node in users["nodes"] if node["type"] in PAGE_ONLY]
-    assert [line[:2] for line in note["widgets_values"][0].splitlines()] == ["1.", "2.", "3."]
+    headings = [line for line in note["widgets_values"][0].splitlines() if line.startswith("#")]
+    assert [heading[:5] for heading in headings] == ["## 1.", "## 2.", "## 3."]
     kinds = [node["type"] for node in users["nodes"]]
     stacked = [n for n in users["nodes"] if n["type"] == "KLLayerRouter" and n["widgets_values"][0] == "sum"]
     grid = [n for n in users["nodes"] if n["type"] == "ComparePolicies" and "sum" in n["widgets_values"][0]]
