@@ -10,19 +10,13 @@ from ...fusion.routing import acting
 from ...guidance.burn import FIGURES
 from ..core import printable
 from ..fusing import FusionSpec
+from .heat import NAMES
 from .measures import Estimate, difference, estimate
 from .pair import MEASURED, MeasuredPair
 
 WEAK, APART = 0.5, 0.2  # of the way that a LoRA alone goes
 BURNT = 1.15  # times the style's alone
 FEW = 4  # seeds
-WHAT = {
-    "chroma": "chroma",
-    "clipped": "clipped pixels",
-    "contrast": "contrast",
-    "gradient": "edges",
-    "colourfulness": "colourfulness",
-}
 DRAWN = (
     "what the {role} LoRA draws alone, at the other seeds: that holds the prompt's content and the model's manner too, "
     "so no fused picture can be all of it. Connect {role}_image for a figure that means the {role} itself"
@@ -47,7 +41,7 @@ def pair_verdict(pair: MeasuredPair, cfg: float) -> list[str]:
     ours, stacked = ({role: axis_of(pair, role, kind) for role in ROLES} for kind in ("ours", "stacked"))
     said = [f"{ours[role]} of the {role} (stacked: {stacked[role]})" for role in ROLES if ours[role] is not None]
     figure, worst = _worst(pair, "ours")
-    burn = f"{WHAT[figure]} {worst:.2f} times the style's alone"
+    burn = f"{NAMES[figure]} {worst:.2f} times the style's alone"
     likeness = " and ".join(said) if said else "likeness was not measured"
     heat = f"burnt: {burn}" if worst > BURNT else f"not burnt: at most {burn}"
     return [f"verdict: {likeness}; {heat}", *(f"next: {step}" for step in _steps(pair, cfg))]
@@ -111,7 +105,7 @@ def pair_report(pair: MeasuredPair, cfg: float) -> str:
     if pair.whole:
         lines += ["", "| times the style's alone | stacked | ours |", "|---|---|---|"]
         both = [burn_of_pair(pair, kind) for kind in MEASURED]
-        lines += [f"| {WHAT[figure]} | {' | '.join(_ratio(found[figure]) for found in both)} |" for figure in FIGURES]
+        lines += [f"| {NAMES[figure]} | {' | '.join(_ratio(found[figure]) for found in both)} |" for figure in FIGURES]
     lines.append("")
     for role in pair.axes:
         drawn = "your pictures" if role in pair.given else DRAWN.format(role=role)

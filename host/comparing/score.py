@@ -26,6 +26,7 @@ from ..vision import (
     pictures_of,
     reads_text,
 )
+from .heat import burn_table
 
 ROLES = ("subject", "style")
 WITHOUT_PROMPT = "leave prompt empty"
@@ -98,13 +99,14 @@ def embeddings(source: Any, name: str, images: Tensor, references: list[Picture]
 @dataclass(frozen=True)
 class Score:
     """Mean cosine similarities, the harmonic mean of subject and style (0 unless both are positive; a role without
-    references counts as absent, its value 0), and every picture by every encoder as a Markdown table."""
+    references counts as absent, its value 0), and as Markdown tables every picture by every encoder, and its burn."""
 
     subject: float
     style: float
     both: float
     table: str
     prompt: float
+    burn: str
 
 
 def fusion_score(
@@ -114,13 +116,15 @@ def fusion_score(
     style_image: torch.Tensor | None,
     references: References | None = None,
     prompt: str = "",
+    style_alone: torch.Tensor | None = None,
 ) -> Score:
     """Score IMAGE [N, H, W, C] by the encoders, given by input name, None if not connected.
 
-    prompt: what the pictures should show, "" if that is not asked; by the encoders that read text. Raises
-    ConductorError naming an input that cannot be used.
+    prompt: what the pictures should show, "" if that is not asked; by the encoders that read text. style_alone: IMAGE
+    that burn is held against. Raises ConductorError naming an input that cannot be used.
     """
     pixels = picture_of("images", images).images
+    burn = burn_table(pixels, style_alone)
     given = {"subject": subject_image, "style": style_image}
     roles = {role: found for role in ROLES if (found := pictures_of(role, references, given[role]))}
     prompt = prompt.strip()
@@ -141,7 +145,7 @@ def fusion_score(
     }
     subject, style = means["subject"], means["style"]
     both = 2 * subject * style / (subject + style) if subject > 0 and style > 0 else 0.0
-    return Score(subject, style, both, _table(columns), means[PROMPT])
+    return Score(subject, style, both, _table(columns), means[PROMPT], burn)
 
 
 def _mean(values: list[float]) -> float:
