@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-dials bench-guidance bench-world family-grid routing-grid policy-sheet screenshots thumbnails clean baked-files file-grid test-frontends sampling-grid
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-dials bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ policy-sheet: setup ## every policy's picture and routing map in the small world
 
 screenshots: setup ## the real page with the example workflow, into output/screenshots/
 	@$(RUN)/python tools/screenshots.py $(ARGS)
+
+templates: setup ## the templates anew, from tools/templates.py into example_workflows/
+	@$(RUN)/python tools/templates.py $(ARGS)
 
 thumbnails: setup ## pictures of the templates and of the help pages, from the real page
 	@$(RUN)/python tools/thumbnails.py $(ARGS)

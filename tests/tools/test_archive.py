@@ -48,8 +48,18 @@ def test_all_that_is_shipped(files: list[str]) -> None:
         tracked = subprocess.run(["git", "ls-files", "-z", room], cwd=REPO, capture_output=True, text=True, check=True)
         names = {name for name in tracked.stdout.split("\0") if name}
         assert names
-        needed |= names
+        needed |= {name for name in names if "/small_world_demo." not in name}
     assert needed <= set(files)
+
+
+def test_no_template_asks_for_what_is_not_packed(files: list[str]) -> None:
+    """The small world stays in the repository: its node, its models, and the one template that runs on them."""
+    packed_templates = [name for name in files if name.startswith("example_workflows/") and name.endswith(".json")]
+    assert len(packed_templates) >= 11
+    for name in packed_templates:
+        text = (REPO / name).read_text(encoding="utf-8")
+        assert "EmojiWorld" not in text and "emoji_" not in text, name
+        assert name.replace(".json", ".jpg") in files, f"{name} has no picture"
 
 
 def test_it_is_small(files: list[str], record_property) -> None:

@@ -17,6 +17,7 @@ FILES = {
     "ckpt_name",
     "unet_name",
     "vae_name",
+    "clip_name",
     "clip_name1",
     "clip_name2",
     "control_net_name",
