@@ -6,24 +6,29 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-LEAST = (
-    0.02  # of a cosine, that a LoRA alone has to bring a picture nearer to its reference: less is the encoder's noise
-)
+# Of a cosine, that a LoRA alone has to bring pictures nearer to its reference: less is the encoder's noise.
+LEAST = 0.02
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1 on.
 T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 Z_975 = 1.959964
 
 
-def covered(fused: float, base: float, alone: float) -> float | None:
-    """``(fused - base) / (alone - base)``: 0 is the model without LoRAs, 1 is that LoRA alone.
+def covered(fused: Sequence[float], base: Sequence[float], alone: Sequence[float]) -> list[float | None]:
+    """``(fused - base) / (alone - base)`` by seed: 0 is the model without LoRAs, 1 is that LoRA alone.
+
+    The way from the one to the other is the mean over the seeds: a seed whose model alone happens to come near to the
+    reference has next to none of its own.
 
     Args:
-        fused, base, alone: similarities of the three pictures to one reference.
+        fused, base, alone: by seed, similarities of the three pictures to the reference.
 
     Returns:
-        None where the LoRA alone does not come nearer to the reference by :data:`LEAST`: there is no way to go.
+        None for every seed where the LoRA alone does not come nearer to the reference by :data:`LEAST`: there is no way
+        to go.
     """
-    return (fused - base) / (alone - base) if alone - base >= LEAST else None
+    ways = [there - start for there, start in zip(alone, base, strict=True)]
+    way = math.fsum(ways) / len(ways)
+    return [(here - start) / way if way >= LEAST else None for here, start in zip(fused, base, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[str, ...] | None] = {
     "ours": None,
 }
 MEASURED = ("stacked", "ours")
+HEATED = ("subject", *MEASURED)  # whose burn is told
 Place = tuple[str, int]  # kind, seed
 
 
@@ -66,8 +67,8 @@ class MeasuredPair:
         whole: the seeds of which every picture is there; the others count nowhere.
         shots: by kind and seed.
         similarities: by role, then kind: cosine to the role's references.
-        axes: the same as :func:`covered`, the way from the model alone to that role's LoRA alone.
-        burn: by kind of :data:`MEASURED`, then figure: how many times the style's alone.
+        axes: the same by :func:`covered`, the way from the model alone to that role's LoRA alone.
+        burn: by kind of :data:`HEATED`, then figure: how many times the style's alone.
         given: the roles that were compared with the user's own pictures.
     """
 
@@ -160,10 +161,10 @@ def _measured(
     images = {kind: torch.stack([shots[kind, seed].image for seed in whole]) for kind in KINDS if whole}
     similarities = {eye.role: _similarities(eye, images) for eye in eyes if whole}
     axes = {
-        role: {kind: _ways(found[kind], found["base"], found[role]) for kind in KINDS}
+        role: {kind: covered(found[kind], found["base"], found[role]) for kind in KINDS}
         for role, found in similarities.items()
     }
-    burn = {kind: _burn(images[kind], images["style"]) for kind in MEASURED if whole}
+    burn = {kind: _burn(images[kind], images["style"]) for kind in HEATED if whole}
     given = tuple(eye.role for eye in eyes if eye.references)
     return MeasuredPair(spec, seeds, whole, shots, similarities, axes, burn, given)
 
@@ -181,10 +182,6 @@ def _similarities(eye: Eye, images: Mapping[str, Tensor]) -> dict[str, list[floa
         for kind, embedded in by_kind.items():
             found[kind] += cosine_similarity(embedded[index : index + 1], reference.to(embedded)).tolist()
     return found
-
-
-def _ways(fused: list[float], base: list[float], alone: list[float]) -> list[float | None]:
-    return [covered(*three) for three in zip(fused, base, alone, strict=True)]
 
 
 def _burn(images: Tensor, anchors: Tensor) -> dict[str, list[float]]:

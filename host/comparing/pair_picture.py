@@ -11,11 +11,10 @@ from torch import Tensor
 from ...fusion.roles import ROLES
 from .drawing import GAP, INK, MOST_SAID, as_image, drawn, in_lines, widest
 from .pair import KINDS, MEASURED, MeasuredPair
-from .pair_words import axis_of, burn_of_pair
+from .pair_words import HEADS, axis_of, burn_of_pair
 
 LEAST, MOST = 208, 512  # pixels of a picture's longer side
 TOP, CAPTION, FONT_SIZE = 32, 46, 15
-HEADS = {"base": "no LoRA", "subject": "subject alone", "style": "style alone", "stacked": "stacked", "ours": "ours"}
 
 
 def pair_sheet(pair: MeasuredPair, verdict: Sequence[str]) -> Tensor:
@@ -79,7 +78,7 @@ def _of_all(pair: MeasuredPair, kind: str) -> str:
 
 def _heat(burn: dict[str, float]) -> str:
     """Against the style alone, of pictures that are measured against it."""
-    return f"edges \u00d7{burn['gradient']:.2f}  chroma \u00d7{burn['chroma']:.2f}" if burn else ""
+    return f"edges x{burn['gradient']:.2f}  chroma x{burn['chroma']:.2f}" if burn else ""
 
 
 assert list(HEADS) == list(KINDS) and set(MEASURED) < set(KINDS)

@@ -12,11 +12,12 @@ from ..core import printable
 from ..fusing import FusionSpec
 from .heat import NAMES
 from .measures import Estimate, difference, estimate
-from .pair import MEASURED, MeasuredPair
+from .pair import HEATED, MEASURED, MeasuredPair
 
-WEAK, APART = 0.5, 0.2  # of the way that a LoRA alone goes
-BURNT = 1.15  # times the style's alone
+WEAK, APART, UNSURE = 0.5, 0.2, 0.5  # of the way that a LoRA alone goes; the last is half an interval
+BURNT = 1.15  # times what the hotter of the two LoRAs has alone
 FEW = 4  # seeds
+HEADS = {"base": "no LoRA", "subject": "subject alone", "style": "style alone", "stacked": "stacked", "ours": "ours"}
 DRAWN = (
     "what the {role} LoRA draws alone, at the other seeds: that holds the prompt's content and the model's manner too, "
     "so no fused picture can be all of it. Connect {role}_image for a figure that means the {role} itself"
@@ -40,17 +41,19 @@ def pair_verdict(pair: MeasuredPair, cfg: float) -> list[str]:
         return ["verdict: no seed has all five pictures", "next: see the errors in the sheet"]
     ours, stacked = ({role: axis_of(pair, role, kind) for role in ROLES} for kind in ("ours", "stacked"))
     said = [f"{ours[role]} of the {role} (stacked: {stacked[role]})" for role in ROLES if ours[role] is not None]
-    figure, worst = _worst(pair, "ours")
-    burn = f"{NAMES[figure]} {worst:.2f} times the style's alone"
+    figure, worst = _worst(pair)
+    burn = f"{NAMES[figure]} {worst:.2f} times what either LoRA alone has"
     likeness = " and ".join(said) if said else "likeness was not measured"
     heat = f"burnt: {burn}" if worst > BURNT else f"not burnt: at most {burn}"
     return [f"verdict: {likeness}; {heat}", *(f"next: {step}" for step in _steps(pair, cfg))]
 
 
-def _worst(pair: MeasuredPair, kind: str) -> tuple[str, float]:
-    means = {figure: value.mean for figure, value in burn_of_pair(pair, kind).items()}
-    figure = max(means, key=lambda name: means[name])
-    return figure, means[figure]
+def _worst(pair: MeasuredPair) -> tuple[str, float]:
+    """The figure that is furthest above what the hotter of the two LoRAs has alone, and how many times."""
+    ours, subject = (burn_of_pair(pair, kind) for kind in ("ours", "subject"))
+    above = {figure: value.mean / max(1.0, subject[figure].mean) for figure, value in ours.items()}
+    figure = max(above, key=lambda name: above[name])
+    return figure, above[figure]
 
 
 def _steps(pair: MeasuredPair, cfg: float) -> Iterator[str]:
@@ -61,7 +64,7 @@ def _steps(pair: MeasuredPair, cfg: float) -> Iterator[str]:
                 f"words and {role}_strength, or take another {role}_encoder or {role}_image"
             )
     yield from _of_likeness(pair, cfg)
-    if _worst(pair, "ours")[1] > BURNT:
+    if _worst(pair)[1] > BURNT:
         yield _cooler(pair.spec, cfg)
     if len(pair.whole) < FEW:
         yield f"{len(pair.whole)} seeds say little: set seeds to 8"
@@ -69,7 +72,11 @@ def _steps(pair: MeasuredPair, cfg: float) -> Iterator[str]:
 
 
 def _of_likeness(pair: MeasuredPair, cfg: float) -> Iterator[str]:
-    ours = {role: value.mean for role in ROLES if (value := axis_of(pair, role, "ours")) is not None}
+    found = {role: value for role in ROLES if (value := axis_of(pair, role, "ours")) is not None}
+    for role in [role for role, value in found.items() if value.half is not None and value.half > UNSURE]:
+        del found[role]
+        yield f"the seeds disagree about the {role}: take more of them, or connect your own {role}_image"
+    ours = {role: value.mean for role, value in found.items()}
     weak = [role for role, value in ours.items() if value < WEAK]
     leads = {role: difference(pair.axes[role]["ours"], pair.axes[role]["stacked"]) for role in ours}
     if len(ours) == len(ROLES) and all(lead is not None and _is_below(lead) for lead in leads.values()):
@@ -103,14 +110,18 @@ def pair_report(pair: MeasuredPair, cfg: float) -> str:
     lines = [*pair_verdict(pair, cfg), ""]
     lines += _axes_table(pair)
     if pair.whole:
-        lines += ["", "| times the style's alone | stacked | ours |", "|---|---|---|"]
-        both = [burn_of_pair(pair, kind) for kind in MEASURED]
-        lines += [f"| {NAMES[figure]} | {' | '.join(_ratio(found[figure]) for found in both)} |" for figure in FIGURES]
+        lines += [
+            "",
+            f"| times the style's alone | {' | '.join(HEADS[kind] for kind in HEATED)} |",
+            "|---|---|---|---|",
+        ]
+        every = [burn_of_pair(pair, kind) for kind in HEATED]
+        lines += [f"| {NAMES[figure]} | {' | '.join(_ratio(found[figure]) for found in every)} |" for figure in FIGURES]
     lines.append("")
     for role in pair.axes:
         drawn = "your pictures" if role in pair.given else DRAWN.format(role=role)
         lines.append(f"{role}: compared with {drawn}.")
-    lines.append("100 % is that LoRA alone, 0 % the model without LoRAs; \u00b1 is the 95 % interval over the seeds.")
+    lines.append("100% is that LoRA alone, 0% the model without LoRAs; \u00b1 is the 95% interval over the seeds.")
     for (kind, seed), shot in pair.shots.items():
         if shot.error:
             lines.append(f"{kind}, seed {seed}: {shot.error}")
@@ -154,7 +165,7 @@ def pair_figures(pair: MeasuredPair) -> dict[str, Any]:
             "mean_axes": {role: {kind: plain(axis_of(pair, role, kind)) for kind in MEASURED} for role in pair.axes},
             "burn": pair.burn,
             "mean_burn": {
-                kind: {figure: plain(value) for figure, value in burn_of_pair(pair, kind).items()} for kind in MEASURED
+                kind: {figure: plain(value) for figure, value in burn_of_pair(pair, kind).items()} for kind in HEATED
             },
             "references": {role: "given" if role in pair.given else "drawn" for role in pair.axes},
             "errors": {f"{kind} {seed}": shot.error for (kind, seed), shot in pair.shots.items() if shot.error},

@@ -10,12 +10,14 @@ import pytest
 from lora_conductor.host.comparing.measures import LEAST, covered, difference, estimate, t_975
 
 
-def test_the_ends_of_the_way() -> None:
-    assert covered(0.3, 0.3, 0.7) == 0.0 and covered(0.7, 0.3, 0.7) == 1.0
-    assert covered(0.2, 0.3, 0.7) == pytest.approx(-0.25) and covered(0.9, 0.3, 0.7) == pytest.approx(1.5)
-    assert (
-        covered(0.5, 0.3, 0.3) is None and covered(0.5, 0.3, 0.1) is None and covered(0.5, 0.3, 0.3 + LEAST / 2) is None
-    )
+def test_the_way_is_that_of_all_seeds() -> None:
+    base, alone, fused = [0.3, 0.65, 0.2], [0.7, 0.6, 0.8], [0.5, 0.7, 0.1]
+    way = np.mean(np.array(alone) - np.array(base))
+    assert covered(fused, base, alone) == pytest.approx(list((np.array(fused) - np.array(base)) / way))
+    assert covered(base, base, alone) == [0.0] * 3
+    assert covered(alone, base, alone) == pytest.approx([(b - a) / way for a, b in zip(base, alone, strict=True)])
+    assert covered(fused, alone, base) == [None] * 3, "further from the reference than without it"
+    assert covered([0.5], [0.3], [0.3 + LEAST / 2]) == [None]
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 5, 10, 11, 15, 30, 63])

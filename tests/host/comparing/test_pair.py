@@ -30,7 +30,7 @@ from lora_conductor.host.comparing import (
     pair_sheet,
     pair_verdict,
 )
-from lora_conductor.host.comparing.pair import KINDS, MEASURED, MeasuredPair, Shot
+from lora_conductor.host.comparing.pair import HEATED, KINDS, MEASURED, MeasuredPair, Shot
 from lora_conductor.host.comparing.pair_picture import CAPTION, GAP, LEAST, TOP
 from lora_conductor.host.core import ConductorError, SamplerCall
 from lora_conductor.host.fusing import fused, set_policy
@@ -106,23 +106,27 @@ def test_axes_are_their_formula(encoders: dict[str, Any], seeds: tuple[int, ...]
     assert pair.whole == seeds and pair.given == (("subject", "style") if given else ())
     for role, source in encoders.items():
         vectors = {place: embedded(source, shot.image) for place, shot in pair.shots.items()}
-        for i, seed in enumerate(seeds):
+        near: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for seed in seeds:
             others = [other for other in seeds if other != seed] or [seed]
             photo = photos[role]
             targets = [vectors[role, o] for o in others] if photo is None else [embedded(source, photo[0])]
-            near = {kind: float(np.mean([vectors[kind, seed] @ target for target in targets])) for kind in KINDS}
-            way = near[role] - near["base"]
             for kind in KINDS:
-                assert pair.similarities[role][kind][i] == pytest.approx(near[kind], abs=2e-5)
-                expected = (near[kind] - near["base"]) / way if way >= 0.02 else None
-                found = pair.axes[role][kind][i]
-                assert (found is None) is (expected is None)
-                assert found == (None if expected is None else pytest.approx(expected, abs=5e-3))
+                near[kind].append(float(np.mean([vectors[kind, seed] @ target for target in targets])))
+        way = float(np.mean(near[role]) - np.mean(near["base"]))
+        for kind in KINDS:
+            assert pair.similarities[role][kind] == pytest.approx(near[kind], abs=2e-5)
+            if way < 0.02:
+                assert pair.axes[role][kind] == [None] * len(seeds)
+                continue
+            expected = [(fused - base) / way for fused, base in zip(near[kind], near["base"], strict=True)]
+            assert pair.axes[role][kind] == pytest.approx(expected, abs=1e-4 / way)
 
 
 def test_burn_is_against_the_style_alone_of_the_same_seed() -> None:
     pair = Measuring().measure()
-    for kind in MEASURED:
+    assert tuple(pair.burn) == HEATED
+    for kind in HEATED:
         for i, seed in enumerate(pair.whole):
             ours, style = (pair.shots[k, seed].image.movedim(-1, 0)[None] for k in (kind, "style"))
             for figure, ratio in burn_against(ours, style).items():
@@ -205,9 +209,10 @@ def made_up(ours: tuple[float, float], stacked: tuple[float, float], burn: float
         }
         for i, role in enumerate(NOTHING)
     }
-    ratios = {kind: {figure: [burn] * 8 for figure in ("chroma", "clipped", "contrast")} for kind in MEASURED}
-    for kind in MEASURED:
-        ratios[kind] |= {figure: [1.0] * 8 for figure in ("gradient", "colourfulness")}
+    subject = changes.pop("subject_burn", 0.9)
+    ratios = {kind: {f: [burn if kind in MEASURED else subject] * 8 for f in ("chroma", "clipped")} for kind in HEATED}
+    for kind in HEATED:
+        ratios[kind] |= {figure: [1.0] * 8 for figure in ("contrast", "gradient", "colourfulness")}
     return replace(
         MeasuredPair(
             live_of(measuring.model)[1],
@@ -250,6 +255,11 @@ def test_the_verdict_knows_what_it_does_not_know() -> None:
     blind = replace(few, axes={"style": few.axes["style"], "subject": {kind: [None] * 8 for kind in KINDS}})
     assert "the subject LoRA alone comes no nearer" in "\n".join(pair_verdict(blind, 7.0))
     assert "likeness was not measured" in pair_verdict(replace(few, axes={}), 7.0)[0]
+    assert "not burnt" in pair_verdict(made_up((0.9, 0.9), (0.8, 0.3), 1.4, subject_burn=1.4), 7.0)[0]
+    assert "burnt: chroma 1.25 times" in pair_verdict(made_up((0.9, 0.9), (0.8, 0.3), 1.5, subject_burn=1.2), 7.0)[0]
+    scattered = {kind: [-2.0, 3.0] * 4 for kind in MEASURED}
+    unsure = "\n".join(pair_verdict(replace(few, axes={**few.axes, "subject": scattered}), 7.0))
+    assert "the seeds disagree about the subject" in unsure and "weak" not in unsure
     summed = made_up((0.2, 0.9), (0.2, 0.9), 1.0, policy=Sum())
     assert "subject_strength up" in (text := "\n".join(pair_verdict(summed, 7.0))) and "balance" not in text
 
