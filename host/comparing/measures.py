@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Of a cosine, that a LoRA alone has to bring pictures nearer to its reference: less is the encoder's noise.
-LEAST = 0.02
+# What a LoRA alone has to bring pictures nearer to its reference, as a cosine, and as a multiple of the standard error
+# over the seeds: less is the encoder's noise, and the seeds'.
+LEAST, CLEAR = 0.02, 2.0
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1 on.
 T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 Z_975 = 1.959964
@@ -23,12 +24,14 @@ def covered(fused: Sequence[float], base: Sequence[float], alone: Sequence[float
         fused, base, alone: by seed, similarities of the three pictures to the reference.
 
     Returns:
-        None for every seed where the LoRA alone does not come nearer to the reference by :data:`LEAST`: there is no way
-        to go.
+        None for every seed where the LoRA alone does not come nearer to the reference by :data:`LEAST`, or not by
+        :data:`CLEAR` standard errors: there is no way to go.
     """
     ways = [there - start for there, start in zip(alone, base, strict=True)]
-    way = math.fsum(ways) / len(ways)
-    return [(here - start) / way if way >= LEAST else None for here, start in zip(fused, base, strict=True)]
+    way, count = math.fsum(ways) / len(ways), len(ways)
+    error = math.sqrt(math.fsum((one - way) ** 2 for one in ways) / (count - 1) / count) if count > 1 else 0.0
+    is_one = way >= max(LEAST, CLEAR * error)
+    return [(here - start) / way if is_one else None for here, start in zip(fused, base, strict=True)]
 
 
 @dataclass(frozen=True)

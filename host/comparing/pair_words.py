@@ -60,8 +60,8 @@ def _steps(pair: MeasuredPair, cfg: float) -> Iterator[str]:
     for role in ROLES:
         if role in pair.axes and axis_of(pair, role, "ours") is None:
             yield (
-                f"the {role} LoRA alone comes no nearer to its reference than the model without it: see its trigger "
-                f"words and {role}_strength, or take another {role}_encoder or {role}_image"
+                f"the {role} LoRA alone comes no nearer to its reference than the model without it, or not at every "
+                f"seed: see its trigger words and {role}_strength, or take another {role}_encoder or {role}_image"
             )
     yield from _of_likeness(pair, cfg)
     if _worst(pair)[1] > BURNT:

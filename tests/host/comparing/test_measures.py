@@ -11,12 +11,15 @@ from lora_conductor.host.comparing.measures import LEAST, covered, difference, e
 
 
 def test_the_way_is_that_of_all_seeds() -> None:
-    base, alone, fused = [0.3, 0.65, 0.2], [0.7, 0.6, 0.8], [0.5, 0.7, 0.1]
+    base, alone, fused = [0.3, 0.45, 0.2], [0.7, 0.6, 0.8], [0.5, 0.7, 0.1]
     way = np.mean(np.array(alone) - np.array(base))
     assert covered(fused, base, alone) == pytest.approx(list((np.array(fused) - np.array(base)) / way))
     assert covered(base, base, alone) == [0.0] * 3
     assert covered(alone, base, alone) == pytest.approx([(b - a) / way for a, b in zip(base, alone, strict=True)])
     assert covered(fused, alone, base) == [None] * 3, "further from the reference than without it"
+    assert covered(fused, base, [0.7, 0.4, 0.8]) == [None] * 3, (
+        "nearer at two seeds of three: 0.31 with an error of 0.18"
+    )
     assert covered([0.5], [0.3], [0.3 + LEAST / 2]) == [None]
 
 
