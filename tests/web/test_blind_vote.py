@@ -59,6 +59,7 @@ def wait_for_pictures(page: Any) -> None:
 
 def vote_for(page: Any, kind: str) -> None:
     """Press the side that shows a kind of picture, which the files' names alone tell, and only to the data."""
+    wait_for_pictures(page)
     files = page.evaluate(LOOK)["files"]
     pairs = page.evaluate(STORED)["pairs"]
     (kinds,) = [names for pair in pairs if set(files) <= set((names := pair["pictures"]).values())]
