@@ -6,6 +6,7 @@ from . import (
     encoder_loader,
     guidance,
     loader,
+    measure,
     plan,
     references,
     report,
@@ -26,4 +27,5 @@ NODES = [
     *references.NODES,
     *score.NODES,
     *compare.NODES,
+    *measure.NODES,
 ]

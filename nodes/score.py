@@ -42,6 +42,12 @@ class FusionScore(io.ComfyNode):
                     tooltip="What the pictures should show; empty leaves it out. For whole CLIP or SigLIP models from "
                     "Metric Encoder Loader, which can read it.",
                 ),
+                io.Image.Input(
+                    "style_alone",
+                    optional=True,
+                    tooltip="The same seeds with the style LoRA alone, or one such picture: burn is then how many "
+                    "times theirs.",
+                ),
             ],
             outputs=[
                 io.Float.Output("subject", tooltip="Cosine similarity to the subject, mean of pictures and encoders."),
@@ -50,6 +56,11 @@ class FusionScore(io.ComfyNode):
                 io.String.Output("table", tooltip="Every picture by every encoder, as a Markdown table."),
                 io.Float.Output(
                     "prompt", tooltip="Cosine similarity to the prompt (CLIP score), mean of pictures and encoders."
+                ),
+                io.String.Output(
+                    "burn",
+                    tooltip="Chroma, clipped pixels, contrast, edges and colourfulness of every picture, as a Markdown "
+                    "table.",
                 ),
             ],
         )
@@ -66,12 +77,13 @@ class FusionScore(io.ComfyNode):
         encoder_2=None,
         encoder_3=None,
         prompt: str = "",
+        style_alone=None,
     ) -> io.NodeOutput:
         given = {"encoder": encoder, "encoder_2": encoder_2, "encoder_3": encoder_3}
-        score = fusion_score(images, given, subject_image, style_image, references, prompt)
-        return io.NodeOutput(
-            score.subject, score.style, score.both, score.table, score.prompt, ui={"text": [score.table]}
-        )
+        score = fusion_score(images, given, subject_image, style_image, references, prompt, style_alone)
+        shown = f"{score.table}\n\n{score.burn}"
+        values = (score.subject, score.style, score.both, score.table, score.prompt, score.burn)
+        return io.NodeOutput(*values, ui={"text": [shown]})
 
 
 NODES = [FusionScore]

@@ -19,6 +19,7 @@ IN_TEMPLATES = {
     "MetricEncoderLoader": "small_world_demo",
     "SaveRoutingPlan": "save_and_replay_a_plan",
     "GuidanceReferences": "guidance_with_photos_and_a_mask",
+    "MeasureMyPair": "measure_my_pair",
 }
 IN_PAIRS = {  # with a node that it gives to, or takes from
     "BakeFusedLoRA": ("KSampler", "BakeFusedLoRA"),

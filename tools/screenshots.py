@@ -45,6 +45,7 @@ CLOSE_UPS = {  # node: what it shows, and the node to go to for it
     "MetricGuidedSampler": ("curves", "MetricGuidedSampler"),
     "ComparePolicies": ("grid", "SaveImage"),
     "RoutingReport": ("report", "RoutingReport"),
+    "MeasureMyPair": ("vote", "MeasureMyPair"),
 }
 VIEWS = (("100", "dark", 1.0), ("50", "dark", 0.5), ("light", "light", 1.0))
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -42,6 +42,7 @@ HEIGHTS = {
     "KSamplerSelect": (60, 0),
     "LatentUpscaleBy": (84, 0),
     "LoadImage": (330, 0),
+    "MeasureMyPair": (430, 520),
     "MetricGuidedSampler": (586, 560),
     "ModelSamplingAuraFlow": (60, 0),
     "PreviewAny": (300, 0),

@@ -466,6 +466,48 @@ def compare(sheet: Sheet) -> None:
     )
 
 
+def measure(sheet: Sheet) -> None:
+    base = _checkpoint(sheet, SDXL, (1024, 1024))
+    pair, clip = _pair(sheet, base)
+    prompts = _prompts(sheet, clip)
+    routed = _router(sheet, pair)
+    group = sheet.group("Who looks at the pictures", 1, 1, color="#3f789e")
+    encoders = _encoders(sheet, group)
+    group = sheet.group("Measured, then voted on", 3, color="#a1309b", width=420)
+    node = sheet.add(
+        group,
+        "MeasureMyPair",
+        model=routed,
+        vae=base.vae,
+        positive=prompts.positive,
+        negative=prompts.negative,
+        latent_image=base.size,
+        seed=base.seed,
+        seeds=4,
+        steps=SDXL_SAMPLING.steps,
+        cfg=SDXL_SAMPLING.cfg,
+        sampler_name=SDXL_SAMPLING.sampler,
+        scheduler=SDXL_SAMPLING.scheduler,
+        subject_encoder=encoders["dino_encoder"],
+        style_encoder=encoders["clip_encoder"],
+    )
+    group = sheet.group("No LoRA, subject alone, style alone, the plain stack, ours", 4, color=LOOK, width=1000)
+    sheet.add(group, "SaveImage", images=out(node), filename_prefix="lora_conductor/my_pair", tall=1100)
+    group = sheet.group("What it says", 5, color=LOOK, width=460)
+    sheet.add(group, "PreviewAny", "In words", source=out(node, "report"), tall=700)
+    sheet.note(
+        "How well do my two LoRAs share a picture? Measured, and judged blind: SDXL",
+        _steps(
+            FILES + " Both are needed." + OLD_HOST,
+            WORDS + " Set the first seed in the group on the left; four seeds take twenty pictures.",
+            "**Queue.** Without encoders there are still sheet, burn and vote. The report begins with a verdict and "
+            "what to turn next. Then vote on **Measure My Pair**: left, right or neither, without knowing which is "
+            "which. Turn one thing, queue again: each setting has its own tally, kept with the workflow.",
+        ),
+        width=1180,
+    )
+
+
 def plan(sheet: Sheet) -> None:
     base = _checkpoint(sheet, SDXL, (1024, 1024))
     pair, clip = _pair(sheet, base)
@@ -596,6 +638,7 @@ TEMPLATES: dict[str, Callable[[Sheet], None]] = {
     "09_sdxl_hires_second_pass_controlnet": hires,
     "10_sdxl_save_and_replay_a_plan": plan,
     "11_flux_freeze_and_bake": bake,
+    "12_sdxl_measure_my_pair": measure,
 }
 
 

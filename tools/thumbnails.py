@@ -68,6 +68,7 @@ TILES = {
     "09_sdxl_hires_second_pass_controlnet": Tile(DEMO, "sunflower", OPENMOJI, given=False),
     "10_sdxl_save_and_replay_a_plan": Tile("save_and_replay_a_plan"),
     "11_flux_freeze_and_bake": Tile("freeze_and_bake"),
+    "12_sdxl_measure_my_pair": Tile("measure_my_pair", panel=("MeasureMyPair", "pair_vote"), given=False),
     DEMO: Tile(DEMO, "fox", OPENMOJI, guided=True),
 }
 LAYOUT = """<style>

@@ -4,7 +4,7 @@ import { KeptWidgets } from "./js/kept_widgets.js"
 import { addPanel } from "./js/run_events.js"
 import { Report, TextView } from "./js/text_view.js"
 
-const NODES = ["RoutingReport", "DualLoRADynamicLoader", "BakeFusedLoRA"]
+const NODES = ["RoutingReport", "DualLoRADynamicLoader", "BakeFusedLoRA", "MeasureMyPair"]
 
 addPanel({
   kept: new KeptWidgets({

@@ -40,6 +40,9 @@ class Setting:
         """What is written beside its pictures; a policy is known by its name alone."""
         return self.text if self.name == "policy" else f"{self.name} {self.text}"
 
+    def __str__(self) -> str:
+        return self.label
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ...fusion.policies import Policy
 from ...fusion.records import Plan
 from ...fusion.routing import NAMED, heeds, name_of, with_settings
-from ..core import ConductorError, SamplerCall, logger, printable, sampled
+from ..core import ConductorError, SamplerCall, printable, sampled
 from ..fusing import attachment_of, live_of, plan_of_latent, record_of_latent, set_policy
 from .axes import Axis, Setting
 from .score import Judge
@@ -82,27 +81,10 @@ def compare(model: ModelPatcher, rows: Axis, columns: Axis, call: SamplerCall, v
     if rows.name in sampling:  # column by column: a change of the model costs more than one of the sampling
         places = [(row, column) for column, row in product(columns.settings, rows.settings)]
     asked = (rows, columns, *(getattr(call, name) for name in sorted(sampling)), vae, *judge.given)
-    cells = {place: cell for place, cell in _unfinished.take(model, asked).items() if not cell.error}
-    errors: list[Exception] = []
     maker = _Maker(model, own, call, sampling, vae, judge)
-    try:
-        for place in places:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if place in cells:
-                continue
-            try:
-                cells[place] = maker.cell(place)
-            except comfy.model_management.InterruptProcessingException:
-                raise
-            except Exception as error:
-                logger.warning("%s x %s: %s", *(setting.label for setting in place), error, exc_info=True)
-                errors.append(error)
-                cells[place] = _failed(place, own, call.seed, error)
-    except comfy.model_management.InterruptProcessingException:
-        _unfinished.keep(model, asked, cells)
-        raise
-    if len(errors) == len(places):
-        raise errors[0]
+    cells = _unfinished.make_all(
+        model, asked, places, maker.cell, lambda place, error: _failed(place, own, call.seed, error)
+    )
     return [cells[place] for place in in_order]
 
 
@@ -127,11 +109,16 @@ class _Maker:
             self._routing = asked
         used = replace(self._call, **{name: value for name, value in changes.items() if name in self._sampling})
         samples = sampled(self._routed, used)["samples"]
-        image = self._vae.decode(samples)
-        image = image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
+        image = first_picture(self._vae, samples)
         share = record_of_latent(self._routed, samples).subject_share()
         policy, plan = changes.get("policy", name_of(self._own)), plan_of_latent(self._routed, samples)
         return Cell(policy, used.seed, image, self._judge.scores(image), share, plan, *place)
+
+
+def first_picture(vae: Any, samples: Any) -> Tensor:
+    """``[height, width, 3]`` on the CPU: of a batch or a film, the first one."""
+    image = vae.decode(samples)
+    return image.reshape(-1, *image.shape[-3:])[0, ..., :3].float().cpu()
 
 
 def _failed(place: Place, own: Policy, seed: int, error: Exception) -> Cell:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..vision import (
     PROMPT,
     Picture,
     References,
+    RunEncoder,
     embed_prompt,
     embed_references,
     normal_copy,
@@ -24,6 +26,7 @@ from ..vision import (
     pictures_of,
     reads_text,
 )
+from .heat import burn_table
 
 ROLES = ("subject", "style")
 WITHOUT_PROMPT = "leave prompt empty"
@@ -45,38 +48,65 @@ class _Comparer:
 
     def similarities(self, images: Tensor) -> dict[str, list[float]]:
         """IMAGE [N, H, W, 3] -> by role, each picture's mean cosine with the references. Raises ConductorError."""
-        encoder = open_encoder(self._source, self._name)
-        try:
-            # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                comfy.model_management.load_models_gpu([encoder.patcher])
-                # One by one: any number of pictures fits, and none depends on the others.
-                pixels = normal_copy(images).float().movedim(-1, 1).split(1)
-                embedded = torch.cat([encoder.embed(image) for image in pixels])
-                if not self._references:
-                    for role, pictures in self._pictures.items():
-                        self._references[role] = embed_references(self._source, encoder, pictures)
-                    if self._prompt:
-                        text = embed_prompt(self._source, self._prompt, self._name, WITHOUT_PROMPT)
-                        self._references[PROMPT] = text
-                return {
-                    role: cosine_similarity(embedded, reference.to(embedded)).tolist()
-                    for role, reference in self._references.items()
-                }
-        finally:
-            encoder.close()
+        with _opened(self._source, self._name) as encoder:
+            embedded = _embedded(encoder, images)
+            if not self._references:
+                for role, pictures in self._pictures.items():
+                    self._references[role] = embed_references(self._source, encoder, pictures)
+                if self._prompt:
+                    text = embed_prompt(self._source, self._prompt, self._name, WITHOUT_PROMPT)
+                    self._references[PROMPT] = text
+            return {
+                role: cosine_similarity(embedded, reference.to(embedded)).tolist()
+                for role, reference in self._references.items()
+            }
+
+
+@contextmanager
+def _opened(source: Any, name: str) -> Iterator[RunEncoder]:
+    """An encoder, loaded. Raises ConductorError naming the input."""
+    encoder = open_encoder(source, name)
+    try:
+        # Outside inference mode, also for loading: weights moved to the device here stay fit for gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            comfy.model_management.load_models_gpu([encoder.patcher])
+            yield encoder
+    finally:
+        encoder.close()
+
+
+def _embedded(encoder: RunEncoder, images: Tensor) -> Tensor:
+    """IMAGE [N, H, W, 3] -> [N, D], one by one: any number of pictures fits, and none depends on the others."""
+    return torch.cat([encoder.embed(image) for image in normal_copy(images).float().movedim(-1, 1).split(1)])
+
+
+def embeddings(source: Any, name: str, images: Tensor, references: list[Picture]) -> tuple[Tensor, Tensor | None]:
+    """Embeddings by one encoder, on the CPU: ``[N, D]`` of pictures, and ``[R, D]`` of references, None without any.
+
+    Args:
+        source: CLIP_VISION or METRIC_ENCODER, from the input ``name``.
+        images: ``[N, H, W, 3]``.
+        references: pictures of a role.
+
+    Raises:
+        ConductorError: it is no encoder.
+    """
+    with _opened(source, name) as encoder:
+        known = embed_references(source, encoder, references) if references else None
+        return _embedded(encoder, images).cpu(), known
 
 
 @dataclass(frozen=True)
 class Score:
     """Mean cosine similarities, the harmonic mean of subject and style (0 unless both are positive; a role without
-    references counts as absent, its value 0), and every picture by every encoder as a Markdown table."""
+    references counts as absent, its value 0), and as Markdown tables every picture by every encoder, and its burn."""
 
     subject: float
     style: float
     both: float
     table: str
     prompt: float
+    burn: str
 
 
 def fusion_score(
@@ -86,13 +116,15 @@ def fusion_score(
     style_image: torch.Tensor | None,
     references: References | None = None,
     prompt: str = "",
+    style_alone: torch.Tensor | None = None,
 ) -> Score:
     """Score IMAGE [N, H, W, C] by the encoders, given by input name, None if not connected.
 
-    prompt: what the pictures should show, "" if that is not asked; by the encoders that read text. Raises
-    ConductorError naming an input that cannot be used.
+    prompt: what the pictures should show, "" if that is not asked; by the encoders that read text. style_alone: IMAGE
+    that burn is held against. Raises ConductorError naming an input that cannot be used.
     """
     pixels = picture_of("images", images).images
+    burn = burn_table(pixels, style_alone)
     given = {"subject": subject_image, "style": style_image}
     roles = {role: found for role in ROLES if (found := pictures_of(role, references, given[role]))}
     prompt = prompt.strip()
@@ -113,7 +145,7 @@ def fusion_score(
     }
     subject, style = means["subject"], means["style"]
     both = 2 * subject * style / (subject + style) if subject > 0 and style > 0 else 0.0
-    return Score(subject, style, both, _table(columns), means[PROMPT])
+    return Score(subject, style, both, _table(columns), means[PROMPT], burn)
 
 
 def _mean(values: list[float]) -> float:

@@ -1,6 +1,6 @@
 """LoRAs on a ModelPatcher, fused while it samples."""
 
-from .attach import attachment_of, left_on, set_policy, show_on
+from .attach import attachment_of, left_on, set_policy, show_on, with_roles_alone
 from .calibration import calibrated_by_prompts
 from .loading import fused, load_loras
 from .order import said_of_left
@@ -29,5 +29,6 @@ __all__ = [
     "said_of_left",
     "set_policy",
     "show_on",
+    "with_roles_alone",
     "write_plan",
 ]

@@ -7,7 +7,7 @@ what static policies merge, and layers that one role has to itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from comfy.model_patcher import ModelPatcher
@@ -17,9 +17,9 @@ from ...fusion.policies import RECOMMENDED, Policy, StaticPolicy, Sum
 from ...fusion.records import Plan
 from ...fusion.routing import Refinement
 from ..core import stores_plainly
-from ..loras import LoraPatches, loras_on, remember
+from ..loras import LoraPatches, forget_all_but, loras_on, remember
 from .live import ATTACHMENT, LiveFusion
-from .order import Placed, left_to_core, of_others, placed_lora, put_on, refuse_reshaped, take_off
+from .order import Placed, left_to_core, of_others, placed_lora, put_on, refuse_reshaped, take_off, take_off_merged
 from .spec import FusionSpec, bank_for, check_plan
 from .static import merged_patches
 from .unrouted import announce
@@ -123,6 +123,25 @@ def set_policy(
     held, refinement = attachment_of(model), refinement or Refinement()
     spec = FusionSpec(held.spec.loras, policy, held.spec.bank, refinement) if held.spec else None
     _attach(model, held, spec, policy, refinement, always_live=always_live, plan=plan)
+    return model
+
+
+def with_roles_alone(model: ModelPatcher, roles: Collection[str]) -> ModelPatcher:
+    """A clone with the LoRAs of some roles only, as core's own loaders leave them on a model; nothing is fused.
+
+    roles: of both, the plain stack at the strengths they were loaded with; of none, the model without LoRAs of ours.
+    What others put on the model stays.
+    """
+    model = _clone(model)
+    held, loras = attachment_of(model), loras_on(model)
+    _detach(model, held)
+    take_off_merged(model, [lora for lora in loras if lora.role not in roles])
+    staying = [lora for lora in loras if lora.role in roles]
+    put_on(
+        model, [placed_lora(lora, {target.key.removesuffix(".weight") for target in lora.deltas}) for lora in staying]
+    )
+    model.set_attachments(ATTACHMENT, Attachment())
+    forget_all_but(model, staying)
     return model
 
 

@@ -9,6 +9,7 @@ sampling comes after all of them: a layer where that would not be the same is le
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,22 @@ def take_off(model: ModelPatcher, ours: Sequence[Placed]) -> None:
     if ours:
         model.patches = {key: entries for key, entries in of_others(model, ours).items() if entries}
         model.add_patches({}, 0)  # tells core that the weights have changed
+
+
+def take_off_merged(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> None:
+    """Remove what core merges of LoRAs of ours because it cannot be routed: for each of their entries, one patch."""
+    gone = Counter((target.key, id(entry.patch)) for lora in loras for target, entry in lora.merged.items())
+    if not gone:
+        return
+    left: dict[str, list[Any]] = {}
+    for key, entries in model.patches.items():
+        for entry in entries:
+            if gone[key, id(entry[1])] > 0:  # one file may be loaded twice
+                gone[key, id(entry[1])] -= 1
+            else:
+                left.setdefault(key, []).append(entry)
+    model.patches = left
+    model.add_patches({}, 0)  # tells core that the weights have changed
 
 
 def put_on(model: ModelPatcher, new: Iterable[Placed], present: Iterable[Placed] = ()) -> None:

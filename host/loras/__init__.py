@@ -5,7 +5,7 @@ from .deltas import delta_of
 from .effects import depends_on_weight, new_shape
 from .file import LoraFile, read_lora
 from .kinds import Unroutable
-from .on_model import LoraOnModel, loras_on, remember
+from .on_model import LoraOnModel, forget_all_but, loras_on, remember
 from .patches import LoraPatches, model_patches
 from .targets import Entry, Target, is_for_text, refuse_unfit, resolve
 
@@ -21,6 +21,7 @@ __all__ = [
     "choices_of_stack",
     "delta_of",
     "depends_on_weight",
+    "forget_all_but",
     "is_for_text",
     "loras_on",
     "model_patches",

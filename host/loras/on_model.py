@@ -55,3 +55,8 @@ def loras_on(model: ModelPatcher) -> tuple[LoraOnModel, ...]:
 def remember(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> None:
     """Add to what the model remembers; its clones keep it."""
     model.set_attachments(ATTACHMENT, (*loras_on(model), *loras))
+
+
+def forget_all_but(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> None:
+    """Have the model remember these alone."""
+    model.set_attachments(ATTACHMENT, tuple(loras))

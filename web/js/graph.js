@@ -29,6 +29,28 @@ export function changing(change) {
   }
 }
 
+/**
+ * Let the page save a change of one node's property that is no step to go back to: every state that it remembers gets
+ * the property as it is now, so that undo and redo leave it alone.
+ */
+export function changingForGood(node, property, change) {
+  changing(() => {}) // what else has changed stays a step of its own
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+  const { activeState: before, redoQueue } = tracker ?? {}
+  const redo = [...(redoQueue ?? [])]
+  changing(change)
+  const { undoQueue } = tracker ?? {}
+  if (!Array.isArray(undoQueue) || !Array.isArray(redoQueue)) return // a page that remembers in another way
+  if (undoQueue.length && undoQueue[undoQueue.length - 1] === before) undoQueue.pop()
+  if (!redoQueue.length) redoQueue.push(...redo)
+  for (const state of [...undoQueue, ...redoQueue]) {
+    const graphs = [state, ...(state.definitions?.subgraphs ?? [])]
+    const graph = node.graph === rootGraph() ? state : graphs.find(({ id }) => id === node.graph?.id)
+    const saved = graph?.nodes?.find(({ id, type }) => String(id) === String(node.id) && type === node.type)
+    if (saved) saved.properties = { ...saved.properties, [property]: JSON.parse(JSON.stringify(node.properties[property])) }
+  }
+}
+
 /** Whether the page is going a step back or forward in what was changed, which makes all nodes anew. */
 export function isUndoing() {
   return app.extensionManager?.workflow?.activeWorkflow?.changeTracker?._restoringState === true

@@ -1,10 +1,13 @@
 // What runs give to nodes: come in by events, kept with the workflow, shown by a widget once there is something.
 
-import { changing, isUndoing, nodeOfExecution, placeOf, rootGraph } from "./graph.js"
+import { changing, changingForGood, isUndoing, nodeOfExecution, placeOf, rootGraph } from "./graph.js"
 
 const MARGIN = 10 // that the page leaves around a widget's element on the canvas
 
-/** One kind of widget, on all nodes that have it. Its data has toStored(); its view has root, height and show(data). */
+/**
+ * One kind of widget, on all nodes that have it. Its data has toStored(), and after(data) where something of the data
+ * before is to stay; its view has root, height and show(data), and calls onChange when the user has changed the data.
+ */
 export class KeptWidgets {
   constructor({ name, makeView, ofStored }) {
     Object.assign(this, { name, makeView, ofStored, property: `lora_conductor.${name}` })
@@ -45,6 +48,7 @@ export class KeptWidgets {
     if (!node || !classes.includes(node.comfyClass)) return
     if (data.isNothing && !this.views.has(node)) return
     if (isKnown(data, node.properties?.[this.property])) return // heard again
+    data.after?.(this.views.get(node)?.data ?? null)
     this.newest.set(placeOf(node), data)
     this.show(node, data)
     if (save) changing(() => this.store(node, data))
@@ -68,6 +72,13 @@ export class KeptWidgets {
     if (data) this.show(node, data)
   }
 
+  /** Keep what the user has changed; going back a step does not take it back. */
+  keep(node) {
+    const { data } = this.views.get(node)
+    this.newest.set(placeOf(node), data)
+    changingForGood(node, this.property, () => this.store(node, data))
+  }
+
   store(node, data) {
     node.properties ??= {}
     node.properties[this.property] = { ...data.toStored(), node: String(node.id) }
@@ -79,10 +90,11 @@ export class KeptWidgets {
   }
 
   addWidget(node) {
-    const view = this.makeView(() => {
+    const onResize = () => {
       node.setSize?.([node.size[0], node.computeSize()[1]])
       node.graph?.setDirtyCanvas(true, true)
-    })
+    }
+    const view = this.makeView(onResize, () => this.keep(node))
     const widget = node.addDOMWidget(this.name, `lora_conductor_${this.name}`, view.root, {
       serialize: false,
       hideOnZoom: false,

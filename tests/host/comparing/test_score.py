@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lora_conductor.guidance.burn import VISIBLE, burn_of
 from lora_conductor.host.comparing import Judge, fusion_score
 from lora_conductor.host.core import ConductorError
 from lora_conductor.host.guiding import GuidancePlan
@@ -73,3 +74,32 @@ def test_references_that_cannot_be_used_are_named_before_sampling(encoders):
     with pytest.raises(ConductorError, match="^style_image: .*not numbers"):
         Judge({"subject": None, "style": torch.full((1, 8, 8, 3), float("nan"))}, encoders["clip"], None)
     assert Judge({"subject": None, "style": None}, None, None).scores(torch.zeros(8, 8, 3)) == {}
+
+
+def rows(table):
+    return [[float(value) for value in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
+
+
+def test_burn_beside_the_scores(encoders, references):
+    """Plain figures without an anchor, ratios against one for all or one each; the means below."""
+    images, anchors = pictures(3), 0.2 + 0.6 * torch.cat([tiny_encoders.smooth_picture(20 + i) for i in range(3)])
+
+    def burn(style_alone):
+        with torch.inference_mode():
+            given = {"encoder": encoders["dino"]}
+            return fusion_score(images, given, references["subject"], None, style_alone=style_alone).burn
+
+    own, theirs = ({k: v.tolist() for k, v in burn_of(p.movedim(-1, 1)).items()} for p in (images, anchors))
+    plain, one, each = (rows(burn(anchor)) for anchor in (None, anchors[:1], anchors))
+    assert len(plain) == len(one) == len(each) == 4
+    for column, (figure, least) in enumerate(VISIBLE.items()):
+        for index in range(3):
+            mine = own[figure][index]
+            assert plain[index][column] == pytest.approx(mine, abs=0.051 if mine > 1 else 6e-4)
+            assert one[index][column] == pytest.approx((mine + least) / (theirs[figure][0] + least), abs=0.0051)
+            assert each[index][column] == pytest.approx((mine + least) / (theirs[figure][index] + least), abs=0.0051)
+        for table in (one, each):
+            assert table[3][column] == pytest.approx(sum(row[column] for row in table[:3]) / 3, abs=0.011)
+    for bad in (anchors[:2], anchors[:, ::2]):
+        with pytest.raises(ConductorError, match="^style_alone: . pictures of .* cannot be held against 3 of"):
+            burn(bad)

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, KLSoft, Paper, Sum
-from lora_conductor.host.fusing import attachment_of, fused, set_policy
-from lora_conductor.host.loras import model_patches, read_lora
+from lora_conductor.host.core import ConductorError
+from lora_conductor.host.fusing import attachment_of, fused, live_of, set_policy, with_roles_alone
+from lora_conductor.host.loras import loras_on, model_patches, read_lora
 
 from .. import tiny
 
@@ -188,3 +189,25 @@ def test_low_precision_is_no_worse_than_cores_merge(tmp_path, dtype):
     our_error = tiny.relative(tiny.sample(ours), truth)
     print(f"{dtype}: ours {our_error:.1e}, core {core_error:.1e}")
     assert our_error <= 1.2 * core_error
+
+
+@pytest.mark.parametrize("roles", [(), ("subject",), ("style",), ("subject", "style")], ids="+".join)
+def test_the_loras_of_some_roles_are_core_s_loaders_bit_for_bit(model, files, tmp_path, roles):
+    """Also where a file holds what cannot be routed, and the same file stands in both roles."""
+    norm = next(key for key in model.model.state_dict() if "norm" in key and key.endswith((".weight", ".scale")))
+    tensors = load_file(files["subject"])
+    tensors[f"{norm.removesuffix('.weight')}.diff"] = torch.randn(model.model.state_dict()[norm].shape)
+    save_file(tensors, tmp_path / "both.safetensors")
+    subject = (tmp_path / "both.safetensors", 0.8)
+    for style in ((files["style"], -0.6), subject):
+        of = {"subject": subject, "style": style}
+        ours = fused(model, of["subject"], of["style"])
+        assert any(lora.merged for lora in loras_on(ours))
+        core = tiny.core_stacked(model, *(of[role] for role in roles))
+        alone = with_roles_alone(ours, roles)
+        assert torch.equal(tiny.sample(alone), tiny.sample(core))
+        assert [lora.role for lora in loras_on(alone)] == list(roles)
+        with pytest.raises(ConductorError, match="carries no LoRAs"):
+            live_of(alone)
+        assert attachment_of(ours).live is not None
+        assert not torch.equal(tiny.sample(ours), tiny.sample(core)), "the model it was made of fuses as before"
