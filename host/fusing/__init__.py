@@ -2,7 +2,7 @@
 
 from .attach import attachment_of, left_on, set_policy, show_on
 from .calibration import calibrated_by_prompts
-from .loading import fused, load_loras
+from .loading import fused, load_loras, trigger_words
 from .order import said_of_left
 from .plans import fingerprint_of, plan_files, read_plan, replaying, write_plan
 from .report import run_report
@@ -29,5 +29,6 @@ __all__ = [
     "said_of_left",
     "set_policy",
     "show_on",
+    "trigger_words",
     "write_plan",
 ]
