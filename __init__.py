@@ -10,11 +10,13 @@ async def comfy_entrypoint():
     from comfy_api.latest import ComfyExtension
 
     from .host.core import answer_pages
+    from .host.loras import answer_about_files
     from .nodes import NODES
 
     class LoraConductor(ComfyExtension):
         async def on_load(self):
             answer_pages()
+            answer_about_files()
 
         async def get_node_list(self):
             return NODES

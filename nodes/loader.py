@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..host.core import printable
-from ..host.fusing import load_loras, show_on
+from ..host.fusing import load_loras, show_on, trigger_words
 from ..host.loras import NO_LORA, LoraChoice, choices_of_stack, stack_of
 from .inputs import CATEGORY, LoraStackType, typed
 
@@ -51,6 +51,18 @@ class DualLoRADynamicLoader(io.ComfyNode):
                 _strength("style_clip_strength", "Strength of the style LoRA's text-encoder part.", advanced=True),
                 _stack("subject_stack", "subject"),
                 _stack("style_stack", "style"),
+                _switch("subject"),
+                _switch("style"),
+                io.Float.Input(
+                    "balance",
+                    default=0.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Leaning: above 0 favours the subject, below 0 the style, 0 neither. Try 1 or -1 first. "
+                    "With a KLLayerRouter, before or behind, its own balance counts instead.",
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="The model with both LoRAs, fused while sampling."),
@@ -62,6 +74,11 @@ class DualLoRADynamicLoader(io.ComfyNode):
                     "lora_stack",
                     tooltip="All LoRAs applied here with their strengths, subjects first, for nodes of other packs. "
                     "Those stack them plainly, without routing.",
+                ),
+                io.String.Output(
+                    "trigger_words",
+                    tooltip="The words both LoRAs are called by, as their files or notes beside them name them, for "
+                    "the prompt. Empty where they name none.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -82,17 +99,22 @@ class DualLoRADynamicLoader(io.ComfyNode):
         clip=None,
         subject_stack=None,
         style_stack=None,
+        subject_on: bool = True,
+        style_on: bool = True,
+        balance: float = 0.0,
     ) -> io.NodeOutput:
         choices = [
-            LoraChoice(subject_lora, "subject", subject_strength, subject_clip_strength),
+            LoraChoice(subject_lora, "subject", subject_strength, subject_clip_strength, on=subject_on),
             *choices_of_stack(subject_stack, "subject", "subject_stack"),
-            LoraChoice(style_lora, "style", style_strength, style_clip_strength),
+            LoraChoice(style_lora, "style", style_strength, style_clip_strength, on=style_on),
             *choices_of_stack(style_stack, "style", "style_stack"),
         ]
-        model, clip, report = load_loras(model, clip, choices)
+        words = trigger_words(choices, clip is not None)
+        model, clip, report = load_loras(model, clip, choices, balance)
         report = printable(report)
         model = show_on(model, cls.hidden.unique_id, sets_policy=False)
-        return io.NodeOutput(model, clip, report, stack_of(choices, clip is not None), ui={"text": [report]})
+        stack = stack_of(choices, clip is not None)
+        return io.NodeOutput(model, clip, report, stack, words, ui={"text": [report]})
 
 
 def _stack(name: str, role: str) -> io.Input:
@@ -100,6 +122,15 @@ def _stack(name: str, role: str) -> io.Input:
         name,
         optional=True,
         tooltip=f"More {role} LoRAs, from a node of another pack that makes a LORA_STACK, at the stack's strengths.",
+    )
+
+
+def _switch(role: str) -> io.Input:
+    return io.Boolean.Input(
+        f"{role}_on",
+        default=True,
+        optional=True,
+        tooltip=f"Off: as if the {role} LoRA were None, while its name and strengths stay. Stacks go on.",
     )
 
 

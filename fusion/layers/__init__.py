@@ -3,6 +3,7 @@
 from .batch import Batch
 from .joint import Joint
 from .layer import FusedLayer
+from .meeting import Meeting, meetings
 from .pairing import APART, Pairing, likeness
 from .probe import Probe
 from .segment import Part, Segment, SegmentDeltas, Weight, whole_of
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "FusedLayer",
     "Joint",
+    "Meeting",
     "Pairing",
     "Part",
     "Probe",
@@ -20,6 +22,7 @@ __all__ = [
     "SegmentDeltas",
     "Weight",
     "likeness",
+    "meetings",
     "take",
     "whole_of",
 ]

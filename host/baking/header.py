@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
 from comfy.cli_args import args
 
 from ..core import pack_version, printable
-from ..loras import LoraOnModel
+from ..loras import LoraOnModel, read_header, tags_of
 from .file import BakedTensors
 
 # What other programs read to know which models a LoRA is for: kept where all parents say the same.
@@ -79,7 +77,7 @@ def metadata_of(
     if triggers:
         metadata[TRIGGER] = ", ".join(dict.fromkeys(triggers.values()))
     tags = {
-        f"{Path(name).stem}: {folder}": counts for name in headers for folder, counts in _tags(headers[name]).items()
+        f"{Path(name).stem}: {folder}": counts for name in headers for folder, counts in tags_of(headers[name]).items()
     }
     if tags:
         metadata[TAGS] = json.dumps(tags)
@@ -95,11 +93,11 @@ def headers_of(parents: Sequence[LoraOnModel]) -> dict[str, dict[str, str]]:
     """By name of the file, what its own header says in the keys of trainers and of the model spec."""
     found: dict[str, dict[str, str]] = {}
     for parent in parents:
-        header = _header_of(parent.path) if parent.name not in found else found[parent.name]
+        header = read_header(parent.path).metadata if parent.name not in found else found[parent.name]
         found[parent.name] = {
             key: printable(value, MOST_OF_A_VALUE)
             for key, value in header.items()
-            if key.startswith(BEGINNINGS) and isinstance(value, str) and printable(key) == key
+            if key.startswith(BEGINNINGS) and printable(key) == key
         }
     return found
 
@@ -117,7 +115,7 @@ def words_of(headers: Mapping[str, Mapping[str, str]]) -> list[str]:
             lines.append(f"trigger words of {name}: {printable(triggers[name])}")
             continue
         counts: dict[str, float] = {}
-        for folder in _tags(header).values():
+        for folder in tags_of(header).values():
             for tag, count in folder.items():
                 counts[tag.strip()] = counts.get(tag.strip(), 0) + count
         most = sorted(counts, key=lambda tag: -counts[tag])[:TAGS_SHOWN]
@@ -126,33 +124,7 @@ def words_of(headers: Mapping[str, Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _tags(header: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """How often each tag came in each folder of the data, as sd-scripts write it; nothing if it is no such table."""
-    try:
-        read = json.loads(header.get(TAGS, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    folders = read.items() if isinstance(read, dict) else ()
-    return {
-        folder: {tag: count for tag, count in counts.items() if isinstance(count, int | float)}
-        for folder, counts in folders
-        if isinstance(counts, dict)
-    }
-
-
 def _agreed(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What all parents' own headers say of the models that they are for."""
     said = {key: {header.get(key) for header in headers} for key in FAMILY_KEYS}
     return {key: value for key, values in said.items() for value in values if len(values) == 1 and value is not None}
-
-
-def _header_of(path: str) -> dict[str, str]:
-    """The header of a safetensors file; nothing for other files, and for files that are gone or damaged by now: they
-    were whole when they were loaded, and nothing else is read of them again."""
-    if not path.endswith(".safetensors"):
-        return {}
-    try:
-        said = json.loads(comfy.utils.safetensors_header(path) or b"{}")["__metadata__"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error):
-        return {}
-    return said if isinstance(said, dict) else {}

@@ -1,6 +1,7 @@
 """What we know of ComfyUI that is about no LoRA."""
 
 from .attention import attention_parts
+from .base_models import base_called, base_of
 from .chosen import chosen
 from .errors import ConductorError, unreadable
 from .execution import Place, executing, inputs_of, sources
@@ -20,6 +21,8 @@ from .words import listed
 from .writing import place_of, write_new
 
 __all__ = [
+    "base_called",
+    "base_of",
     "ConductorError",
     "Kept",
     "Origin",

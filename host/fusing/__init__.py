@@ -2,7 +2,7 @@
 
 from .attach import attachment_of, left_on, set_policy, show_on, with_roles_alone
 from .calibration import calibrated_by_prompts
-from .loading import fused, load_loras
+from .loading import fused, load_loras, trigger_words
 from .order import said_of_left
 from .plans import fingerprint_of, plan_files, read_plan, replaying, write_plan
 from .report import run_report
@@ -30,5 +30,6 @@ __all__ = [
     "set_policy",
     "show_on",
     "with_roles_alone",
+    "trigger_words",
     "write_plan",
 ]

@@ -76,15 +76,17 @@ def show_on(model: ModelPatcher, node: str | None, *, sets_policy: bool) -> Mode
     return model
 
 
-def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float]]) -> ModelPatcher:
+def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float]], lean: float = 0.0) -> ModelPatcher:
     """A clone of the model with LoRAs on it: routable deltas in the fusion spec, the rest merged by core.
 
     Args:
         model: may already carry LoRAs; they stay.
         loras: patches, role and strength of each. LoRAs of strength 0 are left out, as core does.
+        lean: preference for the subject where nobody has set a policy, nor sets one later; 0 leaves what is there.
     """
     model = _clone(model)
     held = attachment_of(model)
+    refinement = replace(held.refinement, lean=lean) if lean and held.policy is None else held.refinement
     for patches, role, strength in loras:
         if strength == 0:
             continue
@@ -95,8 +97,10 @@ def add_loras(model: ModelPatcher, loras: Iterable[tuple[LoraPatches, str, float
             model.add_patches({t.core_key: patch for t, (patch, _) in patches.merged.items()}, strength)
     routed = tuple(lora for lora in loras_on(model) if lora.deltas)
     if routed:
-        spec = FusionSpec(routed, held.policy or RECOMMENDED, bank_for(model, routed), held.refinement)
-        _attach(model, held, spec, held.policy, held.refinement, plan=held.plan)
+        spec = FusionSpec(routed, held.policy or RECOMMENDED, bank_for(model, routed), refinement)
+        _attach(model, held, spec, held.policy, refinement, plan=held.plan)
+    elif refinement != held.refinement:  # for loaders behind
+        model.set_attachments(ATTACHMENT, replace(held, refinement=refinement))
     return model
 
 

@@ -18,12 +18,14 @@ from ..loras import (
     LoraFile,
     LoraOnModel,
     LoraPatches,
+    about,
     is_for_text,
     model_patches,
     read_lora,
     refuse_unfit,
     remember,
     resolve,
+    together,
 )
 from .attach import add_loras, set_policy
 from .report import LoadedLora, loader_report
@@ -77,9 +79,12 @@ def _with_strengths(files: Files) -> list[tuple[str | Path, float]]:
 
 
 def load_loras(
-    model: ModelPatcher, clip: CLIP | None, choices: list[LoraChoice]
+    model: ModelPatcher, clip: CLIP | None, choices: list[LoraChoice], lean: float = 0.0
 ) -> tuple[ModelPatcher, CLIP | None, str]:
     """Put the chosen LoRAs on clones of the model and the text encoder.
+
+    Args:
+        lean: as in :func:`.attach.add_loras`.
 
     Returns:
         model, clip and a report in words.
@@ -102,9 +107,14 @@ def load_loras(
             clip, of_text, clip_weights = _patch_clip(clip, file, patches, choice)
         if choice.strength != 0 and not (patches.fits or of_text):
             raise ConductorError(_fits_nothing(patches, model, clip is not None))
-        loaded.append(LoadedLora(choice, patches, clip_weights, of_text - clip_weights))
-    model = add_loras(model, [(lora.patches, lora.choice.role, lora.choice.strength) for lora in loaded])
-    return model, clip, loader_report(model, clip is not None, loaded, idle)
+        loaded.append(LoadedLora(choice, patches, clip_weights, of_text - clip_weights, about(file.path)))
+    model = add_loras(model, [(lora.patches, lora.choice.role, lora.choice.strength) for lora in loaded], lean)
+    return model, clip, loader_report(model, clip is not None, loaded, idle, lean)
+
+
+def trigger_words(choices: list[LoraChoice], clip_given: bool) -> str:
+    """What the LoRAs that act are called by, as a part of a prompt; files that name no words add none."""
+    return together(about(_path_of(choice)).for_prompt for choice in choices if choice.acts(clip_given))
 
 
 def _path_of(choice: LoraChoice) -> str:
@@ -155,6 +165,9 @@ def _fits_nothing(patches: LoraPatches, model: ModelPatcher, clip_given: bool) -
         detail = f"{len(patches.refused)} of its entries have the right name but cannot be applied ({name}: {why})"
     else:
         detail = f"its {len(file.tensors)} keys look like '{next(iter(file.tensors)):.100}'"
+    said = about(file.path)
+    if said.base:
+        detail += f", it says that it is for {said.base} ({said.base_from})"
     return (
         f"LoRA '{file.name}' does not fit {parts}: {detail}, and the model is a {family_of(model.model)}. "
         "Use a LoRA that was trained for this model's family."

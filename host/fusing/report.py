@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,43 +12,54 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__ as comfyui_version
 
+from ...fusion.adapters import LowRankDelta
 from ...fusion.records import RoutingRecord
-from ..core import family_of, inputs_of, listed, pack_version, sources
-from ..loras import LoraChoice, LoraPatches, loras_on
+from ..core import base_of, family_of, inputs_of, listed, pack_version, sources
+from ..loras import About, LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
 from .attach import Attachment, attachment_of, left_on
 from .idle import without_effect
 from .normal import usual
 from .order import said_of_left
+from .pair import norms_of, said_of_pair
 from .spec import FusionSpec
 from .verdict import cfg_of, verdict
 
 
 @dataclass(frozen=True)
 class LoadedLora:
-    """A LoRA that was chosen, what it does to the model, and how many text-encoder weights it patched or left alone."""
+    """A LoRA that was chosen, what it does to the model, how many text-encoder weights it patched or left alone, and
+    what is said of its file."""
 
     choice: LoraChoice
     patches: LoraPatches
     clip_weights: int
     clip_left: int = 0
+    about: About = About()
 
 
 def loader_report(
-    model: ModelPatcher, clip_given: bool, loras: Sequence[LoadedLora], idle: Iterable[LoraChoice] = ()
+    model: ModelPatcher,
+    clip_given: bool,
+    loras: Sequence[LoadedLora],
+    idle: Iterable[LoraChoice] = (),
+    lean: float = 0.0,
 ) -> str:
-    """A text for the node: per LoRA what was applied, merged, refused and left, and where the two meet.
+    """A text for the node: per LoRA what it is and what was applied, merged, refused and left, and how the two meet.
 
     Args:
         model: the resulting model.
         clip_given: whether a CLIP was connected.
         loras: in the order they were loaded.
-        idle: what was chosen, but does nothing at its strengths.
+        idle: what was chosen, but does nothing at its strengths or is switched off.
+        lean: the balance that was asked for.
     """
     lines, held = [f"model: {family_of(model.model)}"], attachment_of(model)
+    norms = norms_of(held.spec) if held.spec is not None else {}
     for lora in loras:
         choice, patches = lora.choice, lora.patches
         lines.append(f"\n{choice.role}: {patches.file.name}  (strength {choice.strength:g})")
+        lines += _file(lora, _norm_of(lora, held, norms), base_of(model.model))
         if choice.strength == 0:
             lines.append("  the model is left alone")
         else:
@@ -73,7 +85,9 @@ def loader_report(
         if odd:
             lines.append(f"  {len(odd)} keys that are not applied hold NaN or infinite values:")
             lines += listed(odd)
-    lines += [f"\n{choice.role}: {choice.name}  (strength 0: not loaded)" for choice in idle]
+    for choice in idle:
+        why = "strength 0" if choice.on else "switched off"
+        lines.append(f"\n{choice.role}: {choice.name}  ({why}: not loaded)")
     spec = held.spec
     if spec is not None and spec.has_both_roles:
         total = len(spec.layers)
@@ -84,18 +98,75 @@ def loader_report(
         else:
             rest = f"no layer is touched by both: nothing to route, each of the {total} layers takes its one LoRA whole"
         lines.append(f"\n{rest}")
+        if spec.shared_layers:
+            lines += said_of_pair(spec)
         lines += without_effect(spec)
+    lines += _balance(spec, held, lean)
     left = left_on(model)
     if left:
         lines += [said_of_left(left), *listed(left)]
-    return "\n".join([_headline(spec, [lora.patches for lora in loras]), *lines])
+    if loras:
+        lines.append("\nfor the record:")
+        lines += [f"  {lora.patches.file.name}: sha256 {lora.patches.file.digest}" for lora in loras]
+    return "\n".join([_headline(spec, loras, base_of(model.model)), *lines])
 
 
-def _headline(spec: FusionSpec | None, patches: Sequence[LoraPatches]) -> str:
+def _headline(spec: FusionSpec | None, loras: Sequence[LoadedLora], base: str) -> str:
     """All that is read while the report is folded."""
+    if not loras:
+        return "no LoRAs"
     shared = 0 if spec is None else spec.shared_layers
-    left = sum(len(its.refused) + len(its.unmatched) for its in patches)
-    return f"{shared} layers routed, {left} keys left out" if patches else "no LoRAs"
+    left = sum(len(lora.patches.refused) + len(lora.patches.unmatched) for lora in loras)
+    others = {lora.choice.role: means for lora in loras if (means := _of_another(lora, base))}
+    said = [f"{role}'s file says it is for {means}" for role, means in others.items()]
+    return "; ".join([f"{shared} layers routed, {left} keys left out", *said])
+
+
+def _of_another(lora: LoadedLora, base: str) -> str:
+    """The base model that a file is said to be for, where it is not the model's; empty where nobody can tell."""
+    means = lora.about.means
+    return means if base and means and means != base else ""
+
+
+def _file(lora: LoadedLora, norm: float | None, base: str) -> Iterator[str]:
+    """What a file is: keys, ranks, norm, base model and trigger words."""
+    about, patches = lora.about, lora.patches
+    parts = [f"{len(patches.file.tensors)} keys"]
+    ranks = Counter(delta.rank for delta in patches.routed.values() if isinstance(delta, LowRankDelta))
+    if ranks:
+        usual = ranks.most_common(1)[0][0]
+        parts.append(f"rank {usual}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}, mostly {usual}")
+    if norm is not None:
+        parts.append(f"norm {norm:.3g} at strength 1")
+    yield f"  {', '.join(parts)}"
+    if about.base:
+        means = about.means or about.base
+        said = about.base_from if about.means in ("", about.base) else f"{about.base_from}: {about.base}"
+        apart = f", but the model is {base}" if _of_another(lora, base) else ""
+        yield f"  base model: {means} ({said}){apart}"
+    else:
+        yield "  base model: the file does not say"
+    words = "; ".join(about.words)
+    yield f"  trigger words: {words} ({about.words_from})" if words else "  trigger words: the file names none"
+
+
+def _norm_of(lora: LoadedLora, held: Attachment, norms: Mapping[str, float]) -> float | None:
+    """The norm of a file that has its role to itself."""
+    role, strength = lora.choice.role, lora.choice.strength
+    alone = held.spec is not None and sum(its.role == role for its in held.spec.loras) == 1
+    return norms[role] / abs(strength) if alone and strength and role in norms else None
+
+
+def _balance(spec: FusionSpec | None, held: Attachment, lean: float) -> Iterator[str]:
+    """What becomes of the loader's balance."""
+    if not lean:
+        return
+    if held.policy is not None:
+        yield "balance does nothing here: KLLayerRouter stands before, and its setting counts"
+    elif spec is None or not spec.shared_layers:
+        yield "balance does nothing: no layer is touched by both roles"
+    else:
+        yield f"balance {lean:g}, unless a KLLayerRouter follows: then its setting counts"
 
 
 def _routed(patches: LoraPatches, held: Attachment) -> Iterator[str]:

@@ -19,7 +19,8 @@ NO_LORA = "None"
 class LoraChoice:
     """What a user chose for one role. Strengths as in core's loader: any float, 0 leaves that part alone.
 
-    ``where`` says which entry of which stack it is, where it comes from one.
+    ``where`` says which entry of which stack it is, where it comes from one. What is not ``on`` is as if it were not
+    there.
     """
 
     name: str
@@ -27,10 +28,11 @@ class LoraChoice:
     strength: float
     clip_strength: float
     where: str | None = None
+    on: bool = True
 
     def acts(self, clip_given: bool) -> bool:
         """Whether it does anything where it is loaded: with no text encoder its strength there counts as nothing."""
-        return self.name != NO_LORA and (self.strength != 0 or (clip_given and self.clip_strength != 0))
+        return self.on and self.name != NO_LORA and (self.strength != 0 or (clip_given and self.clip_strength != 0))
 
 
 StackEntry = tuple[str, float, float]

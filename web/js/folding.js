@@ -1,6 +1,7 @@
 // Settings that most users leave alone, folded away on the canvas too: it draws what the schema calls advanced like all
 // the rest, though it knows how to hide it. Values, their order and what is sent to the server stay as they are.
 
+import { chain } from "./chain.js"
 import { inWords } from "./words.js"
 
 const CATEGORY = "LoRA Conductor"
@@ -65,13 +66,4 @@ function defaultOf([type, options]) {
 
 function rowIsVisible(node, widget) {
   return node.isWidgetRowVisible ? node.isWidgetRowVisible(widget) : node.isWidgetVisible(widget)
-}
-
-function chain(object, name, then) {
-  const before = object[name]
-  object[name] = function (...given) {
-    const result = before?.apply(this, given)
-    then(...given)
-    return result
-  }
 }

@@ -32,6 +32,22 @@ const CSS = `
 .lora-conductor-panel .lc-detail { height: 28px; overflow: hidden; color: var(--descrip-text, #999); }
 .lora-conductor-panel .lc-text { flex: 1 1 0; min-height: 0; margin: 0; overflow: hidden auto; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 11px/15px monospace; user-select: text; cursor: text; }
+.lora-conductor-panel .lc-files { flex: 1 1 0; min-height: 0; display: grid; gap: 8px; overflow: hidden auto;
+  grid-template-columns: 1fr 1fr; }
+.lora-conductor-panel .lc-file { display: flex; flex-direction: column; gap: 2px; min-width: 0; padding-left: 6px;
+  border-left: 3px solid var(--lc-subject); }
+.lora-conductor-panel .lc-file.lc-of-style { border-color: var(--lc-style); }
+.lora-conductor-panel .lc-file.lc-off { opacity: .5; }
+.lora-conductor-panel .lc-file img { width: 100%; height: 96px; object-fit: contain; object-position: left top;
+  border-radius: 3px; }
+.lora-conductor-panel .lc-file div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.lora-conductor-panel .lc-faint { color: var(--descrip-text, #999); }
+.lora-conductor-panel .lc-words, .lora-conductor-panel .lc-swap { all: unset; cursor: pointer; overflow-wrap: anywhere; }
+.lora-conductor-panel .lc-words { max-height: 42px; overflow: hidden auto; user-select: text; }
+.lora-conductor-panel .lc-swap { align-self: center; padding: 1px 8px; border-radius: 3px;
+  background: var(--comfy-menu-bg, #353535); }
+.lora-conductor-panel .lc-words:focus-visible, .lora-conductor-panel .lc-swap:focus-visible {
+  outline: 1px solid currentColor; }
 .lora-conductor-panel.lc-shut > :not(.lc-head):not(style) { display: none; }
 `
 

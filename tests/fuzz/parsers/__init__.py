@@ -5,6 +5,7 @@ from .baked import HEADERS, PARENTS
 from .encoders import CSDS, FILES_ALONE, FOLDERS
 from .inputs import INPUTS
 from .loras import OLD_PICKLES, PICKLES, SAFETENSORS
+from .notes import ABOUT, NOTES
 from .plans import PLANS
 from .prefixes import PREFIXES
 from .prompts import PROMPTS
@@ -25,4 +26,6 @@ PARSERS = {
     "prefixes": PREFIXES,
     "prompts": PROMPTS,
     "inputs": INPUTS,
+    "about": ABOUT,
+    "notes": NOTES,
 }
