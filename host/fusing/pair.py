@@ -96,7 +96,7 @@ def said_of_pair(spec: FusionSpec) -> Iterator[str]:
     if pair.loudness is not None:
         yield f"  loudness: {_loudness(pair.loudness)}"
     name, cosine = pair.closest
-    yield (f"  cosine of what they add: {pair.cosine:.2f}{some}; furthest from 0 in {_short(name)}: {cosine:.2f}")
+    yield (f"  cosine of what they add: {_two(pair.cosine)}{some}; furthest from 0 in {_short(name)}: {_two(cosine)}")
     read, written = pair.by_chance
     yield (
         f"  directions in common: {pair.read:.0%} of those they read ({read:.0%} by chance), {pair.written:.0%} of "
@@ -114,9 +114,9 @@ def what_follows(spec: FusionSpec, pair: Pair) -> Iterator[str]:
     if times >= FAR:
         yield f"beside the {louder}'s file the other is hardly there: look whether both are for this model"
     elif times < LOUD:
-        yield "equally loud: no strength needs a correction"
+        yield "equally loud: equal strengths are a fair start"
     elif evens:
-        yield f"{name} evens that out: leave the strengths at 1 and 1 at first"
+        yield f"{name} evens that out: equal strengths are a fair start"
     elif isinstance(policy, StaticPolicy):
         yield f"{name} leaves that: the {louder} leads, unless its strength goes towards {1 / times:.2g}"
     else:
@@ -145,6 +145,10 @@ def _work(layer: FusedLayer, segment: Segment) -> float:
     width = math.prod(layer.geometry.weight_shape[1:]) + segment.stop - segment.start
     # Beside the Gram matrices their eigenvectors.
     return width * rank**2 + 200 * rank**3
+
+
+def _two(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}"  # and no -0.00
 
 
 def _short(name: str) -> str:
