@@ -63,7 +63,7 @@ def pair_of(spec: FusionSpec, work: float = WORK) -> Pair | None:
     closest = max(found, key=lambda one: abs(_cosine(one)))
     return Pair(
         math.exp(statistics.median(known) / 2) if known else None,
-        sum(one.inner for one in found) / math.sqrt(subject * style),
+        sum(one.inner for one in found) / (math.sqrt(subject) * math.sqrt(style)),
         statistics.fmean(one.read for one in found),
         statistics.fmean(one.written for one in found),
         (statistics.fmean(one.by_chance[0] for one in found), statistics.fmean(one.by_chance[1] for one in found)),
@@ -81,7 +81,7 @@ def norms_of(spec: FusionSpec) -> dict[str, float]:
         for segment in layer.segments:
             for role, rows in segment.rows.items():  # their columns are orthonormal (fusion/layers/basis.py)
                 assert layer.down is not None
-                squares[role] += float(layer.down[list(rows)].float().square().sum())
+                squares[role] += float(layer.down[list(rows)].double().square().sum())
     return {role: math.sqrt(square) for role, square in squares.items() if square and role not in others}
 
 
@@ -137,7 +137,7 @@ def _loudness(ratio: float) -> str:
 
 
 def _cosine(one: Meeting) -> float:
-    return one.inner / math.sqrt(one.energies[0] * one.energies[1])
+    return one.inner / (math.sqrt(one.energies[0]) * math.sqrt(one.energies[1]))
 
 
 def _work(layer: FusedLayer, segment: Segment) -> float:
