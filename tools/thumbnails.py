@@ -17,7 +17,7 @@ from typing import Any
 
 from bootstrap_host import find_host
 from comfy_server import ComfyServer
-from help_pictures import draw_nodes_of, draw_pairs, draw_panels, panel_of, save_small
+from help_pictures import bring_files, draw_files, draw_nodes_of, draw_pairs, draw_panels, panel_of, save_small
 from host_base import make_base, named_base
 from repo_paths import REPO
 from screenshots import (
@@ -119,6 +119,7 @@ def main() -> None:
         sys.exit(f"error: no title for {', '.join(unknown)}")
     base = make_base(named_base("thumbnails"))
     prepare_settings(base)
+    files = bring_files(base)
     with ComfyServer(find_host(), base) as server, open_page(server) as page:
         use_renderer(page, "LiteGraph")
         sheet = page.context.browser.new_page(viewport=SIZE)
@@ -135,6 +136,7 @@ def main() -> None:
             if path.stem == "small_world_demo":
                 draw_panels(page, path)
         draw_pairs(page)
+        draw_files(page, files)
 
 
 if __name__ == "__main__":
