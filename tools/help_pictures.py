@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ IN_PAIRS = {  # with a node that it gives to, or takes from
     "MetricGuidance": ("MetricGuidance", "KSampler"),
     "MetricGuidanceGuider": ("MetricGuidanceGuider", "SamplerCustomAdvanced"),
     "MetricGuidanceSampler": ("MetricGuidanceSampler", "SamplerCustom"),
+}
+FILES = {  # of the loader: a file of the small world, its picture, its trigger words
+    "subject_lora": ("lora_subject_fox.safetensors", "reference_fox_noto.png", ["zzfox", "fox"]),
+    "style_lora": ("lora_style_openmoji.safetensors", "style_openmoji_koala.png", ["openmoji style, thick outline"]),
 }
 MARGIN = 24  # around a node, in pixels: the ends of its links are in the picture
 COLOURS = 64
@@ -87,6 +92,38 @@ def draw_pairs(page: Any) -> None:
             list(pair),
         )
         save_nodes(page, pair, name)
+
+
+def bring_files(base: Path) -> dict[str, str]:
+    """Two LoRA files as people have them, with notes and pictures beside them; by the loader's input."""
+    folder, made = base / "models" / "loras", {}
+    for name, (source, picture, words) in FILES.items():
+        file = folder / f"{Path(source).stem.removeprefix('lora_')}_v2.safetensors"
+        shutil.copyfile(folder / source, file)
+        note = {"trainedWords": words, "baseModel": "Flux.1 S"}
+        file.with_suffix(".civitai.info").write_text(json.dumps(note), encoding="utf-8")
+        shutil.copyfile(base / "input" / picture, file.with_suffix(".preview.png"))
+        made[name] = file.name
+    return made
+
+
+def draw_files(page: Any, files: dict[str, str]) -> None:
+    """A loader with what is known of its files."""
+    load_workflow(page, {"nodes": [], "links": [], "version": 0.4}, "files")
+    page.evaluate(
+        """files => {
+        const node = window.LiteGraph.createNode('DualLoRADynamicLoader')
+        window.app.graph.add(node)
+        for (const [name, file] of Object.entries(files)) {
+            const widget = node.widgets.find(w => w.name === name)
+            widget.value = file
+            widget.callback?.(file)
+        }
+    }""",
+        files,
+    )
+    page.wait_for_timeout(1500)
+    save_nodes(page, ("DualLoRADynamicLoader",), "loader_files")
 
 
 def save_nodes(page: Any, types: tuple[str, ...], name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from bootstrap_host import find_host
 from comfy_server import ComfyServer
-from help_pictures import draw_nodes_of, draw_pairs, draw_panels, panel_of, save_small
+from help_pictures import bring_files, draw_files, draw_nodes_of, draw_pairs, draw_panels, panel_of, save_small
 from host_base import make_base, named_base
 from repo_paths import REPO, WORLD
 from screenshots import (
@@ -158,6 +158,7 @@ def main() -> None:
         sys.exit(f"error: no picture is described for {', '.join(unknown)}")
     base = make_base(named_base("thumbnails"))
     prepare_settings(base)
+    files = bring_files(base)
     with ComfyServer(find_host(), base) as server, open_page(server) as page:
         use_renderer(page, "LiteGraph")
         sheet = page.context.browser.new_page(viewport=SIZE)
@@ -168,6 +169,7 @@ def main() -> None:
             print(f"wrote {target.relative_to(REPO)}", flush=True)
         if not names:
             draw_help(server, page)
+            draw_files(page, files)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ All of it follows from Gram matrices of the factors, of the size of their ranks;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -47,11 +48,15 @@ class Meeting:
 
 @dataclass(frozen=True)
 class _Grams:
-    """Of both roles' factors together, float64: the subject's rows and columns come first."""
+    """Of both roles' factors together, float64: the subject's rows and columns come first.
+
+    The factors are brought to one size, whatever strengths made of them; ``scales`` is what was taken out of each role.
+    """
 
     name: str
     ranks: tuple[int, int]
     sizes: tuple[int, int]  # of input and output
+    scales: tuple[float, float]
     up: Tensor
     down: Tensor
 
@@ -68,10 +73,21 @@ def meetings(segments: Iterable[SegmentDeltas]) -> list[Meeting]:
 
 
 def _grams(segment: SegmentDeltas) -> _Grams:
-    up = torch.cat([segment.up[role] for role in ROLES], dim=1)
-    down = torch.cat([segment.down[role].flatten(1) for role in ROLES])
+    sized = [_sized(segment.up[role], segment.down[role].flatten(1)) for role in ROLES]
+    up = torch.cat([up for up, _, _ in sized], dim=1)
+    down = torch.cat([down for _, down, _ in sized])
+    scales = sized[0][2], sized[1][2]
     ranks = segment.rank(ROLES[0]), segment.rank(ROLES[1])
-    return _Grams(segment.name, ranks, (down.shape[1], up.shape[0]), (up.T @ up).double(), (down @ down.T).double())
+    sizes = down.shape[1], up.shape[0]
+    return _Grams(segment.name, ranks, sizes, scales, (up.T @ up).double(), (down @ down.T).double())
+
+
+def _sized(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Factors whose largest entry is 1, and what their product has to be multiplied by; 0 where it is no number."""
+    tops = [float(factor.abs().amax()) if factor.numel() else 0.0 for factor in (up, down)]
+    if not all(0 < top < math.inf for top in tops):
+        return torch.zeros_like(up), torch.zeros_like(down), 0.0
+    return up / tops[0], down / tops[1], tops[0] * tops[1]
 
 
 def _of_ranks(grams: Sequence[_Grams]) -> Iterator[Meeting]:
@@ -79,14 +95,16 @@ def _of_ranks(grams: Sequence[_Grams]) -> Iterator[Meeting]:
     up, down = torch.stack([one.up for one in grams]), torch.stack([one.down for one in grams])
     cut = grams[0].ranks[0]
     parts = (slice(None, cut), slice(cut, None))
-    energies = [(up[:, part, part] * down[:, part, part]).sum((1, 2)).clamp_min(0) for part in parts]
+    squares = [(up[:, part, part] * down[:, part, part]).sum((1, 2)).clamp_min(0) for part in parts]
     inner = (up[:, parts[0], parts[1]] * down[:, parts[0], parts[1]]).sum((1, 2))
     (written, counts), (read, _) = _shared(up, down, parts), _shared(down, up, parts)
     least, most = torch.minimum(*counts).clamp_min(1), torch.maximum(*counts)
-    rows = torch.stack([*energies, inner, read / least, written / least, most.double()]).T.tolist()
+    rows = torch.stack([*squares, inner, read / least, written / least, most.double()]).T.tolist()
     for one, (subject, style, both, into, out_of, wide) in zip(grams, rows, strict=True):
         chances = (min(1.0, wide / one.sizes[0]), min(1.0, wide / one.sizes[1]))
-        yield Meeting(one.name, (subject, style), both, into, out_of, chances)
+        own, other = one.scales
+        energies = (subject * own * own, style * other * other)
+        yield Meeting(one.name, energies, both * own * other, into, out_of, chances)
 
 
 def _shared(own: Tensor, other: Tensor, parts: Sequence[slice]) -> tuple[Tensor, list[Tensor]]:

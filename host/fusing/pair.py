@@ -63,7 +63,7 @@ def pair_of(spec: FusionSpec, work: float = WORK) -> Pair | None:
     closest = max(found, key=lambda one: abs(_cosine(one)))
     return Pair(
         math.exp(statistics.median(known) / 2) if known else None,
-        sum(one.inner for one in found) / math.sqrt(subject * style),
+        sum(one.inner for one in found) / (math.sqrt(subject) * math.sqrt(style)),
         statistics.fmean(one.read for one in found),
         statistics.fmean(one.written for one in found),
         (statistics.fmean(one.by_chance[0] for one in found), statistics.fmean(one.by_chance[1] for one in found)),
@@ -81,7 +81,7 @@ def norms_of(spec: FusionSpec) -> dict[str, float]:
         for segment in layer.segments:
             for role, rows in segment.rows.items():  # their columns are orthonormal (fusion/layers/basis.py)
                 assert layer.down is not None
-                squares[role] += float(layer.down[list(rows)].float().square().sum())
+                squares[role] += float(layer.down[list(rows)].double().square().sum())
     return {role: math.sqrt(square) for role, square in squares.items() if square and role not in others}
 
 
@@ -96,7 +96,7 @@ def said_of_pair(spec: FusionSpec) -> Iterator[str]:
     if pair.loudness is not None:
         yield f"  loudness: {_loudness(pair.loudness)}"
     name, cosine = pair.closest
-    yield (f"  cosine of what they add: {pair.cosine:.2f}{some}; furthest from 0 in {_short(name)}: {cosine:.2f}")
+    yield (f"  cosine of what they add: {_two(pair.cosine)}{some}; furthest from 0 in {_short(name)}: {_two(cosine)}")
     read, written = pair.by_chance
     yield (
         f"  directions in common: {pair.read:.0%} of those they read ({read:.0%} by chance), {pair.written:.0%} of "
@@ -114,9 +114,9 @@ def what_follows(spec: FusionSpec, pair: Pair) -> Iterator[str]:
     if times >= FAR:
         yield f"beside the {louder}'s file the other is hardly there: look whether both are for this model"
     elif times < LOUD:
-        yield "equally loud: no strength needs a correction"
+        yield "equally loud: equal strengths are a fair start"
     elif evens:
-        yield f"{name} evens that out: leave the strengths at 1 and 1 at first"
+        yield f"{name} evens that out: equal strengths are a fair start"
     elif isinstance(policy, StaticPolicy):
         yield f"{name} leaves that: the {louder} leads, unless its strength goes towards {1 / times:.2g}"
     else:
@@ -137,7 +137,7 @@ def _loudness(ratio: float) -> str:
 
 
 def _cosine(one: Meeting) -> float:
-    return one.inner / math.sqrt(one.energies[0] * one.energies[1])
+    return one.inner / (math.sqrt(one.energies[0]) * math.sqrt(one.energies[1]))
 
 
 def _work(layer: FusedLayer, segment: Segment) -> float:
@@ -145,6 +145,10 @@ def _work(layer: FusedLayer, segment: Segment) -> float:
     width = math.prod(layer.geometry.weight_shape[1:]) + segment.stop - segment.start
     # Beside the Gram matrices their eigenvectors.
     return width * rank**2 + 200 * rank**3
+
+
+def _two(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}"  # and no -0.00
 
 
 def _short(name: str) -> str:

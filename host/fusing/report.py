@@ -119,7 +119,9 @@ def _headline(spec: FusionSpec | None, loras: Sequence[LoadedLora], base: str) -
     left = sum(len(lora.patches.refused) + len(lora.patches.unmatched) for lora in loras)
     others = {lora.choice.role: means for lora in loras if (means := _of_another(lora, base))}
     said = [f"{role}'s file says it is for {means}" for role, means in others.items()]
-    return "; ".join([f"{shared} layers routed, {left} keys left out", *said])
+    alone = 0 if spec is None else len(spec.layers) - shared
+    whole = f", {alone} with one LoRA alone" if alone else ""
+    return "; ".join([f"{shared} layers routed{whole}, {left} keys left out", *said])
 
 
 def _of_another(lora: LoadedLora, base: str) -> str:

@@ -5,7 +5,7 @@ import { Foldable, element } from "./panel.js"
 import { inWords } from "./words.js"
 
 const WITH_PICTURES = 206
-const WITHOUT = 108
+const WITHOUT = 122
 const COPIED_MS = 1200
 
 /** What is known of the files of both roles, null where nothing is; and which are switched off. */

@@ -40,7 +40,7 @@ const CSS = `
 .lora-conductor-panel .lc-file.lc-off { opacity: .5; }
 .lora-conductor-panel .lc-file img { width: 100%; height: 96px; object-fit: contain; object-position: left top;
   border-radius: 3px; }
-.lora-conductor-panel .lc-file div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.lora-conductor-panel .lc-file div { max-height: 28px; overflow: hidden; overflow-wrap: anywhere; flex: none; }
 .lora-conductor-panel .lc-faint { color: var(--descrip-text, #999); }
 .lora-conductor-panel .lc-words, .lora-conductor-panel .lc-swap { all: unset; cursor: pointer; overflow-wrap: anywhere; }
 .lora-conductor-panel .lc-words { max-height: 42px; overflow: hidden auto; user-select: text; }

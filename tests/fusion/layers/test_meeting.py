@@ -83,3 +83,21 @@ def test_a_delta_of_nothing_is_no_error():
     segment.up["style"].zero_()
     (one,) = meetings([segment])
     assert one.energies[1] == 0 and one.inner == 0 and one.read == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_strengths_beyond_all_use_are_only_strengths(scale):
+    segment = pair(20, 30, (4, 6))
+    (one,) = meetings([segment])
+    segment.up["subject"] *= scale
+    (other,) = meetings([segment])
+    assert other.energies == (pytest.approx(one.energies[0] * scale**2), pytest.approx(one.energies[1]))
+    assert other.inner == pytest.approx(one.inner * scale)
+    assert (other.read, other.written) == (pytest.approx(one.read), pytest.approx(one.written))
+
+
+def test_what_is_no_number_is_nothing():
+    segment = pair(20, 30, (4, 6))
+    segment.up["subject"][0, 0] = torch.inf
+    (one,) = meetings([segment])
+    assert one.energies[0] == one.inner == one.read == one.written == 0 and one.energies[1] > 0

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lora_conductor.host.core import base_called, base_of, printable
+from lora_conductor.host.loras.about import _BASES as BASE_KEYS
 from lora_conductor.host.loras.about import MOST_IN_PROMPT, MOST_OF_A_WORD, MOST_WORDS, about
 from lora_conductor.host.loras.notes import MOST_OF_A_NOTE
 
@@ -243,3 +248,43 @@ def test_notes_that_are_no_files_are_not_waited_for(lora, tmp_path):
     (tmp_path / "my.lora.txt").mkdir()
     start = time.monotonic()
     assert about(path).words == () and time.monotonic() - start < 5
+
+
+NAMES = st.sampled_from(
+    [
+        "activation text",
+        "trainedWords",
+        "civitai",
+        "baseModel",
+        "sd version",
+        "base_model",
+        "word",
+        "a",
+        "ss",
+        "img_count",
+    ]
+)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | NAMES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+TEXTS = st.text(max_size=40) | ANY_JSON.map(json.dumps)
+HEADERS = st.dictionaries(
+    st.sampled_from(["ss_tag_frequency", "ss_dataset_dirs", "ss_trigger_words", *BASE_KEYS]),
+    TEXTS.map(lambda text: text.encode("utf-8", "replace").decode()),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(note=ANY_JSON.map(lambda said: json.dumps(said).encode()) | st.binary(max_size=60), metadata=HEADERS)
+def test_whatever_is_written_is_read_or_passed_over(note, metadata):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.safetensors")
+        save_file(TENSORS, path, metadata)
+        path.with_suffix(".civitai.info").write_bytes(note)
+        path.with_suffix(".txt").write_bytes(note)
+        found = about(str(path))
+    for text in (found.base, found.for_prompt, *found.words):
+        assert printable(text) == text and "\n" not in text and len(text) <= MOST_IN_PROMPT * (MOST_OF_A_WORD + 2)
+    assert len(found.words) <= MOST_WORDS and bool(found.words) is bool(found.words_from)
