@@ -50,6 +50,6 @@ def table() -> Iterator[str]:
         loaded = fused(model, *files)
         yield f"A FLUX-shaped model with {attachment_of(loaded).spec.shared_layers} routed layers, CFG 1.\n"
         yield "| | graphs |\n|---|---|"
-        yield f"| merged by ComfyUI, `sum`, or frozen | {graphs_of(shape, merged)} |"
+        yield f"| merged by ComfyUI | {graphs_of(shape, merged)} |"
         yield f"| recommended | {graphs_of(shape, set_policy(loaded, RECOMMENDED))} |"
         yield WHY

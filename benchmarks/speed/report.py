@@ -23,7 +23,7 @@ Launches are those of models with all the layers of real ones and next to no wid
 said, two LoRAs of rank {RANK} on every layer of their transformer blocks, CFG 5 with both prompts in one call.
 Everything that a user of the nodes gets is in: the map on the page, the record, the plan. All policies that merge
 before sampling are weight patches, as `sum` is; so is a frozen run at CFG 1. What was tried and did not help:
-[lab-notes.md](lab-notes.md).
+[lab-notes.md](lab-notes.md). In half precision what is measured is widened first.
 
 - *launches*: operations a device is asked for, a routed layer and model call, more than with the LoRAs merged by
   ComfyUI. Views are left out, and what the host computes by itself: map, record and plan from copies that have arrived.
