@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-dials bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-dials bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-quality: setup ## every policy judged in the small world, into docs/benchm
 
 bench-dials: setup ## each strength turned from 0 to 2 in the small world, into docs/benchmarks/dials.md
 	@$(RUN)/python -m benchmarks.emoji.bench_dials $(ARGS)
+
+bench-shares: setup ## which share the subject has under each policy, into docs/benchmarks/shares.md
+	@$(RUN)/python -m benchmarks.emoji.bench_shares $(ARGS)
 
 bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
 	@$(RUN)/python -m benchmarks.emoji.bench_guidance $(ARGS)

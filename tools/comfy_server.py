@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class ComfyServer:
         port: a free one when None.
         device_args: ``("--cpu",)`` by default, so that results do not depend on the machine.
         start_timeout: seconds to wait for ``/object_info``; on a crowded machine that takes minutes.
+        environment: variables besides this process's.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class ComfyServer:
         port: int | None = None,
         device_args: Sequence[str] = ("--cpu",),
         start_timeout: float = 600.0,
+        environment: Mapping[str, str] | None = None,
     ):
         self.host_dir = Path(host_dir).resolve()
         self.base_dir = Path(base_dir).resolve()
         self.extra_args = [*device_args, *extra_args]
         self.port = port or _free_port()
         self.start_timeout = start_timeout
+        self.environment = dict(environment or {})
         self.log_path = self.base_dir / f"server-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -108,7 +111,7 @@ class ComfyServer:
             command += ["--whitelist-custom-nodes", *custom_nodes]
         # ComfyUI is many small operators: idle OpenMP threads that spin cost more than they save.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-        environment = {**quiet, **os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**quiet, **os.environ, "PYTHONUNBUFFERED": "1", **self.environment}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment

@@ -4,8 +4,9 @@
     soak.py --servers 1 --prompts 20 --only full_disk --only interrupted
 
 Every prompt is drawn at random (seeded): policies, settings, LoRAs, sizes, guidance, and what can go wrong on the way.
-After each, a reference is sampled, whose latents must be the first one's bit for bit, and the server's resident memory,
-threads and open handles are read. Writes output/soak.json; exits with 1 when the verdict is bad.
+After each, a reference is sampled, whose latents must be the first one's bit for bit, and the server's memory, threads
+and open handles are read: what it has allocated, after a collection of garbage, as glibc counts it; elsewhere what is
+resident, which moves with what the allocator keeps. Writes output/soak.json; exits with 1 when the verdict is bad.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Figures:
 
     Attributes:
         resident: MB, after the reference and a collection of garbage.
+        allocated: MB that were not freed then; None where the allocator does not tell.
         leaked: how often ComfyUI took a model for leaked.
         poisoned: prompts after which a reference was another picture.
         surprises: what ended otherwise than it should, with the error.
@@ -55,6 +57,7 @@ class Figures:
     """
 
     resident: list[float] = field(default_factory=list)
+    allocated: list[float | None] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
     handles: list[int] = field(default_factory=list)
     leaked: int = 0
@@ -63,10 +66,15 @@ class Figures:
     ends: dict[str, int] = field(default_factory=dict)
 
     @property
+    def memory(self) -> list[float]:
+        """What is judged: allocated memory, where it is known."""
+        known = [value for value in self.allocated if value is not None]
+        return known if len(known) == len(self.resident) else self.resident
+
+    @property
     def slope(self) -> float:
-        """MB a prompt over the last half, by least squares."""
-        half = self.resident[len(self.resident) // 2 :]
-        return statistics.linear_regression(range(len(half)), half).slope if len(half) > 1 else 0.0
+        """MB a prompt over the last half."""
+        return slope(self.memory)
 
     def complaints(self) -> list[str]:
         """What is not as it should be, in words."""
@@ -79,6 +87,12 @@ class Figures:
             if (more := growth(getattr(self, name))) > 0:
                 found.append(f"{more:g} more {name} in the last quarter than in the one before")
         return found
+
+
+def slope(values: Sequence[float]) -> float:
+    """By least squares, a prompt, over the last half."""
+    half = values[len(values) // 2 :]
+    return statistics.linear_regression(range(len(half)), half).slope if len(half) > 1 else 0.0
 
 
 def growth(values: Sequence[float]) -> float:
@@ -106,6 +120,7 @@ class Soak:
         self.subjects, self.styles = ([n for n in names if f"lora_{role}" in n] for role in ("subject", "style"))
         self.process = psutil.Process(server.pid)
         self.references = 0
+        self.allocated: float | None = None
         self.first: dict[str, bytes] | None = None
         unknown = set(only) - set(KINDS)
         if unknown:
@@ -129,7 +144,7 @@ class Soak:
             self.reference(name)
             self.measure()
             if (number + 1) % 20 == 0:
-                say(f"{number + 1} prompts, {self.figures.resident[-1]:.0f} MB")
+                say(f"{number + 1} prompts, {self.figures.memory[-1]:.0f} MB")
         self.figures.leaked = self.server.log.count("memory leak with model")
         return self.figures
 
@@ -160,6 +175,7 @@ class Soak:
         except WorkflowError as error:
             self.figures.surprises.append(f"reference after {name}: {error}")
             return
+        (self.allocated,) = outputs["collect"]["allocated"]
         found = {n: w.latent(self.server, outputs, n).numpy().tobytes() for n in ("plain", "guided")}
         self.first = self.first or found
         if found != self.first:
@@ -172,6 +188,7 @@ class Soak:
     def measure(self) -> None:
         with self.process.oneshot():
             self.figures.resident.append(self.process.memory_info().rss / 1e6)
+            self.figures.allocated.append(self.allocated)
             self.figures.threads.append(self.process.num_threads())
             handles = self.process.num_fds if hasattr(self.process, "num_fds") else self.process.num_handles
             self.figures.handles.append(handles())
@@ -424,7 +441,8 @@ def soak(host: Path, servers: int, prompts: int, seed: int, only: Sequence[str] 
         with tempfile.TemporaryDirectory(prefix="soak-") as folder:
             base = make_base(Path(folder))
             link(REPO / "tools" / "soak_nodes", base / "custom_nodes" / "soak-nodes")
-            with ComfyServer(host, base) as server:
+            # All of Python's objects in what the allocator counts.
+            with ComfyServer(host, base, environment={"PYTHONMALLOC": "malloc"}) as server:
                 return Soak(server, f"{seed}-{number}", only).run(
                     prompts, lambda text: print(f"server {number}: {text}")
                 )
@@ -457,7 +475,8 @@ def main() -> int:
         ranges = (f"{name} {min(values)} to {max(values)}" for name, values in _counts(figures))
         print(
             f"server {number}: {len(figures.resident)} prompts, {len(figures.poisoned)} poisoned references, "
-            f"{figures.slope:+.3f} MB a prompt over the last half ({figures.resident[-1]:.0f} MB), "
+            f"{figures.slope:+.3f} MB a prompt over the last half ({figures.memory[-1]:.0f} MB; resident "
+            f"{slope(figures.resident):+.3f}, {figures.resident[-1]:.0f} MB), "
             f"{', '.join(ranges)}, {figures.leaked} models taken for leaked"
         )
         for end, count in sorted(figures.ends.items()):

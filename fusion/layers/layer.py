@@ -120,7 +120,7 @@ class FusedLayer(nn.Module):
             if joined and down is not None:
                 for role, up in joined.items():
                     joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
-                    energies[role] = float(down[rows[role]].square().sum())
+                    energies[role] = float(down[rows[role]].double().square().sum())
                 ups[start] = torch.cat(list(joined.values()), dim=1)
             present = [(role, s) for role, s, d in cut if d.out_start <= start and stop <= d.out_stop]
             segment = Segment(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..policies import title
 from ..roles import ROLES
+from .contributions import UNKNOWN, Effects, contributions
 from .decisions import SCORES, WEIGHTS, CallDecisions, Rows
 
 
@@ -28,6 +29,7 @@ class RoutingRecord:
         scores, weights: ``[role, layer, step]`` float64, roles as in ``ROLES``; NaN where nothing was decided.
         took: seconds of the sampling, and of scoring and fusing in it as the host's clock sees them; None if nobody
             measured. Not part of the JSON: the same run takes another time tomorrow.
+        effects: what the LoRAs do in the layers before they are weighted.
     """
 
     policy: dict[str, Any]
@@ -38,6 +40,7 @@ class RoutingRecord:
     scores: Tensor
     weights: Tensor
     took: tuple[float, float] | None = None
+    effects: Effects = UNKNOWN
 
     @property
     def steps(self) -> int:
@@ -48,11 +51,21 @@ class RoutingRecord:
         """What users call the policy."""
         return title(self.policy)
 
+    def contributions(self) -> Tensor:
+        """Subject's share of what both LoRAs add, ``[layer, step]``; NaN where nothing was decided."""
+        return contributions(self.weights, self.scores, self.layers, self.effects)
+
+    def weight_shares(self) -> Tensor:
+        """``w_subject / (w_subject + w_style)``, ``[layer, step]``; NaN where nothing was decided."""
+        return self.weights[0] / self.weights.sum(0).clamp_min(1e-12)
+
     def subject_share(self) -> float | None:
-        """Mean of ``w_subject / (w_subject + w_style)`` over all decisions; None if there were none."""
-        share = self.weights[0] / self.weights.sum(0).clamp_min(1e-12)
-        known = share[~share.isnan()]
-        return float(known.mean()) if known.numel() else None
+        """Mean of `contributions` over all decisions; None if there were none."""
+        return _mean(self.contributions())
+
+    def subject_weight(self) -> float | None:
+        """Mean of `weight_shares` over all decisions; None if there were none."""
+        return _mean(self.weight_shares())
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; values that were not decided are null."""
@@ -68,6 +81,9 @@ class RoutingRecord:
             "layers": list(self.layers),
             "scores": _plain(self.scores),
             "weights": _plain(self.weights),
+            "measured": self.effects.measured,
+            "loudness": [round(each, 4) for each in self.effects.of(self.layers).tolist()],
+            "contributions": _plain(self.contributions()[None])[0],
         }
 
 
@@ -77,6 +93,11 @@ def empty_record(header: dict[str, Any]) -> RoutingRecord:
     return RoutingRecord(**header, sigmas=(), layers=(), scores=nothing, weights=nothing)
 
 
+def _mean(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.mean()) if known.numel() else None
+
+
 def _plain(values: Tensor) -> list[list[list[float | None]]]:
     return [
         [[None if math.isnan(v) else float(f"{v:.6g}") for v in steps] for steps in layers]
@@ -84,7 +105,9 @@ def _plain(values: Tensor) -> list[list[list[float | None]]]:
     ]
 
 
-def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any]) -> RoutingRecord:
+def record_of(
+    calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header: dict[str, Any], effects: Effects = UNKNOWN
+) -> RoutingRecord:
     """Means over the batch, over conditions and over the evaluations of a step, of calls that were read back."""
     steps = max(1, len(sigmas) - 1)
     table = Rows()
@@ -97,4 +120,5 @@ def record_of(calls: Sequence[CallDecisions], sigmas: tuple[float, ...], header:
         count[:, :, call.step].index_add_(1, at, (means == means).double())  # noqa: PLR0124 - NaN is not
     mean = total / count
     scores, weights = mean[list(SCORES)], mean[list(WEIGHTS)]
-    return RoutingRecord(**header, sigmas=sigmas, layers=tuple(table.layers), scores=scores, weights=weights)
+    layers = tuple(table.layers)
+    return RoutingRecord(**header, sigmas=sigmas, layers=layers, scores=scores, weights=weights, effects=effects)

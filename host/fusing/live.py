@@ -178,7 +178,7 @@ class LiveFusion:
         arguments: list[Any],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        live_map = LiveMap(run, self.shown_on, self.spec.header) if self.shown_on else None
+        live_map = LiveMap(run, self.shown_on, self.spec.header, self.spec.effects) if self.shown_on else None
         callback = arguments[3] if len(arguments) > 3 else kwargs.get("callback")
         counting = run.counting(live_map.watching(callback) if live_map is not None else callback)
         if len(arguments) > 3:

@@ -17,6 +17,7 @@ from ..loras import LoraChoice, LoraPatches, loras_on
 from ..maps import block_of
 from .attach import Attachment, attachment_of, left_on
 from .idle import without_effect
+from .normal import usual
 from .order import said_of_left
 from .spec import FusionSpec
 from .verdict import cfg_of, verdict
@@ -115,8 +116,11 @@ def record_report(record: RoutingRecord) -> str:
     if share is None:
         lines.append("nothing was routed: the policy is constant, or no layer is touched by both LoRAs")
         return "\n".join(lines)
-    lines.append(f"{len(record.layers)} layers routed over {record.steps} steps; subject's share {share:.0%}")
-    per_layer = (record.weights[0] / record.weights.sum(0).clamp_min(1e-12)).nanmean(-1)
+    lines.append(
+        f"{len(record.layers)} layers routed over {record.steps} steps; of what both LoRAs add the subject's share is "
+        f"{share:.0%}{usual(record.title)}, of the weights {record.subject_weight():.0%}"
+    )
+    per_layer = record.contributions().nanmean(-1)
     order = per_layer.argsort().tolist()
     for title, indices in (("most style", order[:5]), ("most subject", order[::-1][:5])):
         lines.append(f"{title}:")
@@ -167,8 +171,8 @@ def _files(model: ModelPatcher, spec: FusionSpec) -> Iterator[str]:
 
 
 def _owners(record: RoutingRecord) -> Iterator[str]:
-    """Subject's mean share of each block."""
-    share = record.weights[0] / record.weights.sum(0).clamp_min(1e-12)
+    """Subject's mean share of what is added in each block."""
+    share = record.contributions()
     blocks: dict[str, list[int]] = {}
     for i, layer in enumerate(record.layers):
         blocks.setdefault(block_of(layer), []).append(i)

@@ -183,7 +183,7 @@ class Run:
         else:
             planned = calls if isinstance(policy, ScoredPolicy) else []
             plan = plan_of(planned, self.sigmas, header, None if self.frozen is None else self.frozen.weights)
-        record = record_of(calls, self.sigmas, header)
+        record = record_of(calls, self.sigmas, header, self.spec.effects)
         if self.frozen is not None:
             pairs = [self.frozen.weights.get(name, (1.0, 1.0)) for name in record.layers]
             record.weights[:, :, self.frozen.step :] = (

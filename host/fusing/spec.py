@@ -18,9 +18,9 @@ from torch import nn
 
 from ...fusion.adapters import Delta
 from ...fusion.layers import FusedLayer, whole_of
-from ...fusion.policies import PassPolicy, Policy
-from ...fusion.records import Plan, Replay
-from ...fusion.routing import Refinement, Rules, prepare
+from ...fusion.policies import PassPolicy, Policy, ScoredPolicy
+from ...fusion.records import Effects, Plan, Replay
+from ...fusion.routing import OWN, Refinement, Rules, prepare
 from ..core import ConductorError, attention_parts, blocks_of, geometry_of, sees_text, weight_reader
 from ..loras import LoraOnModel
 
@@ -79,6 +79,20 @@ class FusionSpec:
     def rules(self) -> Rules:
         blocks = self.bank.model.blocks
         return Rules(self.policy, self.refinement, prepare(self.policy, self.refinement, self.layers, blocks), blocks)
+
+    @cached_property
+    def effects(self) -> Effects:
+        """What the LoRAs do in the layers before they are weighted: as the policy measures it, or as the files say."""
+        pairings = self.rules.prepared.pairings
+        return Effects(self.measures_energies, {name: (p.loudness or 0.0) + p.turned for name, p in pairings.items()})
+
+    @property
+    def measures_energies(self) -> bool:
+        """Whether the policy's scores are how far each LoRA moves the features."""
+        own = self.refinement.score == OWN
+        return (
+            isinstance(self.policy, ScoredPolicy) and (self.policy.score if own else self.refinement.score) == "energy"
+        )
 
     @property
     def concerns_lone_layers(self) -> bool:

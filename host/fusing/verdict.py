@@ -10,8 +10,8 @@ import torch
 
 from ...fusion.policies import ScoredPolicy, StaticPolicy
 from ...fusion.records import RoutingRecord
-from ...fusion.routing import OWN
 from ..core import inputs_of, sources
+from .normal import USUAL, usual
 from .spec import FusionSpec
 from .unrouted import why_nothing
 
@@ -49,8 +49,7 @@ def loudness(record: RoutingRecord, spec: FusionSpec) -> float | None:
 
     None where the policy measured something else.
     """
-    policy, asked = spec.policy, spec.refinement.score
-    if not isinstance(policy, ScoredPolicy) or (policy.score if asked == OWN else asked) != "energy":
+    if not spec.measures_energies:
         return None
     ratios = (record.scores[0].clamp_min(1e-30) / record.scores[1].clamp_min(1e-30)).log() / 2
     pairings = spec.rules.prepared.pairings
@@ -79,9 +78,10 @@ def _balance(record: RoutingRecord, spec: FusionSpec, share: float) -> str:
         louder, times = ("subject", ratio) if ratio > 1 else ("style", 1 / ratio)
         return f"the {louder}'s file is {times:.1f} times as loud, which was evened out; both are in every layer"
     for role, part in (("subject", share), ("style", 1 - share)):
-        if part > CLEAR:
+        low, high = USUAL.get(record.title, (1 - CLEAR, CLEAR))
+        if part > max(CLEAR, high if role == "subject" else 1 - low):
             return f"the {role} holds nearly everything ({part:.0%})"
-    return f"both have their say (subject {share:.0%})"
+    return f"both have their say (subject {share:.0%}{usual(record.title)})"
 
 
 def _steps(record: RoutingRecord, spec: FusionSpec, share: float, cfg: float | None) -> Iterator[str]:

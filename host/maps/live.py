@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...fusion.policies import title
-from ...fusion.records import CallDecisions, RoutingRecord
+from ...fusion.records import CallDecisions, Effects, RoutingRecord
 from ..core import Story
 from .codes import encode
 from .columns import Columns
@@ -45,11 +45,13 @@ class LiveMap:
         run: the run.
         node: execution id of the node that shows the map ("1:2:3" inside subgraphs).
         header: policy and LoRAs, as in the routing record.
+        effects: what the LoRAs do in the layers before they are weighted.
     """
 
     run: Watched
     node: str
     header: dict[str, Any]
+    effects: Effects = field(default_factory=Effects)
     _columns: Columns = field(default_factory=Columns)
     _fetched: int = 0
     _layers: int = 0  # that were told
@@ -102,9 +104,11 @@ class LiveMap:
         self._tell(self._columns.layers, self._columns.take_arrived(self._steps), stopped=True)
 
     def _tell(self, layers: Sequence[str], columns: dict[int, Tensor], **more: Any) -> None:
-        message = {"steps": self.run.steps, "first_layer": self._layers, "layers": list(layers[self._layers :])}
+        new = list(layers[self._layers :])
+        loudness = [round(each, 3) for each in self.effects.of(new).tolist()]
+        message = {"steps": self.run.steps, "first_layer": self._layers, "layers": new, "loudness": loudness}
         if self._layers == 0:
-            message |= _header(self.header)
+            message |= {**_header(self.header), "measured": self.effects.measured}
         self._layers, self._steps = len(layers), max(columns, default=self._steps - 1) + 1
         self._story.tell({**message, "columns": _encoded(columns), "finished": False, **more})
 

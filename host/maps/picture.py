@@ -1,4 +1,4 @@
-"""The routing map as a picture: layers down, steps across, orange where the subject won, blue where the style did."""
+"""The routing map as a picture: layers down, steps across, orange where the subject drew most, blue where the style."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def routing_picture(record: RoutingRecord) -> Tensor:
 
 def _cells(record: RoutingRecord) -> Image.Image:
     """One pixel a cell."""
-    lean = 2 * record.weights[0] / record.weights.sum(0).clamp_min(1e-12) - 1
+    lean = 2 * record.contributions() - 1
     subject, style, even, unknown = (torch.tensor(c, dtype=torch.float64) for c in (SUBJECT, STYLE, EVEN, UNKNOWN))
     clear = lean.abs()[..., None] ** 0.6  # the eye should find a small lead, too
     winner = torch.where(lean[..., None] > 0, subject, style)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import platform
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from bootstrap_host import find_host
 
 
 def figures(resident: list[float], threads: list[int]) -> soak.Figures:
-    return soak.Figures(resident, threads, [9] * len(resident))
+    return soak.Figures(resident, [None] * len(resident), threads, [9] * len(resident))
 
 
 # Of each cause of trouble one: a file, the memory, the stop button, a plan, the disk where files can be limited.
@@ -30,6 +32,11 @@ def test_two_servers_a_few_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["complaints"] == [] and len(found["servers"]) == 2
     for server in found["servers"]:
         assert len(server["resident"]) == len(server["threads"]) == len(server["handles"]) == len(SHORT)
+        assert len(server["allocated"]) == len(SHORT)
+        if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+            assert all(
+                50 < held < resident for held, resident in zip(server["allocated"], server["resident"], strict=True)
+            )
         assert min(server["resident"]) > 50 and min(server["threads"]) > 0 and min(server["handles"]) > 0
         ends = {end for end in server["ends"] if not end.startswith("any_picture")}
         assert ends == {
@@ -56,6 +63,11 @@ def test_growth_is_seen() -> None:
     assert steady.complaints() == []
     leaking = figures([800.0 + 0.2 * n for n in range(80)], [5] * 80)
     assert leaking.complaints() == ["memory grows by 0.20 MB a prompt"]
+    # What an allocator keeps for later is none, what is not freed is.
+    kept = dataclasses.replace(leaking, allocated=[400.0] * 80)
+    assert kept.complaints() == []
+    held = dataclasses.replace(steady, allocated=[400.0 + 0.2 * n for n in range(80)])
+    assert held.complaints() == ["memory grows by 0.20 MB a prompt"]
     forking = figures([800.0] * 80, [5 + n // 10 for n in range(80)])
     assert forking.complaints() == ["2 more threads in the last quarter than in the one before"]
     assert leaking.slope == pytest.approx(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import uuid
 from typing import Any
 
@@ -180,10 +181,56 @@ def test_pointing_tells_and_folding_folds(page: Any, renderer: str) -> None:
     said = page.evaluate(at, [0.99, 0.001, "pointermove"])
     layer, subject = record["layers"][0].removeprefix("diffusion_model."), record["weights"][0][0][3]
     assert said.startswith(f"{layer}, step 4: weights {subject:.2f} /"), said
+    drawn = record["contributions"][0][3]
+    assert abs(int(re.search(r"subject draws (\d+) %$", said)[1]) / 100 - drawn) < 0.01, said
     assert page.evaluate(labels).startswith("\u25be double 0")
     page.evaluate(at, [0.02, 0.001, "pointerdown"])
     assert page.evaluate(labels).startswith("\u25b8 double 0")
     assert "layers)" in page.evaluate(at, [0.99, 0.001, "pointermove"])
+
+
+def test_weights_are_one_click_away(page: Any, renderer: str) -> None:
+    """The louder file draws more than its weight: the headline and the colours tell which of both they show."""
+    graph = workflow(seed=int(torch.randint(1, 10**6, ())), steps=3)
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    nodes[ROUTER]["widgets_values"][0] = "kl_soft"
+    load(page, graph)
+    page.evaluate(SET_WIDGET, [LOADER, "subject_strength", 1.5])
+    (record,) = queue(page, str(ROUTER))["records"]
+    weights = torch.tensor(record["weights"], dtype=torch.float64)
+    of_weights = round(float((weights[0] / weights.sum(0)).mean()) * 100)
+    drawn = round(float(torch.tensor(record["contributions"]).mean()) * 100)
+    assert abs(of_weights - drawn) >= 3
+    assert page.evaluate(SAID, str(ROUTER)).endswith(f"subject {drawn} %")
+    painted = """id => { const { element } = window.app.graph.getNodeById(id)
+            .widgets.find(w => w.name === 'routing_map')
+        const canvas = element.querySelector('canvas')
+        return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data].join() }"""
+    click = """id => { const { element } = window.app.graph.getNodeById(id).widgets.find(w => w.name === 'routing_map')
+        element.querySelector('.lc-kind').click(); return element.querySelector('.lc-kind').textContent }"""
+    before = page.evaluate(painted, ROUTER)
+    assert page.evaluate(click, ROUTER) == "weights"
+    assert page.evaluate(SAID, str(ROUTER)).endswith(f"subject {of_weights} %")
+    assert page.evaluate(painted, ROUTER) != before
+    assert page.evaluate(click, ROUTER) == "what is drawn"
+    assert page.evaluate(SAID, str(ROUTER)).endswith(f"subject {drawn} %")
+
+
+def test_a_map_of_an_earlier_version_shows_its_weights(page: Any, renderer: str) -> None:
+    load(page, workflow(seed=int(torch.randint(1, 10**6, ())), steps=2))
+    (record,) = queue(page, str(ROUTER))["records"]
+    graph = page.evaluate("() => window.app.graph.serialize()")
+    kept = next(node for node in graph["nodes"] if node["id"] == ROUTER)["properties"]["lora_conductor.routing_map"]
+    for name in ("loudness", "measured"):
+        del kept[name]
+    page.evaluate("() => window.app.graph.clear()")
+    load(page, graph | {"id": str(uuid.uuid4())})
+    weights = torch.tensor(record["weights"], dtype=torch.float64)
+    share = round(float((weights[0] / weights.sum(0)).mean()) * 100)
+    assert page.evaluate(SAID, str(ROUTER)).endswith(f"subject {share} %")
+    hidden = """id => window.app.graph.getNodeById(id).widgets.find(w => w.name === 'routing_map').element
+        .querySelector('.lc-kind').hidden"""
+    assert page.evaluate(hidden, ROUTER)
 
 
 SAID = """path => { const node = window.app.graph.getNodeById(path)

@@ -12,7 +12,19 @@ export class MapView extends Panel {
   constructor(onResize) {
     super(inWords("Routing map"), OPEN_HEIGHT, onResize)
     this.folds = new Map() // block name -> folded, where the user has said so
-    this.legend.append(inWords("subject"), element("span", "lc-scale"), inWords("style"))
+    this.ofWeights = false
+    this.kind = element("button", "lc-kind")
+    this.kind.type = "button"
+    this.kind.addEventListener("click", () => {
+      this.ofWeights = !this.ofWeights
+      this.draw()
+    })
+    this.legend.append(inWords("subject"), element("span", "lc-scale"), inWords("style"), this.kind)
+  }
+
+  /** Maps kept by earlier versions know the weights alone. */
+  get showsWeights() {
+    return this.ofWeights || !this.data.knowsContributions
   }
 
   isFolded = (block) => this.folds.get(block) ?? foldedAtFirst(this.data.layers)
@@ -20,7 +32,10 @@ export class MapView extends Panel {
   draw() {
     const map = this.data
     if (!map) return
-    const share = map.share()
+    const share = map.share(this.showsWeights)
+    this.kind.hidden = !map.knowsContributions
+    this.kind.textContent = this.showsWeights ? inWords("weights") : inWords("what is drawn")
+    this.kind.title = inWords("What is drawn: weights times what each LoRA does in the layer. Press for the other one.")
     const { steps } = map
     if (map.isNothing) return this.say(whyNothing(map))
     const reached = inWords("step {step} of {steps}", { step: map.columns.size, steps })
@@ -36,7 +51,7 @@ export class MapView extends Panel {
     this.rows = rowsOf(this.blocks, this.isFolded)
     this.size = this.fit(this.rows.length * ROW)
     if (!this.size) return
-    paint(this.canvas, this.size, map, this.rows, this.colours(), this.focus)
+    paint(this.canvas, this.size, map, this.rows, this.colours(), this.focus, this.showsWeights)
     this.label(labelsOf(this.rows, this.size, this.isFolded))
     this.tell()
   }
@@ -75,11 +90,12 @@ export class MapView extends Panel {
       step: this.focus.step + 1,
       weights: pair(cell.weights, (v) => v.toFixed(2)),
     }
+    const drawn = cell.contribution === null ? "" : ` \u00b7 ${inWords("subject draws {share} %", { share: Math.round(cell.contribution * 100) })}`
     if (cell.scores[SUBJECT] === null || cell.scores[STYLE] === null)
-      this.detail.textContent = inWords("{layer}, step {step}: weights {weights}", values)
+      this.detail.textContent = inWords("{layer}, step {step}: weights {weights}", values) + drawn
     else {
       values.scores = pair(cell.scores, (v) => v.toPrecision(2))
-      this.detail.textContent = inWords("{layer}, step {step}: weights {weights}, scores {scores}", values)
+      this.detail.textContent = inWords("{layer}, step {step}: weights {weights}, scores {scores}", values) + drawn
     }
   }
 }

@@ -5,8 +5,8 @@ export const ROW = 3 // least height of a row, in pixels
 const LABEL_HEIGHT = 10
 const FINEST_SHARE = 0.01 // of an even split: closer ones are painted alike
 
-/** Paint all cells; returns nothing. `size` is in CSS pixels. */
-export function paint(canvas, size, map, rows, colours, focus) {
+/** Paint all cells: who drew what, or `ofWeights` who got more weight; returns nothing. `size` is in CSS pixels. */
+export function paint(canvas, size, map, rows, colours, focus, ofWeights) {
   const context = canvas.getContext("2d")
   const scale = canvas.width / size.width
   context.setTransform(scale, 0, 0, scale, 0, 0)
@@ -24,7 +24,7 @@ export function paint(canvas, size, map, rows, colours, focus) {
       context.globalAlpha = 1
       context.fillStyle = colours.even
       context.fillRect(...box)
-      const lean = 2 * cell.share - 1
+      const lean = 2 * (ofWeights ? cell.weightShare : (cell.contribution ?? 0.5)) - 1
       if (Math.abs(lean) < FINEST_SHARE) return
       context.globalAlpha = Math.abs(lean) ** 0.6
       context.fillStyle = lean > 0 ? colours.subject : colours.style

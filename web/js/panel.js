@@ -25,6 +25,9 @@ const CSS = `
 .lora-conductor-panel .lc-legend { display: flex; align-items: center; gap: 5px; white-space: nowrap; }
 .lora-conductor-panel .lc-scale { flex: 1; height: 7px; border-radius: 2px; opacity: .95;
   background: linear-gradient(to right, var(--lc-subject), var(--border-color, #666), var(--lc-style)); }
+.lora-conductor-panel .lc-kind { all: unset; cursor: pointer; text-decoration: underline dotted; margin-left: 4px; }
+.lora-conductor-panel .lc-kind[hidden] { display: none; }
+.lora-conductor-panel .lc-kind:focus-visible { outline: 1px solid currentColor; }
 .lora-conductor-panel .lc-legend.lc-wraps { flex-wrap: wrap; gap: 0 10px; }
 .lora-conductor-panel .lc-detail { height: 28px; overflow: hidden; color: var(--descrip-text, #999); }
 .lora-conductor-panel .lc-text { flex: 1 1 0; min-height: 0; margin: 0; overflow: hidden auto; white-space: pre-wrap;

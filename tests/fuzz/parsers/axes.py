@@ -27,8 +27,8 @@ USUAL: dict[str, Any] = {
 }
 
 
-class _Sampled(Exception):
-    """Everything was read: here it would sample."""
+class _Sampled(BaseException):
+    """Everything was read: here it would sample. No cell's error, which would be kept in its place."""
 
 
 def _seeds() -> list[bytes]:
