@@ -19,6 +19,7 @@ from ..host.comparing import (
 from ..host.core import SamplerCall
 from .inputs import CATEGORY, ENCODERS, ReferencesType, sampling_inputs, typed
 
+SEEDS = 2**64  # there are; after the last comes the first
 SAMPLING = ("steps", "cfg", "sampler_name", "scheduler", "denoise")
 
 
@@ -98,7 +99,8 @@ class MeasureMyPair(io.ComfyNode):
         encoders = {"subject": subject_encoder, "style": style_encoder}
         eyes = eyes_of(encoders, {"subject": subject_image, "style": style_image}, references)
         call = SamplerCall(seed=seed, positive=positive, negative=negative, latent_image=latent_image, **sampling)
-        pair = measure_pair(model, call, range(seed, seed + seeds), vae, eyes)
+        every = [(seed + place) % SEEDS for place in range(seeds)]
+        pair = measure_pair(model, call, every, vae, eyes)
         report = pair_report(pair, call.cfg)
         return io.NodeOutput(
             pair_sheet(pair, pair_verdict(pair, call.cfg)),

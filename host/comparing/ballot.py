@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import folder_paths
-
 from ...fusion.routing import name_of
-from ..core import SamplerCall, printable
+from ..core import SamplerCall, printable, write_for_now
 from .drawing import drawn
 from .pair import KINDS, MeasuredPair
 
@@ -29,15 +26,12 @@ def ballot_of(pair: MeasuredPair, call: SamplerCall) -> dict[str, Any]:
         prompt; ``policy``, its name; ``pairs``, each with its ``seed``, an ``id`` that tells whether it was voted on
         before, and by kind the names of its ``pictures`` in core's temporary folder.
     """
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     for seed in pair.whole:
         pages = {kind: drawn(pair.shots[kind, seed].image) for kind in KINDS}
         content = hashlib.sha256(b"".join(page.tobytes() for page in pages.values())).hexdigest()
-        names = {kind: f"lora_conductor_{uuid.uuid4().hex}.png" for kind in KINDS}
-        for kind, page in pages.items():
-            page.save(folder / names[kind], compress_level=QUICK)
+        saving = {kind: partial(page.save, compress_level=QUICK) for kind, page in pages.items()}
+        names = {kind: write_for_now(".png", save) for kind, save in saving.items()}
         pairs.append({"id": content[:12], "seed": seed, "pictures": names})
     return {"setup": _setup(pair, call), "policy": printable(name_of(pair.spec.policy)), "pairs": pairs}
 

@@ -18,7 +18,7 @@ from .tokens import picture_of, sees_text
 from .told import Story, answer_pages
 from .version import pack_version
 from .words import listed
-from .writing import place_of, write_new
+from .writing import place_of, write_for_now, write_new
 
 __all__ = [
     "base_called",
@@ -59,5 +59,6 @@ __all__ = [
     "stores_plainly",
     "unreadable",
     "weight_reader",
+    "write_for_now",
     "write_new",
 ]

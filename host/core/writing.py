@@ -80,6 +80,25 @@ def write_new(place: Place, ending: str, write: Callable[[Path], Any]) -> Path:
             unfinished.unlink(missing_ok=True)
 
 
+def write_for_now(ending: str, write: Callable[[Path], Any]) -> str:
+    """Write a file for the page to show, under a name that says nothing.
+
+    Core's own ``/view`` serves it with ``type=temp``, and core empties that folder when it starts.
+
+    Args:
+        ending: ".png" for example.
+        write: writes the content to the path it is given.
+
+    Returns:
+        The file's name.
+    """
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"lora_conductor_{uuid.uuid4().hex}{ending}"
+    write(folder / name)
+    return name
+
+
 def _published(unfinished: Path, path: Path) -> bool:
     """Give a finished file its name; False if that is taken."""
     try:

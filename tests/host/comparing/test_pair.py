@@ -346,12 +346,12 @@ def test_anchors_are_core_s_own_pictures(server: ComfyServer) -> None:
 
 
 def test_without_encoders_it_still_makes_sheet_burn_and_ballot(server: ComfyServer) -> None:
-    made = graph(measure=measuring_node(seed=5), figures=node("PreviewAny", source=["measure", 3]))
+    made = graph(measure=measuring_node(seed=2**64 - 1), figures=node("PreviewAny", source=["measure", 3]))
     outputs = run(server, made)
     figures = json.loads(outputs["figures"]["text"][0])
     assert figures["axes"] == {} and len(figures["burn"]["ours"]["chroma"]) == 2
     assert "likeness was not measured" in outputs["measure"]["text"][0]
-    assert [pair["seed"] for pair in outputs["measure"]["ballot"][0]["pairs"]] == [5, 6]
+    assert [pair["seed"] for pair in outputs["measure"]["ballot"][0]["pairs"]] == [2**64 - 1, 0]
 
 
 @pytest.mark.parametrize(
