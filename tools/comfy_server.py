@@ -24,6 +24,9 @@ from bootstrap_host import host_version
 EventHandler = Callable[[str, dict[str, Any]], None]
 
 
+PORTS = 3  # that are tried
+
+
 class ServerError(RuntimeError):
     """The server did not start, died, or refused a request; the message carries the end of its log."""
 
@@ -62,7 +65,8 @@ class ComfyServer:
         self.host_dir = Path(host_dir).resolve()
         self.base_dir = Path(base_dir).resolve()
         self.extra_args = [*device_args, *extra_args]
-        self.port = port or _free_port()
+        self._chooses_port = port is None
+        self.port = _free_port() if port is None else port
         self.start_timeout = start_timeout
         self.environment = dict(environment or {})
         self.log_path = self.base_dir / f"server-{self.port}.log"
@@ -93,11 +97,21 @@ class ComfyServer:
         self.stop()
 
     def start(self) -> ComfyServer:
-        """Start the process and wait until ``/object_info`` answers.
+        """Start the process and wait until ``/object_info`` answers. A port that was free and is taken is another's.
 
         Raises:
             ServerError: it exits, or does not answer within ``start_timeout`` seconds.
         """
+        for _ in range(PORTS - 1):
+            try:
+                return self._start()
+            except ServerError:
+                if not self._chooses_port or "address already in use" not in self.log.lower():
+                    raise
+            self.port = _free_port()
+        return self._start()
+
+    def _start(self) -> ComfyServer:
         custom_nodes = sorted(p.name for p in (self.base_dir / "custom_nodes").iterdir() if p.name != "__pycache__")
         command = [sys.executable, str(Path(__file__).with_name("run_comfyui.py")), str(self.host_dir)]
         command += ["--base-directory", str(self.base_dir), "--port", str(self.port), "--disable-auto-launch"]
@@ -139,10 +153,12 @@ class ComfyServer:
         deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             self._check_alive()
-            with contextlib.suppress(OSError):
-                # The port opens only after every custom node is imported, so a short question is enough.
-                self.get("/object_info/KSampler", timeout=30)
-                return
+            # Its own word comes first: between choosing a port and opening it, another server may have taken it.
+            if f"go to: {self.url}" in self.log:
+                with contextlib.suppress(OSError):
+                    # The port opens only after every custom node is imported, so a short question is enough.
+                    self.get("/object_info/KSampler", timeout=30)
+                    return
             time.sleep(0.3)
         raise ServerError(f"ComfyUI did not answer within {self.start_timeout:.0f} s.\n{self._log_tail()}")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import comfy_server
 from comfy_server import ComfyServer, ServerError, WorkflowError
 from host_base import make_base
 
@@ -74,3 +77,26 @@ def test_failed_start_shows_the_log(tmp_path: Path, host: Any) -> None:
     broken = ComfyServer(host.path, make_base(tmp_path / "base"), extra_args=["--no-such-argument"])
     with pytest.raises(ServerError, match="exited with code 2(?s:.)*unrecognized arguments: --no-such-argument"):
         broken.start()
+
+
+def test_a_port_that_another_took_is_left_to_it(tmp_path: Path, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody answers there as ComfyUI would, before ours is up."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        free, taken = comfy_server._free_port(), other.server_address[1]
+        ports = iter([taken, free])
+        monkeypatch.setattr(comfy_server, "_free_port", lambda: next(ports))
+        with ComfyServer(host, make_base(tmp_path)) as server:
+            assert server.port == free
+            assert "KSampler" in server.get("/object_info/KSampler")
+        other.shutdown()
