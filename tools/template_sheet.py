@@ -103,8 +103,8 @@ class Sheet:
 
     def note(self, title: str, text: str, *, width: int) -> None:
         """Words above the groups."""
-        lines = sum(1 + len(line) // (width // 7) for line in text.splitlines())
-        height = 50 + 19 * lines
+        rows = [line for line in text.splitlines() if line]
+        height = 70 + sum(46 if row.startswith("#") else 18 * (1 + len(row) // (width // 7)) for row in rows)
         place = {"pos": [0, -TITLE - SEAM - height], "size": [width, height], "title": title}
         self._nodes.append(self._node("MarkdownNote", [], [], [text], **place, **NOTE))
 
@@ -182,7 +182,7 @@ class Sheet:
             "links": self._links,
             "groups": groups,
             "config": {},
-            "extra": {"ds": {"scale": SCALE, "offset": [100, 130 - min(node["pos"][1] for node in self._nodes)]}},
+            "extra": {"ds": {"scale": SCALE, "offset": [100, 180 - min(node["pos"][1] for node in self._nodes)]}},
             "version": 0.4,
         }
 

@@ -67,12 +67,12 @@ PROMPT = "SUBJECT_TRIGGER sitting in a garden, STYLE_TRIGGER"
 NOT = "blurry, deformed, text, watermark"
 SINK, PLAIN, LOOK = "#8a8", "#b06634", "#88A"
 FILES = (
-    "**Files.** ComfyUI lists the models that are missing and offers them for download. Pick your two LoRAs on "
+    "ComfyUI lists the models that are missing and offers them for download. Pick your two LoRAs on "
     "**Dual LoRA Dynamic Loader**: who or what is in the picture, and how it looks."
 )
-WORDS = "**Words.** Replace SUBJECT_TRIGGER and STYLE_TRIGGER in the prompt by the trigger words of your LoRAs."
+WORDS = "Replace SUBJECT_TRIGGER and STYLE_TRIGGER in the prompt by the trigger words of your LoRAs."
 LOOKING = (
-    "**Queue.** *Report* on the loader should say *layers routed, 0 keys left out*. **Compare Images** lays the fused "
+    "*Report* on the loader should say *layers routed, 0 keys left out*. **Compare Images** lays the fused "
     "picture over the plain stack of the same seed: move the pointer over it. (Where it says *Nodes 2.0 only*, look at "
     "the two pictures.)"
 )
@@ -116,8 +116,10 @@ SDXL_SAMPLING = Sampling(30, 6.0, "dpmpp_2m", "karras")
 FLUX_SAMPLING = Sampling(20, 1.0, "euler", "simple")
 
 
-def _steps(*texts: str) -> str:
-    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
+def _steps(files: str, words: str, run: str, second: str = "Both trigger words") -> str:
+    titles = ("Your model and your two LoRAs", second, "Run, and look beside the plain stack")
+    steps = zip(titles, (files, words, run), strict=True)
+    return "\n\n".join(f"## {number}. {title}\n{text}" for number, (title, text) in enumerate(steps, 1))
 
 
 def _checkpoint(sheet: Sheet, file: dict[str, str], size: tuple[int, int], *, skip: int = 0) -> Model:
@@ -373,12 +375,13 @@ def guidance(sheet: Sheet) -> None:
         "Guidance by a photo of the subject and a picture in the style: SDXL",
         _steps(
             FILES + OLD_HOST,
-            "**Pictures and words.** Load a photo of your subject and a picture in the style that shows something "
+            "Load a photo of your subject and a picture in the style that shows something "
             "else. To "
             "mask the subject: right-click the photo, *Open in MaskEditor*, paint over it, and connect its MASK to "
             "*subject_mask*. " + WORDS,
             LOOKING + " The curves on **Metric Guided Sampler** show whether the picture moves towards yours; with "
             "*guidance_strength* 0 it is *KSampler*. Coloured specks: *guidance_strength* down.",
+            "Two pictures, both trigger words",
         ),
         width=1180,
     )
@@ -414,7 +417,7 @@ def references(sheet: Sheet) -> None:
         "No picture at hand: references drawn by the LoRAs themselves, SDXL",
         _steps(
             FILES + " This one needs both." + OLD_HOST,
-            "**Words.** Replace the trigger words in all three prompts. *Style alone* shows another thing than your "
+            "Replace the trigger words in all three prompts. *Style alone* shows another thing than your "
             "subject, so that nothing but the style is shared.",
             LOOKING
             + " **Metric Guided Sampler** first draws one picture with each LoRA alone and is then guided by these; "
@@ -454,7 +457,7 @@ def compare(sheet: Sheet) -> None:
         _steps(
             FILES + " Set the seed in the group on the left.",
             WORDS,
-            "**Queue.** Every row is a policy, every column a seed; `sum`, the first row, is the plain stack. With a "
+            "Every row is a policy, every column a seed; `sum`, the first row, is the plain stack. With a "
             "photo in *subject_image*, a picture in *style_image* and encoders, the cells are scored and the best "
             "one is "
             "framed; without, look for yourself. Stopped half way, it goes on where it was.",
@@ -526,7 +529,7 @@ def plan(sheet: Sheet) -> None:
         _steps(
             FILES,
             WORDS,
-            "**Queue.** **Save Routing Plan** keeps who got what in every layer and step; the router that gets the "
+            "**Save Routing Plan** keeps who got what in every layer and step; the router that gets the "
             "plan "
             "makes the same picture bit for bit without measuring anything. Give its sampler another seed or prompt to "
             "carry the division of labour over to another picture. **Load Routing Plan** reads the file again "
@@ -555,7 +558,7 @@ def bake(sheet: Sheet) -> None:
         _steps(
             FILES,
             WORDS,
-            "**Queue.** The router measures for five steps (*freeze_after*) and settles the rest as ordinary "
+            "The router measures for five steps (*freeze_after*) and settles the rest as ordinary "
             "weights, at "
             "no cost; *emphasis* is 1, since a file cannot tell two prompts apart. **Bake Fused LoRA** writes what "
             "came "

@@ -72,18 +72,20 @@ def test_every_file_is_named_with_its_address(users: dict[str, Any]) -> None:
             assert "/resolve/" in file["url"] and file["directory"]
 
 
-def test_addresses_are_those_of_core_s_own_templates(users: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def core_s_templates() -> str:
+    """The text of all templates that core brings along."""
     found = importlib.util.find_spec("comfyui_workflow_templates_json")
     if found is None or not found.submodule_search_locations:
         pytest.skip("this host's templates are not installed as JSON")
-    text = "".join(
-        path.read_text(encoding="utf-8")
-        for path in Path(found.submodule_search_locations[0]).rglob("*.json")
-        if not path.name.startswith("index")
-    )
+    files = sorted(Path(found.submodule_search_locations[0]).rglob("*.json"))
+    return "".join(path.read_text(encoding="utf-8") for path in files if not path.name.startswith("index"))
+
+
+def test_addresses_are_those_of_core_s_own_templates(users: dict[str, Any], core_s_templates: str) -> None:
     for node in users["nodes"]:
         for file in node["properties"].get("models", []):
-            assert json.dumps(file["url"])[1:-1] in text or file in templates.ELSEWHERE, file
+            assert json.dumps(file["url"])[1:-1] in core_s_templates or file in templates.ELSEWHERE, file
 
 
 def test_loras_are_none_and_the_words_are_to_be_replaced(users: dict[str, Any]) -> None:
@@ -96,7 +98,8 @@ def test_loras_are_none_and_the_words_are_to_be_replaced(users: dict[str, Any]) 
 
 def test_a_note_in_three_steps_and_the_plain_stack_beside(users: dict[str, Any]) -> None:
     (note,) = [node for node in users["nodes"] if node["type"] in PAGE_ONLY]
-    assert [line[:2] for line in note["widgets_values"][0].splitlines()] == ["1.", "2.", "3."]
+    headings = [line for line in note["widgets_values"][0].splitlines() if line.startswith("#")]
+    assert [heading[:5] for heading in headings] == ["## 1.", "## 2.", "## 3."]
     kinds = [node["type"] for node in users["nodes"]]
     stacked = [n for n in users["nodes"] if n["type"] == "KLLayerRouter" and n["widgets_values"][0] == "sum"]
     grid = [n for n in users["nodes"] if n["type"] == "ComparePolicies" and "sum" in n["widgets_values"][0]]
