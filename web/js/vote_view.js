@@ -5,7 +5,7 @@ import { Foldable, element } from "./panel.js"
 import { NEITHER, OURS, RIVALS } from "./vote.js"
 import { inWords } from "./words.js"
 
-const OPEN_HEIGHT = 320
+const [OPEN_HEIGHT, DONE_HEIGHT] = [320, 104]
 const CSS = `
 .lc-vote-pictures { flex: 1 1 0 !important; min-height: 0; display: flex; gap: 6px; }
 .lc-vote-pictures img { flex: 1 1 0; min-width: 0; min-height: 0; object-fit: contain; }
@@ -46,6 +46,11 @@ export class VoteView extends Foldable {
     this.root.append(this.question, this.pictures, this.choices, this.foot, this.said)
     for (const part of [this.pictures, this.choices, this.foot])
       part.addEventListener("pointerdown", (event) => event.stopPropagation()) // the node would be dragged
+  }
+
+  get height() {
+    const height = super.height
+    return height === OPEN_HEIGHT && this.data && !this.data.open.length ? DONE_HEIGHT : height
   }
 
   button(className, press) {
@@ -108,9 +113,12 @@ export class VoteView extends Foldable {
   }
 
   change(how) {
+    const { height } = this
     how(this.data)
     this.pair = null
+    this.applyFold()
     this.draw()
+    if (this.height !== height) this.onResize()
     this.onChange()
   }
 
