@@ -76,7 +76,7 @@ LOOKING = (
     "picture over the plain stack of the same seed: move the pointer over it. (Where it says *Nodes 2.0 only*, look at "
     "the two pictures.)"
 )
-ENOUGH = " When you have seen enough, select the group *The plain stack* and press Ctrl+B: half the time."
+ENOUGH = " When you have seen enough, right-click the group *The plain stack*, *Bypass Group Nodes*: half the time."
 CFG = (
     " Burnt or garish: *emphasis* 1.5 on the router, then 1. The face is lost: *subject_strength* 1.25. The style is "
     "weak: "
