@@ -106,7 +106,7 @@ class ComfyServer:
             try:
                 return self._start()
             except ServerError:
-                if not self._chooses_port or "address already in use" not in self.log.lower():
+                if not self._chooses_port or "already in use" not in self.log.lower():
                     raise
             self.port = _free_port()
         return self._start()

@@ -96,7 +96,7 @@ def test_a_port_that_another_took_is_left_to_it(tmp_path: Path, host: Any, monke
         free, taken = comfy_server._free_port(), other.server_address[1]
         ports = iter([taken, free])
         monkeypatch.setattr(comfy_server, "_free_port", lambda: next(ports))
-        with ComfyServer(host, make_base(tmp_path)) as server:
+        with ComfyServer(host.path, make_base(tmp_path)) as server:
             assert server.port == free
             assert "KSampler" in server.get("/object_info/KSampler")
         other.shutdown()
