@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import types
 from collections import OrderedDict
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
@@ -17,7 +19,21 @@ from .plan import GuidancePlan
 
 SOURCES = ("pictures", "each LoRA alone")
 KEPT = 8  # pictures a VAE keeps
-_drawn: WeakKeyDictionary[Any, OrderedDict[str, torch.Tensor]] = WeakKeyDictionary()
+OURS = "lora_conductor"  # begins the names under which models carry what is ours
+
+
+class _Drawn(NamedTuple):
+    """A picture, and what else made the model what it was: nodes' objects, known by identity as long as they live."""
+
+    image: torch.Tensor
+    parts: tuple[Any, ...]
+
+    @property
+    def is_current(self) -> bool:
+        return all(part() is not None for part in self.parts if isinstance(part, ref))
+
+
+_drawn: WeakKeyDictionary[Any, OrderedDict[str, _Drawn]] = WeakKeyDictionary()
 
 
 def with_drawn_references(plan: GuidancePlan, model: Any, call: SamplerCall, positives: dict[str, Any]) -> GuidancePlan:
@@ -45,23 +61,51 @@ def _draw(model: Any, role: str, call: SamplerCall, vae: Any) -> torch.Tensor:
             f"Dynamic Loader, or a picture, or set {role}_strength to 0."
         )
     kept = _drawn.setdefault(vae, OrderedDict())
-    key = _digest(model, [lora.header() for lora in spec.loras if lora.role == role], call)
-    if key not in kept:
+    parts = list(_parts((model.object_patches, model.model_options, model.wrappers, model.callbacks)))
+    key = _digest(model, parts, [lora.header() for lora in spec.loras if lora.role == role], call)
+    if key not in kept or not kept[key].is_current:
         empty = {"samples": torch.zeros_like(call.latent_image["samples"][:1])}
         latent = sampled(set_policy(model, Solo(role)), dataclasses.replace(call, latent_image=empty, denoise=1.0))
         image = vae.decode(latent["samples"])
-        kept[key] = image.reshape(-1, *image.shape[-3:])[:1].detach().cpu()
+        picture = image.reshape(-1, *image.shape[-3:])[:1].detach().cpu()
+        kept[key] = _Drawn(picture, tuple(_held(part) for _, part in parts))
         while len(kept) > KEPT:
             kept.popitem(last=False)
     kept.move_to_end(key)
-    return kept[key]
+    return kept[key].image
 
 
-def _digest(model: Any, loras: list[dict[str, Any]], call: SamplerCall) -> str:
+def _parts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What other nodes put on a model besides its weights, such as a shifted schedule: place and object. Core gives a
+    patched model no new version for it."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if not str(name).startswith(OURS):
+                yield from _parts(part, f"{path}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            yield from _parts(part, f"{path}.{i}")
+    elif isinstance(value, types.MethodType):
+        yield from _parts(value.__self__, f"{path}.{value.__name__}")
+    else:
+        yield path, value
+
+
+def _held(part: Any) -> Any:
+    """So that its place in memory is nobody else's unseen."""
+    try:
+        return ref(part)
+    except TypeError:
+        return part
+
+
+def _digest(model: Any, parts: list[tuple[str, Any]], loras: list[dict[str, Any]], call: SamplerCall) -> str:
     digest = hashlib.sha256()
     samples = call.latent_image["samples"]
     settings = (call.seed, call.steps, call.cfg, call.sampler_name, call.scheduler, tuple(samples.shape[1:]))
-    digest.update(repr((id(model.model), str(model.patches_uuid), loras, settings)).encode())
+    plain = (bool, int, float, str, type(None))
+    known = [(path, part if isinstance(part, plain) else id(part)) for path, part in parts]
+    digest.update(repr((id(model.model), str(model.patches_uuid), known, loras, settings)).encode())
     for conditioning in (call.positive, call.negative):
         _feed(digest, conditioning)
     return digest.hexdigest()
