@@ -120,12 +120,12 @@ def test_half_noised_pictures_begin_half_way(loaded):
     model = set_policy(loaded, RECOMMENDED)
     start = once(model)
     made = tiny.sample(model, steps=4, cfg=4.0, denoise=0.5, latent_image=start)
-    whole = record_of_latent(model, start).subject_share()
+    whole = record_of_latent(model, start).subject_weight()
     record = record_of_latent(model, made)
-    assert record.subject_share() < whole - 0.05
+    assert record.subject_weight() < whole - 0.05
     later = record_of_latent(model, once(model)).weights[:, :, STEPS // 2 :]
     share = later[0] / later.sum(0)
-    assert abs(float(share.nanmean()) - record.subject_share()) < 0.05
+    assert abs(float(share.nanmean()) - record.subject_weight()) < 0.05
 
 
 @pytest.mark.parametrize("make", [tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])

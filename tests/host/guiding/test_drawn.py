@@ -10,9 +10,8 @@ from unittest import mock
 import pytest
 import torch
 
-from lora_conductor.fusion.routing import NAMED
 from lora_conductor.host.core import SamplerCall
-from lora_conductor.host.fusing import fused, set_policy
+from lora_conductor.host.fusing import fused
 from lora_conductor.host.guiding import drawn
 from repo_paths import ASSETS
 
