@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +71,21 @@ def test_quoted_errors_exist(name: str) -> None:
     quoted = re.findall(r"\*([^*]+)\*", "\n".join(first_columns))
     pieces = [piece.strip() for quote in quoted for piece in quote.split("...")]
     assert [piece for piece in pieces if piece and piece not in said] == []
+
+
+@pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
+def test_tables_fit_the_side_panel(page: Any, renderer: str) -> None:
+    template = json.loads((REPO / "example_workflows" / "small_world_demo.json").read_text(encoding="utf-8"))
+    page.evaluate("graph => window.app.loadGraphData(graph, true, true, 'help')", template)
+    page.wait_for_timeout(500)
+    select = "id => window.app.canvas.selectNode(window.app.graph.getNodeById(id))"
+    open_help = "() => document.querySelector('[data-testid=info-button]').click()"
+    tables = """title => {
+        const panel = [...document.querySelectorAll('h1')].find(h => h.textContent === title)?.parentElement
+        return [...(panel?.querySelectorAll('table') ?? [])].map(t => [t.scrollWidth, panel.clientWidth]) }"""
+    for number, title in ((9, "Dual LoRA Dynamic Loader"), (10, "KL Layer Router"), (12, "Routing Report")):
+        page.evaluate(select, number)
+        page.wait_for_selector("[data-testid=info-button]", state="attached")
+        page.evaluate(open_help)
+        page.wait_for_function(f"title => ({tables})(title).length", arg=title)
+        assert all(width <= room for width, room in page.evaluate(tables, title))
