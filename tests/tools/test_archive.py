@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -82,6 +83,16 @@ def test_no_file_is_hidden_from_what_imports_it(files: list[str]) -> None:
                     flat.pop() if part == ".." else flat.append(part)
                 target = "/".join(flat)
                 assert f"{target}.py" in have or f"{target}/__init__.py" in have or not target, (name, target)
+
+
+REPLACED = re.compile(r"(?<![\w.])(?:window\.|globalThis\.)?(?:api|app|LiteGraph|LGraph\w*)(?:\.\w+)+\s*=(?![=>])")
+
+
+def test_no_function_of_the_shared_page_is_replaced(files: list[str]) -> None:
+    """Other packs rely on them; the registry's linter says so as well."""
+    assert REPLACED.search("  api.getWorkflowTemplates = async function () {") and not REPLACED.search("app.x === 1")
+    for name in (name for name in files if name.endswith(".js")):
+        assert not REPLACED.search((REPO / name).read_text(encoding="utf-8")), name
 
 
 def test_the_command(tmp_path: Path, files: list[str]) -> None:
