@@ -57,6 +57,14 @@ class BakeSettings:
     origin: Origin | None = None
     energy: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConductorError(
+                f"rank: {self.rank} is none. Set 0 for as much as the LoRAs need, or the most to keep."
+            )
+        if not 0 < self.energy <= 1:
+            raise ConductorError(f"energy: {self.energy:g} is no share. Set one above 0, and 1 for all.")
+
 
 def bake(
     model: ModelPatcher, clip: CLIP | None, samples: Tensor | None, settings: BakeSettings

@@ -16,6 +16,7 @@ from .errors import ConductorError
 from .printable import printable
 
 MOST_OF_A_NAME = 4096  # characters
+MOST_FOLDERS = 64  # in each other: every one of them is made, and looked at
 
 
 def model_path(folder: str, name: Any, where: str) -> str:
@@ -79,6 +80,11 @@ def refuse_unusable_prefix(prefix: Any) -> None:
         raise ConductorError(
             f"filename_prefix: '{prefix}' holds characters that a file's name cannot have everywhere. Choose another "
             "name, such as loras/my_lora."
+        )
+    if len(re.split(r"[/\\]", prefix)) > MOST_FOLDERS:
+        raise ConductorError(
+            f"filename_prefix: '{prefix[:80]}...' is in more than {MOST_FOLDERS} folders. Choose another name, such as "
+            "loras/my_lora."
         )
 
 

@@ -30,6 +30,11 @@ class LoraChoice:
     where: str | None = None
     on: bool = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            where, kind = self.where or f"{self.role}_lora", type(self.name).__name__
+            raise ConductorError(f"{where}: a name is expected, got {kind}. Pick a file, or link a text.")
+
     def acts(self, clip_given: bool) -> bool:
         """Whether it does anything where it is loaded: with no text encoder its strength there counts as nothing."""
         return self.on and self.name != NO_LORA and (self.strength != 0 or (clip_given and self.clip_strength != 0))
