@@ -32,8 +32,8 @@ class LoraChoice:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            where, kind = self.where or f"{self.role}_lora", type(self.name).__name__
-            raise ConductorError(f"{where}: a name is expected, got {kind}. Pick a file, or link a text.")
+            where, kind = self.where or f"{self.role} LoRA", type(self.name).__name__
+            raise ConductorError(f"{where} a name is expected, got {kind}. Pick a file, or link a text.")
 
     def acts(self, clip_given: bool) -> bool:
         """Whether it does anything where it is loaded: with no text encoder its strength there counts as nothing."""
