@@ -15,7 +15,7 @@ from .printable import printable, quoted
 from .progress import Progress
 from .sampling import SAMPLER_NAMES, SCHEDULER_NAMES, SamplerCall, sampled, schedule_of
 from .tokens import picture_of, sees_text
-from .told import Story, answer_pages
+from .told import Story, answer_pages, routes_and_web
 from .version import pack_version
 from .words import listed
 from .writing import place_of, write_for_now, write_new
@@ -34,6 +34,7 @@ __all__ = [
     "Story",
     "annotated_path",
     "answer_pages",
+    "routes_and_web",
     "attention_parts",
     "blocks_of",
     "chosen",

@@ -78,14 +78,21 @@ def tell_again(client: str) -> None:
                 send(server, event, message, client)
 
 
-def answer_pages() -> None:
-    """Have the server answer pages that ask: a POST with their ``client`` id. What comes back are events alone."""
+def routes_and_web() -> tuple[Any, Any] | None:
+    """The server's routes, and the module its answers are made with; None where core's nodes run in a script."""
     module: Any = sys.modules.get("server")
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
-    if server is None:
-        return  # core's nodes in a script
+    return None if server is None else (server.routes, module.web)
 
-    @server.routes.post(ROUTE)
+
+def answer_pages() -> None:
+    """Have the server answer pages that ask: a POST with their ``client`` id. What comes back are events alone."""
+    found = routes_and_web()
+    if found is None:
+        return
+    routes, web = found
+
+    @routes.post(ROUTE)
     async def answer(request: Any) -> Any:
         tell_again(request.query.get("client", ""))
-        return module.web.Response(status=204)
+        return web.Response(status=204)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from dataclasses import asdict
 from typing import Any
 
 import folder_paths
 
-from ..core import ConductorError, model_path
+from ..core import ConductorError, model_path, routes_and_web
 from .about import about
 from .choices import NO_LORA
 from .header import read_header
@@ -56,13 +55,13 @@ def _picture(path: str) -> dict[str, Any] | None:
 
 def answer_about_files() -> None:
     """Have the server tell pages of a file: a GET with its ``name``; what is in no folder of LoRAs is not found."""
-    module: Any = sys.modules.get("server")
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
-    if server is None:
-        return  # core's nodes in a script
+    found = routes_and_web()
+    if found is None:
+        return
+    routes, web = found
 
-    @server.routes.get(ROUTE)
+    @routes.get(ROUTE)
     async def answer(request: Any) -> Any:
         name = request.query.get("name", NO_LORA)
-        found = None if name == NO_LORA else await asyncio.to_thread(shown, name)
-        return module.web.Response(status=404) if found is None else module.web.json_response(found)
+        said = None if name == NO_LORA else await asyncio.to_thread(shown, name)
+        return web.Response(status=404) if said is None else web.json_response(said)

@@ -24,8 +24,9 @@ from lora_conductor.host.comparing.axes import Setting, axis
 from lora_conductor.host.comparing.grid import Cell, best_of, compare
 from lora_conductor.host.comparing.picture import CAPTION, GAP, LEAST, LEFT, TOP, comparison_picture
 from lora_conductor.host.core import ConductorError, SamplerCall
-from lora_conductor.host.fusing import fused
+from lora_conductor.host.fusing import attachment_of, fused
 from lora_conductor.nodes.compare import SAMPLING, comparable
+from repo_paths import ASSETS
 
 from .. import tiny
 from ..workflows import STYLE, SUBJECT, Workflow, ksampler, latent, loader, node, router, run, sampled, world
@@ -276,6 +277,10 @@ def test_policies_and_seeds_change_sides(server: ComfyServer) -> None:
     hard, hard_2, even, even_2 = json.loads(run(server, soft)["scores"]["text"][0])
     assert [row["policy"] for row in (hard, hard_2, even, even_2)] == ["kl_soft"] * 4
     # Of even weights the share is that of the files alone.
+    spec = attachment_of(fused(tiny.tiny_flux(), ASSETS / "loras" / SUBJECT, ASSETS / "loras" / STYLE)).spec
+    assert spec is not None
+    files_alone = float(torch.tensor(list(spec.effects.loudness.values())).sigmoid().mean())
+    assert abs(even["subject_share"] - files_alone) < 0.05 < abs(hard["subject_share"] - files_alone)
     assert (
         abs(even["subject_share"] - even_2["subject_share"]) < 0.05 < abs(hard["subject_share"] - even["subject_share"])
     )
