@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import template_files
 import templates
 from comfy_server import ComfyServer
 from repo_paths import REPO
@@ -85,7 +86,7 @@ def core_s_templates() -> str:
 def test_addresses_are_those_of_core_s_own_templates(users: dict[str, Any], core_s_templates: str) -> None:
     for node in users["nodes"]:
         for file in node["properties"].get("models", []):
-            assert json.dumps(file["url"])[1:-1] in core_s_templates or file in templates.ELSEWHERE, file
+            assert json.dumps(file["url"])[1:-1] in core_s_templates or file in template_files.ELSEWHERE, file
 
 
 def test_loras_are_none_and_the_words_are_to_be_replaced(users: dict[str, Any]) -> None:
