@@ -81,7 +81,7 @@ def refuse_unusable_prefix(prefix: Any) -> None:
             f"filename_prefix: '{prefix}' holds characters that a file's name cannot have everywhere. Choose another "
             "name, such as loras/my_lora."
         )
-    if len(re.split(r"[/\\]", prefix)) > MOST_FOLDERS:
+    if len([part for part in re.split(r"[/\\]", prefix) if part not in ("", ".")]) > MOST_FOLDERS:
         raise ConductorError(
             f"filename_prefix: '{prefix[:80]}...' is in more than {MOST_FOLDERS} folders. Choose another name, such as "
             "loras/my_lora."

@@ -85,6 +85,13 @@ def test_a_full_disk_leaves_nothing(output, monkeypatch, at):
     assert files(output) == []
 
 
+def test_a_roundabout_prefix_is_not_a_deep_one(output):
+    """As `./` is no folder, it counts as none."""
+    assert save(f"saves/{'./' * 100}/x") == save("saves/x").with_name("x_00001_.json")
+    with pytest.raises(ConductorError, match="more than 64 folders"):
+        save("a/" * 100)
+
+
 @pytest.mark.parametrize("prefix", ["out/x", "../x", "/tmp/x", "a/../../x"])
 def test_nothing_is_written_outside_of_the_output_folder(output, tmp_path_factory, prefix):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
