@@ -7,7 +7,7 @@ on the page, the record, the plan. What loading and patching ask for is not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -52,19 +52,38 @@ class _Counted:
 
 
 class Variants:
-    """A model with two LoRAs on it: merged by core, or fused by a policy."""
+    """A model with LoRAs on it: merged by core, or fused by a policy.
+
+    Args:
+        shape: of the model.
+        dtype: that it computes in.
+        folder: for the files.
+        cfg: scale of the guidance; both prompts are one call.
+        subject, style: ranks of each role's LoRAs.
+        batch: of pictures.
+    """
 
     def __init__(
-        self, shape: Shape, dtype: Any, folder: Path, *, cfg: float = 5.0, ranks: tuple[int, int] = (RANK, RANK)
+        self,
+        shape: Shape,
+        dtype: Any,
+        folder: Path,
+        *,
+        cfg: float = 5.0,
+        subject: Sequence[int] = (RANK,),
+        style: Sequence[int] = (RANK,),
+        batch: int = 1,
     ) -> None:
         import comfy.sd
         import comfy.utils
 
         from lora_conductor.host.fusing import attachment_of, fused
 
-        self.shape, self.cfg, merged = shape, cfg, model_of(shape, dtype)
+        self.shape, self.cfg, self.batch, merged = shape, cfg, batch, model_of(shape, dtype)
+        ranks = [*subject, *style]
         files = [lora_of(shape, merged, folder / f"{i}.safetensors", rank, i) for i, rank in enumerate(ranks)]
-        self.fused = fused(merged, (files[0], 0.5), (files[1], 0.5))
+        loras = [(file, 0.5) for file in files]
+        self.fused = fused(merged, loras[: len(subject)], loras[len(subject) :])
         self.layers = attachment_of(self.fused).spec.shared_layers
         for file in files:
             merged, _ = comfy.sd.load_lora_for_models(merged, None, comfy.utils.load_torch_file(str(file)), 0.5, 0)
@@ -76,14 +95,24 @@ class Variants:
 
         return self._over_merged(set_policy(self.fused, policy, refinement))
 
+    def floor(self) -> Cost:
+        """Of adding both LoRAs while sampling, as they are, with nothing measured, decided or weighted."""
+        from lora_conductor.fusion.policies import Sum
+        from lora_conductor.host.fusing import set_policy
+
+        return self._over_merged(set_policy(self.fused, Sum(), always_live=True))
+
     def cost_of_replay(self, policy: Any) -> Cost:
         """Of a plan that was made with a policy."""
         from lora_conductor.host.fusing import plan_of_latent, set_policy
         from lora_conductor.host.fusing.plans import replaying
 
         routed = set_policy(self.fused, policy)
-        plan = plan_of_latent(routed, sample(self.shape, routed, MANY, self.cfg))
+        plan = plan_of_latent(routed, self._sample(routed, MANY))
         return self._over_merged(replaying(self.fused, plan))
+
+    def _sample(self, model: Any, steps: int) -> Any:
+        return sample(self.shape, model, steps, self.cfg, self.batch)
 
     def _over_merged(self, model: Any) -> Cost:
         from lora_conductor.host.fusing import attachment_of
@@ -104,7 +133,7 @@ class Variants:
         )
 
     def _counted(self, model: Any) -> _Counted:
-        sample(self.shape, model, 1, self.cfg)  # whatever is made once
+        self._sample(model, 1)  # whatever is made once
         few, waits_few = self._run(model, FEW)
         many, waits_many = self._run(model, MANY)
         launches = many.counts.copy()
@@ -119,7 +148,7 @@ class Variants:
         with _a_page(), Launches() as launches, Waits() as waits, _host_work(launches, waits):
             model = model.clone()
             model.set_model_unet_function_wrapper(waits.model_call)
-            sample(self.shape, model, steps, self.cfg)
+            self._sample(model, steps)
         return launches, waits
 
 

@@ -114,8 +114,8 @@ def lora_of(shape: Shape, model: Any, path: Path, rank: int, seed: int, half: bo
     return path
 
 
-def sample(shape: Shape, model: Any, steps: int, cfg: float) -> Any:
-    """Core's Euler on a square latent, with a positive and, above CFG 1, a negative prompt."""
+def sample(shape: Shape, model: Any, steps: int, cfg: float, batch: int = 1) -> Any:
+    """Core's Euler on square latents, with a positive and, above CFG 1, a negative prompt."""
     import comfy.sample
     import torch
 
@@ -125,7 +125,7 @@ def sample(shape: Shape, model: Any, steps: int, cfg: float) -> Any:
         [[torch.randn(1, WORDS, CONTEXT, generator=generator), {"pooled_output": pooled, "guidance": 3.5}]]
         for _ in range(2)
     ]
-    latent = torch.zeros(1, shape.channels, shape.latent, shape.latent)
+    latent = torch.zeros(batch, shape.channels, shape.latent, shape.latent)
     noise = comfy.sample.prepare_noise(latent, 0)
     with torch.inference_mode():
         return comfy.sample.sample(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from repo_paths import REPO
 
-from . import compiling, loading, memory
+from . import compiling, loading, memory, scaling, timing, trace
 from .bookkeeping import LAYERS, STEPS, bookkeeping
 from .counting import RANK, Cost, Variants
 from .models import SHAPES
@@ -17,7 +18,8 @@ from .models import SHAPES
 PAGE = REPO / "docs" / "benchmarks" / "speed.md"
 HEAD = f"""# What fusing costs
 
-Made by `make bench-speed`. All but seconds is counted, not timed: the same on every machine.
+Made by `make bench-speed`, or section by section: `ARGS="--section FLUX --section Time"`. All but seconds and ratios of
+time is counted, not timed: the same on every machine.
 
 Launches are those of models with all the layers of real ones and next to no width, in float32 where nothing else is
 said, two LoRAs of rank {RANK} on every layer of their transformer blocks, CFG 5 with both prompts in one call.
@@ -34,31 +36,44 @@ before sampling are weight patches, as `sum` is; so is a frozen run at CFG 1. Wh
 HALVED = ("recommended", "kl_soft", "paper")  # also counted where features have to be widened to be measured
 
 
-def write(models: Sequence[str] = tuple(SHAPES)) -> None:
-    """Count all variants on models and write the page."""
+def sections(rounds: int, steps: int) -> dict[str, Callable[[], Iterable[str]]]:
+    """What the page is made of, in order, by heading. rounds, steps: of what is timed."""
+    tables: dict[str, Callable[[], Iterable[str]]] = {name: partial(_table, name) for name in SHAPES}
+    return tables | {
+        "One layer, before and now": trace.table,
+        "Scaling": scaling.table,
+        "Time": partial(timing.table, timing.SETTINGS, rounds, steps),
+        "Memory": memory.table,
+        "Map, record and plan": _bookkeeping,
+        "Loading": loading.table,
+        "torch.compile": compiling.table,
+    }
+
+
+def write(makers: Mapping[str, Callable[[], Iterable[str]]], chosen: Collection[str], page: Path = PAGE) -> None:
+    """Make the chosen sections and write the page, which keeps what it says elsewhere."""
+    before = _sections(page.read_text(encoding="utf-8")) if page.is_file() else {}
     lines = [HEAD]
-    for name in models:
-        lines.append(f"\n## {name}\n")
-        for line in _table(name):
-            print(line, flush=True)
-            lines.append(line)
-    for title, rows in _more():
-        lines.append(f"\n## {title}\n")
-        for line in rows:
-            print(line, flush=True)
-            lines.append(line)
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for title, make in makers.items():
+        if title in chosen or title in before:
+            lines.append(f"\n## {title}\n")
+            for line in make() if title in chosen else before[title]:
+                if title in chosen:
+                    print(line, flush=True)
+                lines.append(line)
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _more() -> Iterator[tuple[str, Iterable[str]]]:
-    """Sections about other things than launches."""
-    yield "Memory", memory.table()
+def _sections(page: str) -> dict[str, list[str]]:
+    """A page's lines by heading."""
+    found = (part.partition("\n") for part in page.split("\n## ")[1:])
+    return {title: body.strip("\n").splitlines() for title, _, body in found}
+
+
+def _bookkeeping() -> Iterator[str]:
     its = bookkeeping()
     parts = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in vars(its).items())
-    told = f"Of a run of {LAYERS} layers and {STEPS} steps, as SDXL has them, in milliseconds of the host: {parts}."
-    yield "Map, record and plan", [told]
-    yield "Loading", loading.table()
-    yield "torch.compile", compiling.table()
+    yield f"Of a run of {LAYERS} layers and {STEPS} steps, as SDXL has them, in milliseconds of the host: {parts}."
 
 
 def _table(name: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ Out here: the shape of a layer, what all kinds of adapter share, and the deltas 
 a file of its own, which only the table of kinds (``host/loras/kinds.py``) imports: so a new one is a file and a row.
 """
 
-from .base import Bypass, Delta, DeltaError, NotFiniteError, Place, finite, fits, frozen, like, scale_of
+from .base import Bypass, Delta, DeltaError, NotFiniteError, Place, finite, fits, frozen, like, peak, scale_of
 from .base_layer import BaseLayer
 from .dense import densified, weight_difference
 from .dora import DoRADelta
@@ -26,6 +26,7 @@ __all__ = [
     "fits",
     "frozen",
     "like",
+    "peak",
     "scale_of",
     "weight_difference",
 ]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Bypass, DeltaError, Place, Slices, any_zero, finite, frozen, like, scale_of
+from .base import Bypass, DeltaError, Place, Slices, any_zero, finite, frozen, like, peak, scale_of
 from .geometry import Geometry
 from .tucker import fold_core
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class LowRankDelta:
         scale: ``alpha / rank``, or 1 where the file has no alpha.
         out_start: first output channel the delta writes to (fused weights such as qkv hold several slices).
         in_start: first input channel it reads from.
+        origin: where the factors are from: those of like origin are the same. None where nobody knows.
     """
 
     down: Tensor
@@ -32,6 +36,7 @@ class LowRankDelta:
     scale: float = 1.0
     out_start: int = 0
     in_start: int = 0
+    origin: Hashable | None = field(default=None, compare=False, repr=False)
 
     @property
     def rank(self) -> int:
@@ -51,8 +56,7 @@ class LowRankDelta:
         Raises:
             DeltaError: they are too large.
         """
-        scaled = self.up.float() * self.scale
-        if not bool(scaled.isfinite().all() and self.down.float().isfinite().all()):
+        if not all(value <= LARGEST for value in (peak(self.up) * abs(self.scale), peak(self.down))):  # NaN is not
             raise DeltaError("its values are too large: they, or their product, are no finite numbers in float32")
 
     def bypass(self, outer: float, inner: float, dtype: torch.dtype) -> Bypass:

@@ -1,5 +1,6 @@
 """Layers with their LoRA branches: what is added to a layer's output, segment by segment."""
 
+from .basis import Bases
 from .batch import Batch
 from .joint import Joint
 from .layer import FusedLayer
@@ -11,6 +12,7 @@ from .tokens import take
 
 __all__ = [
     "APART",
+    "Bases",
     "Batch",
     "FusedLayer",
     "Joint",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..adapters import BaseLayer, Bypass, Delta, DeltaError, Geometry, LowRankDelta, frozen, like
 from ..roles import ROLES
 from .additions import add_product, by_head, times_pair, weighted
-from .basis import orthonormal
+from .basis import Bases, Basis, orthonormal
 from .joint import Joint
 from .pairing import Pairing
 from .probe import Probe
@@ -58,6 +58,7 @@ class FusedLayer(nn.Module):
             static merges of deltas that depend on it ask for it.
         parts: what the output's channels are in the model, from the first to the last; empty where that is not known.
         of_text: whether its tokens are those of a text, and no picture.
+        bases: of deltas that may have been met before.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class FusedLayer(nn.Module):
         read_weight: Callable[[], Tensor | None] | None = None,
         parts: Sequence[Part] = (),
         of_text: bool = False,
+        bases: Bases | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -100,12 +102,12 @@ class FusedLayer(nn.Module):
         self.segments: list[Segment] = []
         ups: dict[int, Tensor] = {}
         for start, stop in zip(sorted(borders), sorted(borders)[1:], strict=False):
-            own: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+            own: dict[str, list[tuple[float, LowRankDelta]]] = {role: [] for role in ROLES}
             rows: dict[str, list[int]] = {role: [] for role in ROLES}
             beside: dict[str, tuple[int, ...]] = {}
             for i, (role, strength, low) in enumerate(thin):
                 if low.out_start == start:
-                    own[role].append(low.up.float() * (low.scale * strength))
+                    own[role].append((strength, low))
                     rows[role] += range(starts[i], starts[i + 1])
             for i, (role, _, dense) in enumerate(other):
                 if dense.out_start <= start and stop <= dense.out_stop:
@@ -115,13 +117,15 @@ class FusedLayer(nn.Module):
             every = start == 0 and stop == geometry.out_features
             part = next((part for part in parts if part.start <= start and stop <= part.stop), None)
             width = part.head_width if part is not None and (start - part.start) % (part.head_width or 1) == 0 else None
-            joined = {role: torch.cat(own[role], dim=1) for role in ROLES if own[role]}
             energies: dict[str, float] = {}
-            if joined and down is not None:
-                for role, up in joined.items():
-                    joined[role], down[rows[role]] = orthonormal(up, down[rows[role]])
-                    energies[role] = float(down[rows[role]].double().square().sum())
-                ups[start] = torch.cat(list(joined.values()), dim=1)
+            turned = []
+            for role in ROLES:
+                if own[role] and down is not None:
+                    its = slice(rows[role][0], rows[role][-1] + 1)  # they are neighbours
+                    up, down[its], energies[role] = _turned(own[role], down[its], dtype, bases)
+                    turned.append(up)
+            if turned:
+                ups[start] = torch.cat(turned, dim=1)
             present = [(role, s) for role, s, d in cut if d.out_start <= start and stop <= d.out_stop]
             segment = Segment(
                 name if every else f"{name}[{start}:{stop}]",
@@ -139,7 +143,7 @@ class FusedLayer(nn.Module):
         for run in self.runs:
             if run[0].rows:
                 joint_up = torch.cat([ups[segment.start] for segment in run])
-                self.register_parameter(f"up_{run[0].start}", frozen(joint_up.to(dtype)))
+                self.register_parameter(f"up_{run[0].start}", frozen(joint_up))
         self._run_of = {segment.start: run[0].start for run in self.runs for segment in run}
         self.down = None if down is None else frozen(down.to(dtype))
         self.faint = None if down is None else frozen(self._faint(down.shape[0], dtype))
@@ -331,6 +335,33 @@ class FusedLayer(nn.Module):
             if any(b.needs_linear for b in bypasses.values()):
                 linear = layer.without_bias(tokens, x)
         return {i: b(x, self.geometry, linear, facts.get(id(b)), layer) for i, b in bypasses.items()}
+
+
+def _turned(
+    own: Sequence[tuple[float, LowRankDelta]], down: Tensor, dtype: torch.dtype, bases: Bases | None
+) -> tuple[Tensor, Tensor, float]:
+    """A role's factors in an orthonormal basis, and the energy of their product.
+
+    The basis does not hang on how strong a LoRA is, only several LoRAs' on how strong they are beside each other.
+
+    Args:
+        own: its deltas of one segment with their strengths.
+        down: their down-projections, one after the other, float32.
+        dtype: of the up-projection.
+        bases: those met before.
+    """
+    first = own[0][0]
+    parts = [(strength / first, low) for strength, low in own]
+
+    def make() -> Basis:
+        return orthonormal(torch.cat([low.up.float() * (low.scale * share) for share, low in parts], dim=1), dtype)
+
+    known = bases is not None and all(low.origin is not None for _, low in parts)
+    key = (dtype, *((low.origin, low.out_start, low.out_stop, low.scale, share) for share, low in parts))
+    basis = bases.of(key, make) if bases is not None and known else make()
+    mixed = basis.down(down)
+    size = float(torch.linalg.vector_norm(mixed, dtype=torch.float64)) * abs(first)
+    return basis.turned, mixed * first, size * size
 
 
 def _pairing(present: Sequence[tuple[str, float]], energies: Mapping[str, float]) -> Pairing:

@@ -17,12 +17,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...fusion.adapters import Delta
-from ...fusion.layers import FusedLayer, whole_of
+from ...fusion.layers import Bases, FusedLayer, whole_of
 from ...fusion.policies import PassPolicy, Policy, ScoredPolicy
 from ...fusion.records import Effects, Plan, Replay
 from ...fusion.routing import OWN, Refinement, Rules, prepare
 from ..core import ConductorError, attention_parts, blocks_of, geometry_of, sees_text, weight_reader
 from ..loras import LoraOnModel
+
+BASES = Bases(1 << 30)  # two files of rank 128 for a model of SDXL's size
 
 
 class DeltaBank(nn.Module):
@@ -152,7 +154,14 @@ def bank_for(model: ModelPatcher, loras: Iterable[LoraOnModel]) -> ModelPatcher:
             name = key.removesuffix(".weight")
             layers.append(
                 FusedLayer(
-                    name, geometry, deltas, dtype, weight_reader(model, key), parts.get(name, ()), sees_text(name)
+                    name,
+                    geometry,
+                    deltas,
+                    dtype,
+                    weight_reader(model, key),
+                    parts.get(name, ()),
+                    sees_text(name),
+                    BASES,
                 )
             )
     return _patcher_of(DeltaBank(layers, blocks_of(model.model)), model.load_device, model.offload_device)

@@ -10,7 +10,7 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...fusion.adapters import Delta, DeltaError, Geometry, NotFiniteError
+from ...fusion.adapters import Delta, DeltaError, Geometry, LowRankDelta, NotFiniteError
 from ..core import ConductorError, geometry_of, restore_modules
 from .deltas import Unroutable, applicable, check_mergeable, delta_of
 from .file import LoraFile
@@ -116,6 +116,8 @@ def model_patches(file: LoraFile, model: ModelPatcher) -> LoraPatches:
         if isinstance(delta, str):
             result.merged[target] = (patch, delta)
         else:
+            if isinstance(delta, LowRankDelta):
+                delta = replace(delta, origin=(file.digest, entry.prefix, str(target)))
             result.routed[target], result.core_patches[target] = delta, patch
     return result
 

@@ -51,5 +51,5 @@ def test_map_record_and_plan_of_a_large_run_take_no_time(record_property):
 
 
 def test_loading_is_timed_against_core():
-    took = loading.loading(SHAPES["SD1.5"])
+    took = loading.loading(4, SHAPES["SD1.5"])
     assert min(took.first, took.again, took.core) > 0 and took.size > 0

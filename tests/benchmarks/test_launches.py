@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.speed import report, scaling, trace
 from benchmarks.speed.counting import Variants
 from benchmarks.speed.models import SHAPES
 from lora_conductor.fusion.policies import POLICIES, RECOMMENDED, Energy, KLSoft, ScoredPolicy, Sum
@@ -20,10 +21,10 @@ LIMITS = (
 )
 
 
-def variants_of(depth: int, dtype: torch.dtype, folder, cfg: float = 5.0) -> Variants:
+def variants_of(depth: int, dtype: torch.dtype, folder, **more) -> Variants:
     flux = SHAPES["FLUX"]
     config = flux.config | {"depth": depth, "depth_single_blocks": 2 * depth}
-    return Variants(replace(flux, config=config), dtype, folder, cfg=cfg)
+    return Variants(replace(flux, config=config), dtype, folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,53 @@ def test_without_guidance(tmp_path, record_property):
     for name, (cost, most) in costs.items():
         record_property(f"launches a layer and call, {name}", f"{cost.launches:.2f}")
         assert cost.launches <= most and cost.waits == 0 and cost.reads <= 2, cost.kinds
+
+
+def test_launches_do_not_grow_with_rank_batch_or_loras(tmp_path, record_property):
+    """Bytes do, beyond the floor: both LoRAs added with nothing decided."""
+    plain, *grown = (
+        variants_of(2, torch.float32, tmp_path, **more)
+        for more in ({}, {"subject": (64,), "style": (64,)}, {"batch": 3}, {"subject": (16, 16), "style": (16, 16)})
+    )
+    cost, floor = plain.cost(RECOMMENDED), plain.floor()
+    record_property("launches a layer and call, added as they are", f"{floor.launches:.2f}")
+    assert floor.launches <= 3 and floor.launches < cost.launches and floor.bytes < cost.bytes
+    for variants in grown:
+        more = variants.cost(RECOMMENDED)
+        assert more.launches <= cost.launches + 0.25 and more.bytes > cost.bytes
+
+
+def test_pages_of_scaling_and_of_one_layer(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "AXES", (scaling.Axis("rank of both", {"4": {"subject": (4,), "style": (4,)}}),))
+    monkeypatch.setattr(scaling, "MODEL", "FLUX")
+    monkeypatch.setitem(
+        SHAPES, "FLUX", replace(SHAPES["FLUX"], config=SHAPES["FLUX"].config | {"depth": 1, "depth_single_blocks": 1})
+    )
+    lines = list(scaling.table(tmp_path / "plot.png"))
+    row = next(line for line in lines if line.startswith("| 4 |"))
+    assert len(row.split("|")) == len(scaling.COUNTED) + 4 and (tmp_path / "plot.png").stat().st_size > 1000
+    monkeypatch.setattr(trace, "MODEL", "FLUX")
+    *kinds, total = [line.split("|")[1:4] for line in list(trace.table())[2:]]
+    assert sum(float(row[1]) for row in kinds) == pytest.approx(trace.TOTAL_BEFORE, abs=0.3)
+    assert 5 < float(total[2]) < float(total[1])
+
+
+def test_a_page_keeps_the_sections_that_are_not_made_anew(tmp_path):
+    page, made = tmp_path / "page.md", []
+
+    def maker(name):
+        def make():
+            made.append(name)
+            yield from (f"{name} {len(made)}", "", "| a |")
+
+        return make
+
+    makers = {name: maker(name) for name in ("one", "two", "three")}
+    report.write(makers, ["three", "one"], page)
+    assert made == ["one", "three"] and "## two" not in page.read_text()
+    report.write(makers, ["two"], page)
+    assert page.read_text().split("\n## ")[1:] == [
+        "one\n\none 1\n\n| a |\n",
+        "two\n\ntwo 3\n\n| a |\n",
+        "three\n\nthree 2\n\n| a |\n",
+    ]

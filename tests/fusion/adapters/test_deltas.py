@@ -1,11 +1,13 @@
 """Deltas against dense float64 products."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_conductor.fusion.adapters import DeltaError, Place
+from lora_conductor.fusion.adapters import DeltaError, LowRankDelta, Place, peak
 from lora_conductor.fusion.adapters.low_rank import lora
 from lora_conductor.fusion.layers import SegmentDeltas
 
@@ -66,3 +68,27 @@ def test_a_rank_of_nothing_has_no_scale():
         lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, 1.0)
     nothing = lora(Place((4, 5)), torch.zeros(4, 0), torch.zeros(0, 5), None, None)
     assert nothing.rank == 1 and nothing.dense().shape == (4, 5) and not nothing.dense().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_peak_is_the_largest_absolute_value(dtype):
+    values = torch.tensor([[0.5, -3.0], [2.0, 0.0]]).to(dtype)
+    assert peak(values) == 3 and peak(torch.zeros(2, 2).to(dtype)) == 0 and peak(torch.empty(0, 3).to(dtype)) == 0
+    for place in ((0, 0), (1, 1)):
+        broken = values.float()
+        broken[place] = float("nan")
+        assert math.isnan(peak(broken.to(dtype)))
+
+
+def test_peak_is_that_in_float32():
+    assert peak(torch.tensor([1e200, -1.0], dtype=torch.float64)) == float("inf")
+    assert peak(torch.tensor([-float("inf"), 1.0])) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "up, down, scale", [(1e38, 1, 10), (1, float("nan"), 1), (1, 1, float("inf")), (float("nan"), 1, 1)]
+)
+def test_what_is_no_number_in_float32_is_refused(up, down, scale):
+    with pytest.raises(DeltaError, match="too large"):
+        LowRankDelta(torch.full((2, 3), float(down)), torch.full((4, 2), float(up)), scale).check_size()
+    LowRankDelta(torch.ones(2, 3), torch.full((4, 2), 1e38), -3).check_size()
