@@ -32,8 +32,11 @@ def kl_softmax(base: Tensor, delta: Tensor) -> Tensor:
     log_p, log_q = torch.log_softmax(base, dim=-1), torch.log_softmax(base + delta, dim=-1)
     p = log_p.exp()
     centred = delta - (p * delta).sum(-1, keepdim=True)
-    growth = p * torch.expm1(centred.clamp_max(EXP_LIMIT))
-    total = growth.sum(-1)
+    grown = torch.expm1(centred.clamp_max(EXP_LIMIT))
+    growth = p * grown
+    # As sum(p d) is 0: of expm1(d) - d, whose leading terms cancel where d is small.
+    series = centred.square() * (1 / 2 + centred * (1 / 6 + centred / 24))
+    total = (p * torch.where(centred.abs() < 0.05, series, grown - centred)).sum(-1)
     fine = (growth * centred).sum(-1) / (1 + total) - torch.log1p(total)
     coarse = (log_q.exp() * (log_q - log_p)).sum(-1)
     return torch.where(centred.amax(-1) > EXP_LIMIT, coarse, fine).mean(-1)
