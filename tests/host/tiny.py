@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -149,6 +151,20 @@ def partly_loaded(monkeypatch: pytest.MonkeyPatch, share: float) -> list[tuple[b
 
     monkeypatch.setattr(comfy.model_management.LoadedModel, "model_load", partly)
     return told
+
+
+def in_turn(fixture: str, models: Mapping[str, Any], name: str, values: Iterable[str]) -> pytest.MarkDecorator:
+    """Each value once, on one model after the other: where all of them on every model would take long and say no more.
+
+    Args:
+        fixture: that makes the model of what ``models`` has.
+        models: by the names that tests are called by.
+        name: of the test's other argument.
+    """
+    given = list(models.items())
+    turns = [(*given[i % len(given)], value) for i, value in enumerate(values)]
+    cases = [pytest.param(model, value, id=f"{title}-{value}") for title, model, value in turns]
+    return pytest.mark.parametrize((fixture, name), cases, indirect=[fixture])
 
 
 def core_stacked(model, *loras: tuple[Path, float]):

@@ -16,6 +16,7 @@ from lora_conductor.host.fusing.results import plan_of_latent, record_of_latent
 from .. import tiny
 
 STEPS = 8
+MODELS = {"flux": tiny.tiny_flux, "unet": tiny.tiny_unet}
 # Switch counts steps by its paper's rule, and SSR-Merge is calibrated in a run of its own.
 ALIKE = {name: make for name, make in POLICIES.items() if name not in ("switch", "ssr_merge")}
 SETTINGS = {
@@ -25,7 +26,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def loaded(request, tmp_path_factory):
     model, folder = request.param(), tmp_path_factory.mktemp("loras")
     shapes = tiny.layer_shapes(model)
@@ -55,9 +56,9 @@ def in_parts(model, *ends, **kw):
     return latent
 
 
-@pytest.mark.parametrize("policy", ["recommended", *ALIKE])
+@tiny.in_turn("loaded", MODELS, "policy", ALIKE)
 def test_two_samplers_are_one(loaded, policy):
-    model = set_policy(loaded, RECOMMENDED if policy == "recommended" else ALIKE[policy]())
+    model = set_policy(loaded, ALIKE[policy]())
     assert tiny.relative(in_parts(model, 3), once(model)) < 1e-4
 
 

@@ -47,7 +47,9 @@ def picture(loaded: Any, policy: str, **settings: Any) -> torch.Tensor:
     return sample(set_policy(loaded, *with_settings(NAMED[policy], Refinement(), settings)), steps=4, cfg=6.0)
 
 
-@pytest.mark.parametrize("policy", ["recommended", "paper", "kl_soft", "block_mask", "k_lora", "switch", "sum", "ties"])
+@pytest.mark.parametrize(
+    "policy", ["recommended", "paper", "kl_soft", "block_mask", "k_lora", "switch", "sum", "average"]
+)
 def test_those_that_are_listed_change_the_picture_and_no_others(loaded: Any, policy: str) -> None:
     assert set(CHANGED) | UNSEEN == {setting.name for setting in SETTINGS}
     plain = picture(loaded, policy)

@@ -38,10 +38,13 @@ def unet(*_: Any, **__: Any) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=["flux", "unet"])
+MODELS = {"flux": tiny.tiny_flux, "unet": unet}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A model with a LoRA in each role."""
-    model = tiny.tiny_flux() if request.param == "flux" else unet()
+    model = request.param()
     folder, shapes = tmp_path_factory.mktemp("two"), tiny.layer_shapes(model)
     subject, style = (
         tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.3)
@@ -84,7 +87,7 @@ def check(one: Any, two: Any, **changes: Any) -> None:
                 torch.testing.assert_close(torch.as_tensor(b), torch.as_tensor(a), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@tiny.in_turn("fused", MODELS, "name", sorted(POLICIES))
 def test_every_policy(fused: Any, name: str) -> None:
     one = set_policy(fused, POLICIES[name]())
     check(one, on_two(one))
@@ -106,7 +109,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("policy", [KLSoft(), RECOMMENDED], ids=["kl_soft", "recommended"])
-@pytest.mark.parametrize("name", SETTINGS)
+@tiny.in_turn("fused", MODELS, "name", SETTINGS)
 def test_every_setting(fused: Any, name: str, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = set_policy(fused, policy, SETTINGS[name])
     two = on_two(one)
