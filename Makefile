@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-burn bench-dials bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-burn bench-dials bench-router bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-quality: setup ## every policy judged in the small world, into docs/benchm
 
 bench-dials: setup ## each strength turned from 0 to 2 in the small world, into docs/benchmarks/dials.md
 	@$(RUN)/python -m benchmarks.emoji.bench_dials $(ARGS)
+
+bench-router: setup ## what deciding by layer adds to a fixed schedule, with files of every kind, into docs/benchmarks/router.md
+	@$(RUN)/python -m benchmarks.emoji.bench_router $(ARGS)
 
 bench-burn: setup ## hard edges, loud colours, and a judge that nobody here trained, into docs/benchmarks/burn.md
 	@$(RUN)/python -m benchmarks.emoji.bench_burn $(ARGS)

@@ -38,7 +38,7 @@ def main() -> int:
     failed = False
     for name in asked.parsers:
         began = time.process_time()
-        outcome = fuzz(PARSERS[name], asked.cases, asked.seed, KEPT / f"{name}-running")
+        outcome = fuzz(PARSERS[name], asked.cases, asked.seed, KEPT / f"{name}-running-{os.getpid()}")
         each = (time.process_time() - began) / max(1, asked.cases)
         number = sum(count for _, count in outcome.faults.values())
         print(

@@ -84,9 +84,9 @@ class Verdicts:
         return float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
 
 
-def between(values: Array) -> tuple[float, float]:
-    """The middle 95 %."""
-    low, high = np.quantile(values, (0.025, 0.975))
+def between(values: Array, share: float = 0.95) -> tuple[float, float]:
+    """The middle 95 %, or another share."""
+    low, high = np.quantile(values, ((1 - share) / 2, (1 + share) / 2))
     return float(low), float(high)
 
 

@@ -6,6 +6,12 @@ POLICY              a routing policy of this pack at strengths 1/1, with setting
 A/B:POLICY          the same at other strengths
 rank A/B:METHOD     any of these with the files cut down to rank A (subject) and B (style), see lora_ranks.py
 loud A/B:METHOD     the same with files that are A and B times as loud, see lora_loudness.py
+alpha A/B:METHOD    the same with layers up to A and B times as loud or faint, by chance, see lora_alphas.py
+layers A/B:METHOD   the same with files of "all" layers or of "attention" only, see lora_layers.py
+shared A/B:METHOD   the same with files that hold A and B times a third one, another subject's, see lora_overlap.py
+below A:METHOD      the same with that third file at strength A below both, put there by core's loader
+by_files            `recommended` by the files' norms, nothing measured, with the router's settings; see deciding.py
+evened_once         `recommended` with one number for all layers: evened_once(layers=A,lean=B,measured=True), see there
 FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
 """
 
@@ -16,16 +22,28 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..world.small_world import SmallWorld
+from .deciding import by_files, evened_once
+from .lora_alphas import uneven
+from .lora_layers import attention_only
 from .lora_loudness import louder
+from .lora_overlap import neighbour, overlapping
 from .lora_ranks import cut
 from .trial_scores import TRIALS, trial
 
 Maker = Callable[[Any, Path, Path], Any]
 """(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
+CHANGES: dict[str, Callable[[Path, str], Path]] = {
+    "rank": lambda path, rank: cut(path, int(rank)),
+    "loud": lambda path, times: louder(path, float(times)),
+    "alpha": lambda path, most: uneven(path, float(most)),
+    "layers": lambda path, which: {"all": path, "attention": attention_only(path)}[which],
+}
+"""(file, value) -> the file as it is used."""
 
 
 def core_stacked(subject_strength: float, style_strength: float) -> Maker:
@@ -55,14 +73,29 @@ def routed(policy: Any, subject_strength: float = 1.0, style_strength: float = 1
     return make
 
 
-def with_ranks(subject_rank: int, style_rank: int, make: Maker) -> Maker:
-    """A method whose files have no more than these ranks."""
-    return lambda model, subject, style: make(model, cut(subject, subject_rank), cut(style, style_rank))
+def with_files(what: str, for_subject: str, for_style: str, make: Maker) -> Maker:
+    """A method whose files are changed beforehand: ``what`` is one of CHANGES, its values are texts."""
+    change = CHANGES[what]
+    return lambda model, subject, style: make(model, change(subject, for_subject), change(style, for_style))
 
 
-def with_loudness(subject: float, style: float, make: Maker) -> Maker:
-    """A method whose files are so many times as loud."""
-    return lambda model, its_subject, its_style: make(model, louder(its_subject, subject), louder(its_style, style))
+def with_shared(in_subject: float, in_style: float, make: Maker) -> Maker:
+    """A method whose files hold so much of a third one."""
+
+    def made(model: Any, subject: Path, style: Path) -> Any:
+        third = neighbour(subject)
+        return make(model, overlapping(subject, third, in_subject), overlapping(style, third, in_style))
+
+    return made
+
+
+def with_another_below(strength: float, make: Maker) -> Maker:
+    """A method on a model that core's loader has put a third LoRA on."""
+
+    def made(model: Any, subject: Path, style: Path) -> Any:
+        return make(core_stacked(strength, 0.0)(model, neighbour(subject), style), subject, style)
+
+    return made
 
 
 def parse_policy(text: str) -> tuple[Any, Any]:
@@ -70,20 +103,26 @@ def parse_policy(text: str) -> tuple[Any, Any]:
     from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
     from lora_conductor.fusion.routing import Refinement
 
-    known = {"recommended": lambda: RECOMMENDED, **POLICIES}
-    found = re.fullmatch(r"(\w+)(?:\((.*)\))?", text.strip())
-    if not found or found[1] not in known:
+    known = {"recommended": lambda: RECOMMENDED, "by_files": by_files, **POLICIES}
+    name, settings = _call(text)
+    if name not in known:
         raise ValueError(f"unknown policy {text!r}; known: {', '.join(known)}")
-    settings = {}
-    for item in filter(None, (found[2] or "").split(",")):
+    refined = {name: settings.pop(name) for name in list(settings) if name in Refinement.__dataclass_fields__}
+    policy = known[name](**settings)
+    return policy, trial(refined) if refined.get("score") in TRIALS else Refinement(**refined)
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    """A name, and what stands in brackets behind it."""
+    found = re.fullmatch(r"(\w+)(?:\((.*)\))?", text.strip())
+    settings: dict[str, Any] = {}
+    for item in filter(None, (found[2] or "").split(",") if found else ()):
         key, _, value = item.partition("=")
         try:
             settings[key.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):  # a bare word
             settings[key.strip()] = value.strip()
-    refined = {name: settings.pop(name) for name in list(settings) if name in Refinement.__dataclass_fields__}
-    policy = known[found[1]](**settings)
-    return policy, trial(refined) if refined.get("score") in TRIALS else Refinement(**refined)
+    return found[1] if found else text, settings
 
 
 def parse_method(text: str) -> Maker:
@@ -95,11 +134,16 @@ def parse_method(text: str) -> Maker:
         spec.loader.exec_module(module)
         value = getattr(module, found[2])
         return routed(value) if hasattr(value, "weights") else value
-    if found := re.fullmatch(r"rank (\d+)/(\d+):(.+)", text):
-        return with_ranks(int(found[1]), int(found[2]), parse_method(found[3]))
     number = r"[\d.]+"
-    if found := re.fullmatch(rf"loud ({number})/({number}):(.+)", text):
-        return with_loudness(float(found[1]), float(found[2]), parse_method(found[3]))
+    if found := re.fullmatch(rf"({'|'.join(CHANGES)}) ([\w.]+)/([\w.]+):(.+)", text):
+        return with_files(found[1], found[2], found[3], parse_method(found[4]))
+    if found := re.fullmatch(rf"shared ({number})/({number}):(.+)", text):
+        return with_shared(float(found[1]), float(found[2]), parse_method(found[3]))
+    if found := re.fullmatch(rf"below ({number}):(.+)", text):
+        return with_another_below(float(found[1]), parse_method(found[2]))
+    name, settings = _call(text)
+    if name == evened_once.__name__:
+        return partial(evened_once, **settings)
     if found := re.fullmatch(rf"core:({number})/({number})", text):
         return core_stacked(float(found[1]), float(found[2]))
     if found := re.fullmatch(rf"({number})/({number}):(.+)", text):

@@ -31,6 +31,7 @@ from . import policies
 from .guidance import ENCODER_FILES, guided
 
 PACK = ("fusion", "guidance", "host")
+METHODS = sorted(Path(policies.__file__).parent.glob("*.py"))
 MODEL_FILES = (MODEL, AUTOENCODER, TOKENS, WORDS)
 Pair = tuple[str, str]
 """(subject, style)"""
@@ -58,7 +59,7 @@ class Entry:
 @functools.cache
 def code_hash() -> str:
     """Of the code that draws: the pack's libraries and the way the small world is sampled, less docstrings."""
-    files = [file for room in PACK for file in sorted((REPO / room).rglob("*.py"))] + [Path(policies.__file__)]
+    files = [file for room in PACK for file in sorted((REPO / room).rglob("*.py"))] + METHODS
     sources = [file.read_text(encoding="utf-8") for file in files] + [inspect.getsource(SmallWorld)]
     return _hash([_bare(source) for source in sources])
 
