@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-burn bench-dials bench-router bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-burn bench-dials bench-router bench-distilled bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-dials: setup ## each strength turned from 0 to 2 in the small world, into 
 bench-router: setup ## what deciding by layer adds to a fixed schedule, with files of every kind, into docs/benchmarks/router.md
 	@$(RUN)/python -m benchmarks.emoji.bench_router $(ARGS)
 
+bench-distilled: setup ## the default at CFG 1, on the guidance-distilled small world, into docs/benchmarks/distilled.md
+	@$(RUN)/python -m benchmarks.emoji.bench_distilled $(ARGS)
+
 bench-burn: setup ## hard edges, loud colours, and a judge that nobody here trained, into docs/benchmarks/burn.md
 	@$(RUN)/python -m benchmarks.emoji.bench_burn $(ARGS)
 
@@ -92,7 +95,7 @@ bench-shares: setup ## which share the subject has under each policy, into docs/
 bench-guidance: setup ## what metric guidance does to the small world's pictures, and its cost; ARGS="--world FOLDER"
 	@$(RUN)/python -m benchmarks.emoji.bench_guidance $(ARGS)
 
-bench-world: setup ## the small world anew from public packages, hours; ARGS="--out FOLDER", with --quick minutes
+bench-world: setup ## the small worlds anew from public packages, hours; ARGS="--out FOLDER", with --quick minutes
 	@$(RUN)/python -m benchmarks.emoji.bench_world $(ARGS)
 
 family-grid: setup ## every family of models x every adapter against ComfyUI's merge, into docs/family-grid.md

@@ -26,7 +26,7 @@ from .judging.judge import Judge
 from .methods.policies import core_stacked, parse_policy, routed
 from .tables.contact_sheet import contact_sheet
 from .tables.policies import HEADER, row
-from .world.small_world import STEPS, SmallWorld
+from .world.small_world import SmallWorld
 
 PAIRS = (
     "fox/openmoji,sunflower/fluent-emoji-high-contrast,hamburger/openmoji,alien/fluent-emoji-high-contrast,"
@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     enter_host()
     small, judge = SmallWorld(options.world), Judge.load()
-    (policy, refinement), middle = parse_policy(options.policy), STEPS // 2
+    (policy, refinement), middle = parse_policy(options.policy), small.kind.steps[0] // 2
     kinds: dict[str, tuple[int | None, int]] = {
         "baked average": (None, 0),
         f"baked rank {options.rank}": (None, options.rank),

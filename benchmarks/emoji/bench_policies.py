@@ -22,6 +22,7 @@ from .methods.policies import Maker, parse_method
 from .tables.contact_sheet import contact_sheet
 from .tables.policies import HEADER, compared, row
 from .world.files import ARCHIVE
+from .world.kinds import add_option
 from .world.pictures import load_pictures
 from .world.small_world import SmallWorld
 from .world.splits import chosen
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(STANDARD))
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
+    add_option(parser)
     parser.add_argument("--subjects", default="tune", help="a split (tune, test, fresh), or names with commas")
     parser.add_argument("--styles", help="names with commas; default: the split's, or those of the emoji sets")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for sheet.png and results.json")
     arguments = parser.parse_args()
     enter_host()
-    small, judge = SmallWorld(arguments.world), Judge.load()
+    small, judge = SmallWorld(arguments.world, arguments.kind), Judge.load()
     subjects, styles = chosen(arguments.subjects, arguments.styles)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     methods = {text: parse_method(text) for text in arguments.methods}

@@ -31,8 +31,9 @@ from .tables import ablations, quality_rows
 from .tables.quality_doc import Quality, table, write, write_all
 from .world import splits
 from .world.files import ARCHIVE
+from .world.kinds import BASE, add_option
 from .world.pictures import Pictures, load_pictures
-from .world.small_world import STEPS, SmallWorld
+from .world.small_world import SmallWorld
 
 FIRST_SEEDS = {"tune": 300, "test": 500, "fresh": 1000}
 STORE = OUTPUT / "quality" / "pictures.jsonl"
@@ -82,7 +83,18 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
     verdicts = measure(runs, bench, list(every.values()), pairs, seeds, arguments.split)
     top = None if pictures is None else ceiling(runs.small, bench, pictures, pairs)
     return Quality(
-        command_of(arguments), arguments.split, pairs, seeds, rows, doubled, verdicts, top, tuned, grid, tune_seeds
+        command_of(arguments),
+        runs.sampling,
+        arguments.split,
+        pairs,
+        seeds,
+        rows,
+        doubled,
+        verdicts,
+        top,
+        tuned,
+        grid,
+        tune_seeds,
     )
 
 
@@ -113,6 +125,8 @@ def command_of(arguments: argparse.Namespace) -> str:
     """The command that repeats this run."""
     flags = ["--quick"] if arguments.quick else []
     flags += ["--world FOLDER"] if arguments.world is not None else []
+    flags += [] if arguments.kind is BASE else [f"--world-kind {arguments.kind.name}"]
+    flags += [f"--steps {arguments.steps}"] if arguments.steps else []
     flags += ["--ablations"] if arguments.ablations else [f"--split {arguments.split}"]
     flags += [f"--styles {arguments.styles}"] if arguments.styles else []
     flags += [f"--seeds {arguments.seeds}", f"--first-seed {arguments.first_seed}"]
@@ -126,11 +140,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ablations", action="store_true", help="one setting at a time, on the tune pairs")
     parser.add_argument("--split", choices=list(FIRST_SEEDS), help="default: fresh; with --quick: test")
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
+    add_option(parser)
     parser.add_argument("--subjects", type=int, help="only the first so many of the split")
     parser.add_argument("--styles", help="names with commas; default: all of the split")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
     parser.add_argument("--first-seed", type=int, help="default: the split's own")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of sampling")
+    parser.add_argument("--steps", type=int, default=0, help="of sampling; default: the world's")
     parser.add_argument("--store", type=Path, default=STORE, help="where pictures are kept")
     parser.add_argument("--docs", type=Path, default=REPO / "docs", help="folder the documents are written to")
     found = parser.parse_args(arguments)
@@ -148,7 +163,7 @@ def guidance(small: SmallWorld, pictures: Pictures) -> Any:
 def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(given)
     enter_host()
-    small, pictures = SmallWorld(arguments.world), None
+    small, pictures = SmallWorld(arguments.world, arguments.kind), None
     if arguments.world is not None and (arguments.world / ARCHIVE).is_file():
         pictures = load_pictures(arguments.world)
     else:
@@ -159,15 +174,15 @@ def main(given: Sequence[str] | None = None) -> None:
         pairs = pairs_of("tune", arguments.subjects, arguments.styles)
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         verdicts = measure(runs, bench, ablations.rows(), pairs, seeds, "ablations")
-        path = arguments.docs / "benchmarks" / "ablations.md"
-        write(ablations.document(verdicts, command_of(arguments), pairs, seeds), path)
+        path = arguments.docs / "benchmarks" / f"ablations{arguments.kind.suffix}.md"
+        write(ablations.document(verdicts, command_of(arguments), runs.sampling, pairs, seeds), path)
         print(path)
         print(json.dumps(ablations.as_json(verdicts)))
         return
     q = quality(runs, bench, pictures, arguments)
     print("\n".join(table(q)))
     if not arguments.quick:
-        print(write_all(q, columns(q, runs, pictures), arguments.docs))
+        print(write_all(q, columns(q, runs, pictures), arguments.docs, arguments.kind.suffix))
     print(json.dumps(q.json()))
 
 

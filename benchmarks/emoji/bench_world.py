@@ -1,6 +1,7 @@
-"""Rebuild the small world from public packages: pictures, autoencoder, base, encoders, judge, LoRAs of all splits.
+"""Rebuild the small worlds from public packages: pictures, autoencoder, base, encoders, judge, LoRAs of all splits, and
+the model whose guidance is distilled, with LoRAs of its own.
 
-    make bench-world ARGS="--out FOLDER"             # about three hours of two CPU cores
+    make bench-world ARGS="--out FOLDER"             # about four hours of two CPU cores
     make bench-world ARGS="--out FOLDER --quick"     # minutes: every stage, nothing learned
 
 FOLDER is then what the other tools take as ``--world FOLDER``. A stage whose files are there is not run again, so a run
@@ -20,11 +21,14 @@ from pathlib import Path
 from repo_paths import REPO
 
 from .world import files
+from .world.kinds import BASE, DISTILLED_OWN, Kind
 from .world.rendered_styles import RENDERED
 from .world.splits import FRESH, STYLES, TEST, TUNE
 
 SUBJECT_RANKS = (8, (*TUNE, *TEST)), (4, FRESH)
 STYLE_RANKS = (8, STYLES), (4, tuple(RENDERED))
+OWN_RANK = 4
+"""Of the test split's LoRAs that the distilled model learns itself."""
 BUDGET_FILE = "budget.txt"
 
 
@@ -94,15 +98,25 @@ def stages(out: Path, quick: bool) -> list[Stage]:
     judge = f"judge/{files.JUDGE}"
     command = ("judging.train_judge", *there, "--out", str(out / judge), *brief("--minutes", "0.1"))
     found.append(Stage("judge", (judge,), command, 30))
-    for role, rank, names in (
-        *(("subject", rank, names) for rank, names in SUBJECT_RANKS),
-        *(("style", rank, names) for rank, names in STYLE_RANKS),
-    ):
-        command = ("world.loras", role, *there, "--out", str(out / "loras"), "--rank", str(rank))
-        makes = [f"loras/{files.lora(role, name)}" for name in names]
-        title, each = f"{role} LoRAs of rank {rank}", {"subject": 1.0, "style": 2.5}[role]
-        found.append(Stage(title, makes, (*command, *brief("--steps", "2")), each, names))
-    return found
+    distilled = ("world.distilled", *there, *brief("--steps", "2"))
+    few = brief("--steps", "2")
+    return [
+        *found,
+        *(lora_stage(out, BASE, "subject", *each, few) for each in SUBJECT_RANKS),
+        *(lora_stage(out, BASE, "style", *each, few) for each in STYLE_RANKS),
+        Stage("guidance distilled", (files.DISTILLED,), distilled, 50),
+        lora_stage(out, DISTILLED_OWN, "subject", OWN_RANK, TEST, few),
+        lora_stage(out, DISTILLED_OWN, "style", OWN_RANK, STYLES, few),
+    ]
+
+
+def lora_stage(out: Path, kind: Kind, role: str, rank: int, names: Sequence[str], brief: Sequence[str]) -> Stage:
+    """LoRAs of a role and rank for the model of one small world. brief: arguments of a quick run."""
+    of = () if kind is BASE else ("--world-kind", kind.name)
+    command = ("world.loras", role, "--world", str(out), *of, "--out", str(out / "loras"), "--rank", str(rank), *brief)
+    makes = [f"loras/{files.lora(role, name, kind.loras)}" for name in names]
+    title = f"{role} LoRAs of rank {rank}" + ("" if kind is BASE else f" on the {kind.loras} model")
+    return Stage(title, makes, command, {"subject": 1.0, "style": 2.5}[role], names)
 
 
 def build(out: Path, quick: bool) -> None:

@@ -143,7 +143,7 @@ def test_the_document_says_what_was_measured_and_keeps_what_was_written(tmp_path
     found = {"recommended": good, plain.label: bad, rows[2].label: bad, twice.label: lost}
     doubled = [("recommended", [rows[0]] * 3), (plain.label, [plain, twice, plain])]
     q = quality_doc.Quality(
-        "make it", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, doubled, found, good, (1.0, 1.5),
+        "make it", "7 steps", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, doubled, found, good, (1.0, 1.5),
         {plain.label: bad}, SEEDS,
     )  # fmt: skip
     columns = {row.label: torch.rand(2, 3, 64, 64) for row in rows}
@@ -151,6 +151,7 @@ def test_the_document_says_what_was_measured_and_keeps_what_was_written(tmp_path
     text = path.read_text(encoding="utf-8")
     assert "| **`recommended`** | 0.75 | 1.00 | 0.75 | **0.86** |" in text
     assert "loses 0.00 of its harmonic mean, `stacked 1/1` 0.38: less than half." in text
+    assert "4 pictures a row; 7 steps, strengths 1/1" in text
     assert "clear of zero" in text and "| alien | openmoji | 0.50 |" in text
     assert [line.split("`")[1] for line in quality_doc.table(q)[2:4]] == ["recommended", "stacked 1/1"]
     for image in ("quality.png", "quality_sheet.jpg"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from benchmarks.emoji import bench_world
-from benchmarks.emoji.world import archive, autoencoder, base, emoji_sets, files, vocabulary
+from benchmarks.emoji.world import archive, autoencoder, base, distilled, emoji_sets, files, loras, training, vocabulary
+from benchmarks.emoji.world.kinds import BASE, DISTILLED, DISTILLED_OWN, KINDS, add_option
 from benchmarks.emoji.world.small_world import SmallWorld
 from benchmarks.emoji.world.splits import FRESH, STYLES, TEST, TUNE
 from repo_paths import ASSETS
@@ -174,29 +177,116 @@ def test_training_lowers_the_loss_and_the_host_loads_and_samples(
 
 
 def test_training_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "KEEP_EVERY", 2)
+    monkeypatch.setattr(training, "KEEP_EVERY", 2)
     # It is chosen by timing: on a busy machine the two trainings could compute in different ones.
-    monkeypatch.setattr(base, "faster_dtype", lambda: torch.float32)
+    monkeypatch.setattr(training, "faster_dtype", lambda: torch.float32)
     latents = torch.randn(8, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     names = ["<bos>", "<null>", "style:a", "<sks_style0>", "subject:b", "<sks_subject0>", "class:c"]
     lessons = base.Lessons(latents, torch.tensor([[0, 2, 4, 6]] * 8), names)
     whole = base.train(lessons, 5, batch=2)
 
-    state, step = tmp_path / base.STATE, base.Masters.step
+    state, step = tmp_path / base.STATE, training.Masters.step
 
-    def cut(masters: base.Masters, done: float) -> None:
+    def cut(masters: training.Masters, done: float) -> None:
         if masters.steps == 3:
             raise KeyboardInterrupt
         step(masters, done)
 
-    monkeypatch.setattr(base.Masters, "step", cut)
+    monkeypatch.setattr(training.Masters, "step", cut)
     with pytest.raises(KeyboardInterrupt):
         base.train(lessons, 5, batch=2, state=state)
-    monkeypatch.setattr(base.Masters, "step", step)
+    monkeypatch.setattr(training.Masters, "step", step)
     again = base.train(lessons, 5, batch=2, seed=1, state=state)
     assert [path.name for path in tmp_path.iterdir()] == [state.name]
     for name, value in whole.items():
         torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
+
+
+def a_tiny_world(folder: Path, words: Path) -> base.Lessons:
+    """A base that was trained for moments on eight pictures, each with its own prompt; into the folder."""
+    shutil.copy(words, folder / files.WORDS)
+    names = json.loads(words.read_text(encoding="utf-8"))["tokens"]
+    subjects = [i for i, name in enumerate(names) if name.startswith("subject:")][:4]
+    styles = [i for i, name in enumerate(names) if name.startswith("style:")][:2]
+    ids = [[names.index("<bos>"), style, subject, names.index("<null>")] for style in styles for subject in subjects]
+    latents = torch.randn(len(ids), 16, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 8, 8)
+    lessons = base.Lessons(latents.clone(), torch.tensor(ids), names)
+    base.save(base.train(lessons, 60, batch=16), names, folder)
+    return lessons
+
+
+def test_a_distilled_model_says_in_one_pass_what_the_base_says_in_two(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    lessons = a_tiny_world(tmp_path, folder / files.WORDS)
+    small = SmallWorld(tmp_path)
+    network, null = small.model.model.diffusion_model, small.conditioning(["<null>"] * 4)[0]
+    names = [lessons.names[i] for i in lessons.ids[0].tolist()]
+    positive = small.conditioning(names)[0]
+    noise = torch.randn(6, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    sigma = torch.linspace(0.2, 0.9, 6)
+    x = sigma[:, None, None, None] * noise + (1 - sigma)[:, None, None, None] * lessons.latents[:1]
+
+    def says(model: torch.nn.Module, condition: list, guidance: torch.Tensor | None = None) -> torch.Tensor:
+        context, extra = condition
+        context, pooled = context.expand(6, -1, -1), extra["pooled_output"].expand(6, -1)
+        with torch.inference_mode():
+            return model(x, sigma, context, pooled, guidance, transformer_options={})
+
+    plain, empty = says(network, positive), says(network, null)
+    scale = torch.tensor([1.0, 1.5, 2.0, 2.5, 3.0, 4.0])
+    wanted = empty + scale[:, None, None, None] * (plain - empty)
+    ids, own = lessons.ids[:1].expand(6, -1), distilled.Prompted(network, *small.tables)
+    with torch.inference_mode():
+        torch.testing.assert_close(distilled.guided(own, x, sigma, ids, lessons.names.index("<null>"), scale), wanted)
+    assert torch.equal(says(distilled.student(network), positive, scale), plain), "it begins as the base"
+
+    state = tmp_path / distilled.STATE
+    base.save_model(distilled.train(small, lessons, 120, batch=16, state=state), tmp_path / files.DISTILLED)
+    assert state.exists()
+    made = kinds(tmp_path / files.DISTILLED)
+    assert made.items() >= kinds(tmp_path / files.MODEL).items()
+    assert made.keys() - kinds(tmp_path / files.MODEL).keys() == {
+        f"guidance_in.{layer}.{what}" for layer in ("in_layer", "out_layer") for what in ("weight", "bias")
+    }
+    student = SmallWorld(tmp_path, DISTILLED)
+    found = says(student.model.model.diffusion_model, positive, scale)
+    share = float((found - wanted).square().mean() / (plain - wanted).square().mean())
+    record_property("error / that without guidance", share)
+    assert share < 0.5
+
+    told: list[torch.Tensor] = []
+    student.model.model.diffusion_model.register_forward_pre_hook(lambda module, given: told.append(given[4]))
+    for name, value in (("STEPS", 3), ("BATCH", 2), ("COPIES", 1)):
+        monkeypatch.setitem(getattr(loras, name), "subject", value)
+    samples = [loras.Sample(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(2)), tuple(names))]
+    lora = loras.train(student, samples, "subject", rank=2, seed=0)
+    assert [guidance.tolist() for guidance in told] == [[1.0, 1.0]] * 3, "as trainers for FLUX-dev do"
+    assert all(branch.up.abs().max() > 0 for branch in lora.values())
+
+
+def test_guidance_is_in_the_conditioning_of_a_distilled_world(student_world: Path) -> None:
+    from comfy_extras.nodes_flux import FluxGuidance
+
+    plain, ours = (SmallWorld(student_world, kind).prompt("fox", "openmoji") for kind in (BASE, DISTILLED))
+    (by_core,) = FluxGuidance.execute(plain, 2.5).result
+    ((context, extra),), ((_, expected),) = ours, by_core
+    assert extra["guidance"] == expected["guidance"] == 2.5 and extra.keys() == expected.keys()
+    assert torch.equal(context, plain[0][0]) and "guidance" not in plain[0][1]
+
+
+def test_a_world_is_chosen_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_option(parser)
+    assert parser.parse_args([]).kind is BASE
+    chosen = [parser.parse_args(["--world-kind", name]).kind for name in KINDS]
+    assert [kind.name for kind in chosen] == list(KINDS) == ["base", "distilled", "distilled-own"]
+    assert [kind.suffix for kind in chosen] == ["", "-distilled", "-distilled-own"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--world-kind", "other"])
+    assert "--world-kind is one of base, distilled, distilled-own" in capsys.readouterr().err
+    assert DISTILLED.sampling(8) == "8 Euler steps, CFG 1, embedded guidance 2.5"
+    assert files.lora("style", "openmoji", DISTILLED_OWN.loras) == "lora_distilled_style_openmoji.safetensors"
 
 
 def test_stages_are_skipped_where_their_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,14 +25,14 @@ from torch import Tensor
 from repo_paths import REPO
 
 from ...guidance_defaults import guidance_defaults
-from ..world.files import AUTOENCODER, MODEL, TOKENS, WORDS
-from ..world.small_world import CFG, STEPS, SmallWorld
+from ..world.files import AUTOENCODER, TOKENS, WORDS
+from ..world.small_world import SmallWorld
 from . import policies
 from .guidance import ENCODER_FILES, guided
 
 PACK = ("fusion", "guidance", "host")
 METHODS = sorted(Path(policies.__file__).parent.glob("*.py"))
-MODEL_FILES = (MODEL, AUTOENCODER, TOKENS, WORDS)
+WORLD_FILES = (AUTOENCODER, TOKENS, WORDS)
 Pair = tuple[str, str]
 """(subject, style)"""
 
@@ -44,14 +44,14 @@ class Entry:
     Attributes:
         label: its name there.
         method: as in policies.py, or ``ssr_merge``.
-        cfg: scale of the classifier-free guidance.
+        cfg: scale of the classifier-free guidance; None: the world's.
         guidance: metric guidance, as in guidance.py.
         kind: "ours", "rival", "ablation" or "imbalance".
     """
 
     label: str
     method: str
-    cfg: float = CFG
+    cfg: float | None = None
     guidance: str = "none"
     kind: str = "rival"
 
@@ -136,22 +136,37 @@ class Runs:
     Attributes:
         small: the world.
         store: where pictures are kept.
-        steps: of sampling.
+        steps: of sampling; 0: the world's usual ones.
         make_plan: (guidance text) -> ((subject, style) -> guidance plan); only for entries with guidance.
     """
 
     small: SmallWorld
     store: Store
-    steps: int = STEPS
+    steps: int = 0
     make_plan: Callable[[str], Callable[[str, str], Any]] | None = None
     _files: dict[Pair, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.steps = self.steps or self.small.kind.steps[0]
+
+    @property
+    def sampling(self) -> str:
+        """How pictures are made, in words."""
+        return self.small.kind.sampling(self.steps)
+
+    def cfg(self, entry: Entry) -> float:
+        """A row's own, or the world's."""
+        return self.small.kind.cfg if entry.cfg is None else entry.cfg
 
     def key(self, entry: Entry, pair: Pair, seed: int) -> str:
         """What a picture is found by: everything it depends on."""
         if pair not in self._files:
             loras = self.small.lora("subject", pair[0]), self.small.lora("style", pair[1])
-            self._files[pair] = [file_hash(path) for path in (*map(self.small.file, MODEL_FILES), *loras)]
-        setting = [entry.method.replace(" ", ""), entry.cfg, entry.guidance, self.steps, *pair, seed]
+            self._files[pair] = [
+                file_hash(path) for path in (*map(self.small.file, (self.small.kind.model, *WORLD_FILES)), *loras)
+            ]
+        scales = self.cfg(entry), self.small.kind.guidance
+        setting = [entry.method.replace(" ", ""), *scales, entry.guidance, self.steps, *pair, seed]
         if entry.guidance != "none":
             encoders = [file_hash(path) for path in ENCODER_FILES.values()]
             setting += [guidance_defaults(), encoders]
@@ -169,10 +184,10 @@ class Runs:
             for pair in pairs:
                 if seeds_left := self.missing(entry, pair, seeds):
                     latents = self.small.sample(
-                        self._model(entry, *pair), *pair, seeds_left, steps=self.steps, cfg=entry.cfg
+                        self._model(entry, *pair), *pair, seeds_left, steps=self.steps, cfg=self.cfg(entry)
                     )
                     for seed, picture in zip(seeds_left, self.small.decode(latents), strict=True):
-                        what = {"method": entry.method, "cfg": entry.cfg, "guidance": entry.guidance}
+                        what = {"method": entry.method, "cfg": self.cfg(entry), "guidance": entry.guidance}
                         where = {"subject": pair[0], "style": pair[1], "seed": seed}
                         self.store.add(self.key(entry, pair, seed), picture, **what, **where)
                     done(len(seeds_left))

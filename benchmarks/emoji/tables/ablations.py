@@ -132,14 +132,16 @@ def rows() -> list[Entry]:
     return list({entry.label: entry for entry in entries}.values())
 
 
-def document(verdicts: dict[str, Verdicts], command: str, pairs: Sequence[Pair], seeds: Sequence[int]) -> str:
+def document(
+    verdicts: dict[str, Verdicts], command: str, sampling: str, pairs: Sequence[Pair], seeds: Sequence[int]
+) -> str:
     """The Markdown: a table a question, each row against what it varies."""
     count = len(pairs) * len(seeds)
     parts = [
         "# One setting at a time",
         f"```\n{command}\n```",
-        f"Tune pairs only ({len(pairs)} pairs, seeds {seeds[0]}-{seeds[-1]}, {count} pictures a row), 16 Euler steps, "
-        "CFG 2.5 and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that the judge "
+        f"Tune pairs only ({len(pairs)} pairs, seeds {seeds[0]}-{seeds[-1]}, {count} pictures a row), {sampling} "
+        "and strengths 1/1 unless the row says otherwise. *subject*, *style*, *both*: share that the judge "
         "finds right. *hmean*: harmonic mean of the first two. *p*: its mean probability of both. *gain*: in p, over "
         "the first row of the table, same pairs and seeds, with its standard error over pairs; less than two of those "
         f"is no finding. A share of one half has a standard error of {0.5 / count**0.5:.2f}.",

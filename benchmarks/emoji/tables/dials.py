@@ -15,6 +15,7 @@ METHODS, ROLES = ("recommended", "sum"), ("subject", "style")
 DIAL = (0.0, 0.02, 0.25, 0.5, 1.0, 1.5, 2.0)
 LOUD = ("1/1", "2/1", "1/2")
 PAGE, PLOT = Path("benchmarks") / "dials.md", Path("images") / "dials.png"
+"""Of the base world."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Point:
         return cls(float(torch.cat(away).mean()), *means)
 
 
-def turned(method: str, role: str) -> list[Entry]:
+def turned(method: str, role: str, dial: Sequence[float] = DIAL) -> list[Entry]:
     """A method with one role's strength at each point of the dial, the other at 1; at 0 core's loader alone."""
-    pairs = [(s, 1.0) if role == "subject" else (1.0, s) for s in DIAL]
+    pairs = [(s, 1.0) if role == "subject" else (1.0, s) for s in dial]
     return [
         Entry(f"{a:g}/{b:g}:{method}", f"{a:g}/{b:g}:{method}" if min(a, b) else f"core:{a:g}/{b:g}") for a, b in pairs
     ]
@@ -58,17 +59,17 @@ def loud() -> list[Entry]:
     return [Entry(f"loud {times}:{method}", f"loud {times}:{method}") for method in METHODS for times in LOUD]
 
 
-def entries() -> list[Entry]:
+def entries(dial: Sequence[float] = DIAL) -> list[Entry]:
     """Everything that is turned, once."""
-    found = [entry for method in METHODS for role in ROLES for entry in turned(method, role)]
+    found = [entry for method in METHODS for role in ROLES for entry in turned(method, role, dial)]
     return list({entry.method: entry for entry in found}.values())
 
 
-def _table(points: Sequence[Point]) -> list[str]:
+def _table(points: Sequence[Point], dial: Sequence[float]) -> list[str]:
     lines = ["| strength | distance to without | subject p | style p | both right |", "|---|---|---|---|---|"]
     lines += [
         f"| {strength:g} | {point.distance:.3f} | {point.subject:.2f} | {point.style:.2f} | {point.both:.2f} |"
-        for strength, point in zip(DIAL, points, strict=True)
+        for strength, point in zip(dial, points, strict=True)
     ]
     return lines
 
@@ -77,24 +78,29 @@ def write(
     points: Mapping[tuple[str, str], Sequence[Point]],
     louder: Mapping[str, Verdicts],
     command: str,
+    sampling: str,
     pairs: Sequence[Pair],
     seeds: Sequence[int],
     docs: Path,
+    dial: Sequence[float] = DIAL,
+    suffix: str = "",
 ) -> Path:
-    """The page and its plot. Gives the page."""
+    """The page and its plot. Gives the page. dial: the strengths of the points. suffix: of both files' names."""
+    page, plot = (docs / path.with_stem(path.stem + suffix) for path in (PAGE, PLOT))
     subjects, styles = (", ".join(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     parts = [
         "# Strengths as dials",
         f"```\n{command}\n```",
-        f"{len(pairs)} pairs ({subjects}; each in {styles}), seeds {seeds[0]} to {seeds[-1]}, in the small world at "
-        "CFG 2.5: one tiny FLUX and its files, no more. One strength is turned, the other stays at 1. *Distance*: root "
-        "mean square of the pictures less those without the LoRA that is turned, of a range of 1. *p*: the judge's "
-        "mean probability that the subject, and the style, is the right one; *both right*: share of pictures. `sum` is "
-        "ComfyUI's own two loaders.",
-        "![Distance to the picture without the LoRA, and the judge's probabilities, by strength](../images/dials.png)",
+        f"{len(pairs)} pairs ({subjects}; each in {styles}), seeds {seeds[0]} to {seeds[-1]}, in the small world, "
+        f"{sampling}: one tiny FLUX and its files, no more. One strength is turned, the other stays at 1. *Distance*: "
+        "root mean square of the pictures less those without the LoRA that is turned, of a range of 1. *p*: the "
+        "judge's mean probability that the subject, and the style, is the right one; *both right*: share of pictures. "
+        "`sum` is ComfyUI's own two loaders.",
+        "![Distance to the picture without the LoRA, and the judge's probabilities, by strength]"
+        f"(../images/{plot.name})",
     ]
     for (method, role), row in points.items():
-        parts += [f"## `{method}`: {role}_strength", "\n".join(_table(row))]
+        parts += [f"## `{method}`: {role}_strength", "\n".join(_table(row, dial))]
     lines = ["| method | as it is | subject's file twice as loud | style's file twice as loud |", "|---|---|---|---|"]
     for method in METHODS:
         rates = [louder[f"loud {times}:{method}"].hmean for times in LOUD]
@@ -104,14 +110,13 @@ def write(
         "Harmonic means of the subject rate and the style rate, strengths 1/1.",
         "\n".join(lines),
     ]
-    _plot(points, docs / PLOT)
-    page = docs / PAGE
+    _plot(points, dial, plot)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
 
 
-def _plot(points: Mapping[tuple[str, str], Sequence[Point]], file: Path) -> None:
+def _plot(points: Mapping[tuple[str, str], Sequence[Point]], dial: Sequence[float], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,10 +126,10 @@ def _plot(points: Mapping[tuple[str, str], Sequence[Point]], file: Path) -> None
     for column, role in enumerate(ROLES):
         for method, dashes in zip(METHODS, ("-", "--"), strict=True):
             row = points[method, role]
-            axes[0][column].plot(DIAL, [point.distance for point in row], dashes, color="black", label=method)
+            axes[0][column].plot(dial, [point.distance for point in row], dashes, color="black", label=method)
             for name, colour in (("subject", "tab:orange"), ("style", "tab:blue")):
                 values = [getattr(point, name) for point in row]
-                axes[1][column].plot(DIAL, values, dashes, color=colour, label=f"{name}, {method}")
+                axes[1][column].plot(dial, values, dashes, color=colour, label=f"{name}, {method}")
         axes[0][column].set_title(f"{role}_strength turned, the other 1")
         axes[1][column].set_ylim(0, 1)
     axes[0][0].set_ylabel("distance to without")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..judging.verdicts import Verdicts, difference
 from ..methods.runs import Entry, Pair
-from ..world.small_world import CFG, STEPS
 from ..world.splits import TUNE
 from . import quality_rows
 from .contact_sheet import contact_sheet
@@ -25,6 +24,7 @@ class Quality:
 
     Attributes:
         command: that makes it.
+        sampling: how pictures are made.
         split: name of the pairs' split.
         pairs, seeds: that were sampled.
         rows: of the headline table.
@@ -36,6 +36,7 @@ class Quality:
     """
 
     command: str
+    sampling: str
     split: str
     pairs: Sequence[Pair]
     seeds: Sequence[int]
@@ -170,7 +171,7 @@ nearer to than the true picture is."""
 
 
 def document(q: Quality, images: str) -> str:
-    """The Markdown. images: the folder of images as seen from the document."""
+    """The Markdown. images: the beginning of the images' paths as seen from the document."""
     subjects = ", ".join(dict.fromkeys(subject for subject, _ in q.pairs))
     styles = ", ".join(dict.fromkeys(style for _, style in q.pairs))
     chosen = quality_rows.stacked(*q.tuned).label
@@ -178,14 +179,14 @@ def document(q: Quality, images: str) -> str:
         "# Quality in the small world",
         f"```\n{q.command}\n```",
         f"Split *{q.split}*: {subjects}, each in {styles}: {len(q.pairs)} pairs, seeds {q.seeds[0]} to {q.seeds[-1]}, "
-        f"{len(q.pairs) * len(q.seeds)} pictures a row; {STEPS} Euler steps, CFG {CFG}, strengths 1/1 "
+        f"{len(q.pairs) * len(q.seeds)} pictures a row; {q.sampling}, strengths 1/1 "
         "unless a row says otherwise, policies with their defaults (`balanced` is `recommended`). What the world is: "
         "[benchmarks/emoji](../../benchmarks/emoji/README.md).",
         DEFINITIONS,
         "## Headline",
         "\n".join(table(q)),
         "\n".join(claims(q)),
-        f"![Harmonic means with their intervals]({images}/quality.png)",
+        f"![Harmonic means with their intervals]({images}.png)",
         f"*{chosen}* is plain stacking at the best strengths of a grid, found on the tune pairs"
         + (f" ({', '.join(TUNE)}; seeds {q.tune_seeds[0]}-{q.tune_seeds[-1]}):" if q.grid else "."),
     ]
@@ -205,7 +206,7 @@ def document(q: Quality, images: str) -> str:
         "Share of pictures with both right: ours and the three best rivals.",
         "\n".join(by_pair(q)),
         "## Pictures",
-        f"![The first seed's picture of each pair]({images}/quality_sheet.jpg)",
+        f"![The first seed's picture of each pair]({images}_sheet.jpg)",
         "Rows: the pairs in the order of the table above, first seed. *ours* is `recommended`.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -245,10 +246,11 @@ def write(text: str, path: Path) -> None:
     path.write_text(f"{text}\n{MARK}{kept or chr(10)}", encoding="utf-8")
 
 
-def write_all(q: Quality, columns: dict[str, Tensor], docs: Path) -> Path:
-    """The document, its plot and its contact sheet. Returns the document's path."""
-    document_path = docs / "benchmarks" / "quality.md"
-    plot(q, docs / "images" / "quality.png")
-    contact_sheet(columns, docs / "images" / "quality_sheet.jpg", scale=1)
-    write(document(q, "../images"), document_path)
+def write_all(q: Quality, columns: dict[str, Tensor], docs: Path, suffix: str = "") -> Path:
+    """The document, its plot and its contact sheet. Returns the document's path. suffix: of all their names."""
+    name = f"quality{suffix}"
+    document_path = docs / "benchmarks" / f"{name}.md"
+    plot(q, docs / "images" / f"{name}.png")
+    contact_sheet(columns, docs / "images" / f"{name}_sheet.jpg", scale=1)
+    write(document(q, f"../images/{name}"), document_path)
     return document_path

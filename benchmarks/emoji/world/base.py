@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +24,13 @@ from torch.nn import functional
 from ...host import enter_host
 from . import autoencoder
 from .files import AUTOENCODER, MODEL, TOKENS, WORDS
-from .loras import noise_levels
+from .loras import noise_levels, noised
 from .pictures import load_pictures
-from .precision import autocast, faster_dtype
+from .precision import autocast
+from .training import Masters, Weights, fit
 
-STATE, KEEP_EVERY = "base_training.pt", 100
-STEPS, BATCH, AVERAGING = 3100, 128, 0.995
+STATE = "base_training.pt"
+STEPS, BATCH = 3100, 128
 RATE, MUON_RATE, TOKEN_FACTOR = 1e-3, 2e-3, 3.0
 WIDTH = 256
 SHAPE: dict[str, Any] = {
@@ -128,98 +126,29 @@ class Lessons:
         return self.latents[rows], ids
 
 
-class Masters:
-    """float32 weights of a network that computes in another dtype, their optimisers and their running average."""
-
-    def __init__(self, net: Net) -> None:
-        self.net = net
-        self.weights = {name: p.detach().float().clone().requires_grad_() for name, p in net.named_parameters()}
-        self.average = {name: w.detach().clone() for name, w in self.weights.items()}
-        self.steps = 0
-        matrices = [w for name, w in self.weights.items() if "blocks." in name and w.ndim == 2]
-        tables = [self.weights["tok"], self.weights["pool"]]
-        chosen = {id(w) for w in (*matrices, *tables)}
-        rest = [w for w in self.weights.values() if id(w) not in chosen]
-        muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, ns_steps=4, adjust_lr_fn="match_rms_adamw")
-        groups = [{"params": rest, "lr": RATE}, {"params": tables, "lr": RATE * TOKEN_FACTOR}]
-        self.optimisers = [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
-        self._peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
-
-    def step(self, done: float) -> None:
-        """Move the weights by the network's gradients. done: share of the training that is over."""
-        for name, p in self.net.named_parameters():
-            self.weights[name].grad = None if p.grad is None else p.grad.float()
-            p.grad = None
-        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        factor = min(1.0, done / 0.02 + 0.02, 0.02 + (1 - done) / 0.4)
-        for optimiser, peaks in zip(self.optimisers, self._peaks, strict=True):
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            optimiser.step()
-        self.steps += 1
-        # A young average must not remember the random start.
-        keep = min(AVERAGING, (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            for name, p in self.net.named_parameters():
-                p.copy_(self.weights[name])
-                self.average[name].lerp_(self.weights[name], 1 - keep)
-
-    def state(self) -> dict[str, Any]:
-        """All that the steps to come depend on."""
-        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
-        return {"weights": self.weights, "average": self.average, "steps": self.steps, "optimisers": optimisers}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        with torch.no_grad():
-            for name, p in self.net.named_parameters():
-                self.weights[name].copy_(state["weights"][name])
-                self.average[name].copy_(state["average"][name])
-                p.copy_(self.weights[name])
-        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
-        self.steps = state["steps"]
+def optimisers(weights: Weights) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the rest."""
+    matrices = [w for name, w in weights.items() if "blocks." in name and w.ndim == 2]
+    tables = [weights["tok"], weights["pool"]]
+    chosen = {id(w) for w in (*matrices, *tables)}
+    rest = [w for w in weights.values() if id(w) not in chosen]
+    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, ns_steps=4, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": rest, "lr": RATE}, {"params": tables, "lr": RATE * TOKEN_FACTOR}]
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def train(
-    lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None
-) -> dict[str, Tensor]:
-    """Averaged weights by parameter name of `Net`; prints the loss every 20 steps.
-
-    state: file in which the training is kept every KEEP_EVERY steps; where it exists, it goes on from there.
-    """
-    from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
-
+def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None) -> Weights:
+    """Averaged weights by parameter name of `Net`. state: as of `training.fit`."""
     torch.manual_seed(seed)
-    masters = Masters(Net(len(lessons.names), torch.float32))
-    dtype = faster_dtype()
-    net = masters.net.to(dtype)
-    start, mean, first = time.monotonic(), 0.0, 0
-    if state is not None and state.exists():
-        kept = torch.load(state, weights_only=True)
-        masters.restore(kept["masters"])
-        torch.set_rng_state(kept["random"])
-        mean, first = kept["mean"], masters.steps
-        print(f"  going on from step {first}", flush=True)
-    for step in range(first, steps):
+    net = Net(len(lessons.names), torch.float32)
+
+    def loss_of() -> Tensor:
         x0, ids = lessons.batch(batch)
         sigma, noise = noise_levels(batch), torch.randn_like(x0)
-        at = sigma[:, None, None, None]
-        with gradients_enabled(), overwriting_allowed():
-            predicted = net(x0 * (1 - at) + noise * at, sigma, ids)
-            loss = functional.mse_loss(predicted.float(), noise - x0)
-            loss.backward()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-        masters.step((step + 1) / steps)
-        mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
-        if step % 20 == 19 or step == steps - 1:
-            print(f"  step {step + 1}/{steps}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
-        if state is not None and (step + 1) % KEEP_EVERY == 0:
-            part = state.with_suffix(".part")
-            torch.save({"masters": masters.state(), "random": torch.get_rng_state(), "mean": mean}, part)
-            os.replace(part, state)
-    return masters.average
+        predicted = net(noised(x0, noise, sigma), sigma, ids)
+        return functional.mse_loss(predicted.float(), noise - x0)
+
+    return fit(Masters(net, optimisers), loss_of, steps, state)
 
 
 def packed(value: Tensor) -> Tensor:
@@ -227,17 +156,19 @@ def packed(value: Tensor) -> Tensor:
     return value.to(torch.float8_e4m3fn if value.ndim == 2 else torch.float16).contiguous()
 
 
-def save(weights: dict[str, Tensor], names: list[str], folder: Path) -> None:
-    """Write the model with FLUX's keys, packed, and the tokens, float16."""
-    model = {
-        # FLUX's files say scale where ComfyUI's newer modules say weight.
-        name.removeprefix("flux.").replace("_norm.weight", "_norm.scale"): packed(value)
-        for name, value in weights.items()
-        if name.startswith("flux.")
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+def save_model(flux: Weights, file: Path) -> None:
+    """Write a model's weights with FLUX's keys, packed."""
+    # FLUX's files say scale where ComfyUI's newer modules say weight.
+    named = {name.replace("_norm.weight", "_norm.scale"): packed(value) for name, value in flux.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(named, file, {"format": "pt"})
+
+
+def save(weights: Weights, names: list[str], folder: Path) -> None:
+    """Write the model, and the tokens in float16."""
+    prefix = "flux."
+    save_model({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}, folder / MODEL)
     save_file({name: weights[name].half() for name in ("tok", "pool")}, folder / TOKENS, {"vocab": json.dumps(names)})
-    save_file(model, folder / MODEL, {"format": "pt"})
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ WORDS = "emoji_tokens.json"
 STYLE_SUBJECTS = "style_lora_subjects.json"
 AUTOENCODER = "emoji_taef1_vae_fp16.safetensors"
 MODEL = "emoji_tinyflux_fp8_e4m3fn.safetensors"
+DISTILLED = "emoji_tinyflux_guidance_distilled_fp8_e4m3fn.safetensors"
 TOKENS = "emoji_tokens_fp16.safetensors"
 JUDGE = "emoji_judge.safetensors"
 
@@ -16,6 +17,6 @@ def encoder(kind: str) -> str:
     return f"emoji_{kind}.safetensors"
 
 
-def lora(role: str, name: str) -> str:
-    """Of a subject (role "subject") or a style (role "style")."""
-    return f"lora_{role}_{name}.safetensors"
+def lora(role: str, name: str, trained_on: str = "") -> str:
+    """Of a subject (role "subject") or a style (role "style"). trained_on: another model than the base."""
+    return f"lora_{trained_on and f'{trained_on}_'}{role}_{name}.safetensors"

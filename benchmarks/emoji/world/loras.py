@@ -2,11 +2,13 @@
 
     python -m benchmarks.emoji.world.loras subject penguin frog --world FOLDER_WITH_emoji64.npz --out FOLDER
     python -m benchmarks.emoji.world.loras style openmoji --world FOLDER_WITH_emoji64.npz --out FOLDER
+    python -m benchmarks.emoji.world.loras subject fox --world-kind distilled-own --world FOLDER --out FOLDER
 
 A subject is learned from its noto and twemoji drawings, under its trigger token and those styles' own tokens; it is
 never seen in a held-out style. A style is learned from `style_lora_subjects.json`, none of which is held out. Rectified
-flow (v = noise - x0) on ComfyUI's own model class, AdamW with linear decay; one to two minutes of one core each. Files
-have kohya's keys and float16 weights.
+flow (v = noise - x0) on ComfyUI's own model class, AdamW with linear decay; one to two minutes of one core each. Where
+guidance is an input of the model, it is 1 while a LoRA learns, as in trainers for FLUX-dev. Files have kohya's keys and
+float16 weights.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from repo_paths import ASSETS
 from ...host import enter_host
 from . import files
 from .augment import crop
+from .kinds import DISTILLED, add_option
 from .pictures import Pictures, load_pictures
 from .small_world import SmallWorld
 from .splits import SUBJECT_STYLES
@@ -114,8 +117,14 @@ def noise_levels(count: int) -> Tensor:
     return torch.where(torch.rand(count) < 0.25, torch.rand(count), torch.sigmoid(torch.randn(count)))
 
 
+def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x0 and noise [N, C, H, W] mixed at the noise levels sigma [N], as rectified flow does."""
+    at = sigma[:, None, None, None]
+    return x0 * (1 - at) + noise * at
+
+
 def train(small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int) -> dict[str, Branch]:
-    """A LoRA for the world's base model."""
+    """A LoRA for the world's model."""
     from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
 
     torch.manual_seed(seed)
@@ -133,9 +142,9 @@ def train(small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: 
         context = torch.cat([c for c, _ in conditions])
         pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
         sigma, noise = noise_levels(len(x0)), torch.randn_like(x0)
-        at = sigma[:, None, None, None]
+        guidance = None if small.kind.guidance is None else torch.ones(len(x0))
         with gradients_enabled(), overwriting_allowed():
-            predicted = base(x0 * (1 - at) + noise * at, sigma, context, pooled, None, transformer_options={})
+            predicted = base(noised(x0, noise, sigma), sigma, context, pooled, guidance, transformer_options={})
             loss = functional.mse_loss(predicted, noise - x0)
             optimiser.zero_grad()
             loss.backward()
@@ -164,13 +173,16 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     parser.add_argument("--world", type=Path, required=True, help="folder with emoji64.npz")
     parser.add_argument("--out", type=Path, default=ASSETS / "loras")
+    add_option(parser)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="fewer or more than usual")
     options = parser.parse_args()
     STEPS[options.role] = options.steps or STEPS[options.role]
     enter_host()
-    small, pictures = SmallWorld(options.world), load_pictures(options.world)
+    if options.kind is DISTILLED:
+        parser.error("a LoRA that is trained on the distilled model is of the world distilled-own")
+    small, pictures = SmallWorld(options.world, options.kind), load_pictures(options.world)
     for name in options.names:
         print(f"{options.role} {name}", flush=True)
         if options.role == "subject":
@@ -179,7 +191,7 @@ def main() -> None:
             subjects = json.loads((options.world / files.STYLE_SUBJECTS).read_text(encoding="utf-8"))
             samples = style_samples(pictures, small, name, subjects)
         lora = train(small, samples, options.role, options.rank, options.seed)
-        save(lora, options.rank, options.out / files.lora(options.role, name))
+        save(lora, options.rank, options.out / files.lora(options.role, name, options.kind.loras))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from torch import Tensor
 from repo_paths import ASSETS
 
 from . import files
+from .kinds import BASE, Kind
 from .rendered_styles import RENDERED
-
-STEPS, CFG = 16, 2.5
 
 
 class SmallWorld:
@@ -29,21 +28,23 @@ class SmallWorld:
 
     Args:
         folder: searched, with its subfolders and before the shipped assets, for the world's files.
+        kind: which of the small worlds.
         dtype: of the diffusion model; bf16 halves the time on CPUs that have it, the figures we report are fp32's.
     """
 
-    def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path | None = None, kind: Kind = BASE, dtype: torch.dtype = torch.float32) -> None:
         import comfy.sd
         import comfy.utils
 
+        self.kind = kind
         self.folders = [ASSETS] if folder is None else [folder, ASSETS]
-        model_file = str(self.file(files.MODEL))
+        model_file = str(self.file(kind.model))
         self.model = comfy.sd.load_diffusion_model(model_file, model_options={"dtype": dtype})
         # Under inference mode the autoencoder could not be differentiated later.
         with torch.inference_mode(False):
             self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(self.file(files.AUTOENCODER))))
         tokens = comfy.utils.load_torch_file(str(self.file(files.TOKENS)))
-        self._tok, self._pool = tokens["tok"].float(), tokens["pool"].float()
+        self.tables = tokens["tok"].float(), tokens["pool"].float()
         names = json.loads(self.file(files.WORDS).read_text(encoding="utf-8"))
         self._ids = {name: i for i, name in enumerate(names["tokens"])}
         self._names = names
@@ -60,12 +61,16 @@ class SmallWorld:
 
     def lora(self, role: str, name: str) -> Path:
         """The LoRA file of a subject (role "subject") or a style (role "style")."""
-        return self.file(files.lora(role, name))
+        return self.file(files.lora(role, name, self.kind.loras))
 
     def conditioning(self, tokens: Sequence[str]) -> list[list[Any]]:
-        """CONDITIONING of the given token names: context [1, n, 256] and pooled_output [1, 256]."""
+        """CONDITIONING of the given token names: context [1, n, 256], pooled_output [1, 256], guidance if any."""
         ids = torch.tensor([self._ids[token] for token in tokens])
-        return [[self._tok[ids][None], {"pooled_output": self._pool[ids].mean(dim=0, keepdim=True)}]]
+        tok, pool = self.tables
+        extra: dict[str, Any] = {"pooled_output": pool[ids].mean(dim=0, keepdim=True)}
+        if self.kind.guidance is not None:
+            extra["guidance"] = self.kind.guidance  # as ComfyUI's FluxGuidance does
+        return [[tok[ids][None], extra]]
 
     def prompt(self, subject: str, style: str | None) -> list[list[Any]]:
         """Positive conditioning of a held-out subject in a held-out style (the LoRAs' trigger tokens)."""
@@ -88,10 +93,17 @@ class SmallWorld:
         return self.conditioning(["<bos>", self.style_token(style), "<null>", "<null>"])
 
     def sample(
-        self, model: Any, subject: str, style: str | None, seeds: Sequence[int], steps: int = STEPS, cfg: float = CFG
+        self,
+        model: Any,
+        subject: str,
+        style: str | None,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        cfg: float | None = None,
     ) -> Tensor:
         """Euler on the simple schedule through comfy.sample: latents [len(seeds), 16, 8, 8].
 
+        Steps and CFG are the world's unless given.
         Each picture has its own seed's noise, so it does not depend on what else is in the batch.
         """
         import comfy.sample
@@ -102,8 +114,8 @@ class SmallWorld:
             return comfy.sample.sample(
                 model,
                 noise,
-                steps,
-                cfg,
+                steps or self.kind.steps[0],
+                self.kind.cfg if cfg is None else cfg,
                 "euler",
                 "simple",
                 self.prompt(subject, style),
