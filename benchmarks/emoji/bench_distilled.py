@@ -1,7 +1,7 @@
 """Does the default fit a model at CFG 1? The guidance-distilled small world, judged: docs/benchmarks/distilled.md.
 
-    make bench-distilled ARGS="--world FOLDER"                            # fresh pairs, 16, 8 and 4 steps
-    make bench-distilled ARGS="--world FOLDER --world-kind distilled-own --split test"   # LoRAs that were trained on that model
+    make bench-distilled ARGS="--world FOLDER"             # fresh pairs, 16, 8 and 4 steps
+    make bench-distilled ARGS="--world FOLDER --world-kind distilled-own --split test"   # LoRAs trained on that model
 
 FOLDER has the distilled model, which `make bench-world` and `python -m benchmarks.emoji.world.distilled` make, and
 emoji64.npz, for the true pictures of the contact sheet. Pictures are kept in output/distilled/: a run that was cut goes
