@@ -97,7 +97,7 @@ def reload_page(page: Any, nodes: int) -> None:
 
 @pytest.mark.parametrize("renderer", ["LiteGraph"], indirect=True)
 def test_reloaded_in_the_middle_of_a_run(page: Any, renderer: str, server: ComfyServer) -> None:
-    graph = guided_workflow(a_seed(), steps=90, every=10)
+    graph = guided_workflow(a_seed(), steps=90, every=2)
     load(page, graph, "reloaded")
     page.evaluate(START)
     wait_until(page, lambda: shown_columns(page) > 0, "the map began")
