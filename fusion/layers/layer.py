@@ -350,7 +350,7 @@ def _turned(
         dtype: of the up-projection.
         bases: those met before.
     """
-    first = own[0][0]
+    first = next((strength for strength, _ in own if strength), 1.0)  # all of them 0: nothing is added
     parts = [(strength / first, low) for strength, low in own]
 
     def make() -> Basis:

@@ -108,3 +108,13 @@ def test_files_of_another_content_have_bases_of_their_own():
         (segment,) = layer.segments
         mine = layer.segment_deltas(segment)
         torch.testing.assert_close(layer.up(segment) @ layer.down.data, mine.dense("subject"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strengths", [(0.0,), (0.0, 0.5), (0.5, 0.0)])
+def test_a_strength_of_nothing_adds_nothing(strengths):
+    deltas = [LowRankDelta(torch.randn(3, 8), torch.randn(12, 3), origin=i) for i in range(len(strengths))]
+    loras = [("subject", strength, delta) for strength, delta in zip(strengths, deltas, strict=True)]
+    layer = FusedLayer("l", Geometry(8, 12), loras, bases=Bases(1 << 20))
+    expected = sum(strength * delta.dense().float() for strength, delta in zip(strengths, deltas, strict=True))
+    (segment,) = layer.segments
+    torch.testing.assert_close(layer.up(segment) @ layer.down.data, expected, rtol=1e-5, atol=1e-5)
