@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..fusion.policies import Policy, SSRMerge
+from ..fusion.policies import KnOTS, Policy, SSRMerge
 from ..fusion.routing import NAMED, SETTINGS, Refinement, with_settings
 from ..host.core import ConductorError, chosen
 from ..host.fusing import calibrated_by_prompts, replaying, set_policy, show_on
 from .inputs import CATEGORY, RoutingPlan, policy_input, settings_inputs, typed
 
-CHOICES = [*NAMED, SSRMerge.name]
+CHOICES = list(NAMED)
+CHOICES.insert(CHOICES.index(KnOTS.name), SSRMerge.name)  # saved workflows know this order: it came before that one
 BEFORE_SOCKETS = [setting.name for setting in SETTINGS].index("freeze_after") + 1  # of the settings; frozen
 
 

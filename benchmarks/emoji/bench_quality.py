@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,15 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
     """Everything of the document, sampled and judged."""
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     pairs = pairs_of(arguments.split, arguments.subjects, arguments.styles)
-    tuned, grid, tune_seeds = quality_rows.TUNED, {}, range(FIRST_SEEDS["tune"], FIRST_SEEDS["tune"] + 4)
+    grids = quality_rows.grid(runs.small.kind.cfg)
+    tuned, grid = quality_rows.TUNED[: len(grids)], {}
+    tune_seeds = range(FIRST_SEEDS["tune"], FIRST_SEEDS["tune"] + 4)
     if arguments.quick:
         rows, doubled = quality_rows.quick(), []
     else:
         if has_loras(runs.small, "tune"):
-            grid = measure(runs, bench, quality_rows.grid(), pairs_of("tune"), tune_seeds, "tuning the stack")
-            tuned = quality_rows.best(grid)
+            grid = measure(runs, bench, [*chain(*grids)], pairs_of("tune"), tune_seeds, "tuning the stack")
+            tuned = quality_rows.best(grids, grid)
         rows = quality_rows.headline(tuned, guided=runs.make_plan is not None)
         doubled = quality_rows.doubled(tuned)
     every = {entry.label: entry for entry in [*rows, *(entry for _, group in doubled for entry in group)]}
@@ -100,7 +103,7 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
 
 def columns(q: Quality, runs: Runs, pictures: Pictures | None) -> dict[str, Any]:
     """For the contact sheet: the first seed's pictures of a few methods, the best rival among them; and the truth."""
-    shown = [row for row in q.rows if row.label in (*SHEET, quality_rows.stacked(*q.tuned).label, q.next_best().label)]
+    shown = [row for row in q.rows if row.label in (*SHEET, *(row.label for row in q.tuned), q.next_best().label)]
     # "recommended" is wider than a picture.
     sheet = {
         row.label.replace("recommended", "ours"): torch.cat([runs.pictures(row, pair, q.seeds[:1]) for pair in q.pairs])

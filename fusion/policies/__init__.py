@@ -13,6 +13,7 @@ from .recommended import RECOMMENDED, title
 from .registry import choices
 from .scheduled.block_mask import BlockMask
 from .scheduled.chance import Chance
+from .scheduled.craft import CRAFT
 from .scheduled.est_lora import ESTLoRA
 from .scheduled.k_lora import KLoRA
 from .scored.balanced import Balanced
@@ -24,11 +25,13 @@ from .setting import Setting, setting, settings_of
 from .ssr import Calibration, Moments, SSRMerge
 from .static.dare import DARE
 from .static.della import DELLA
+from .static.knots import KnOTS
 from .static.magnitude_prune import MagnitudePrune
 from .static.np_lora import NPLoRA
 from .static.sums import Average, Sum
 from .static.svd import SVD
 from .static.ties import TIES
+from .static.tsv import TSV
 
 for _file in walk_packages(__path__, f"{__name__}."):
     import_module(_file.name)
@@ -40,6 +43,7 @@ __all__ = [
     "Average",
     "Balanced",
     "BlockMask",
+    "CRAFT",
     "Calibration",
     "Chance",
     "Composite",
@@ -51,6 +55,7 @@ __all__ = [
     "JensenShannon",
     "KLSoft",
     "KLoRA",
+    "KnOTS",
     "MagnitudePrune",
     "Moments",
     "NPLoRA",
@@ -73,6 +78,7 @@ __all__ = [
     "Sum",
     "Switch",
     "TIES",
+    "TSV",
     "relative_energy",
     "scores_of_moved",
     "scores_of_pair",

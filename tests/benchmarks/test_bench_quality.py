@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.emoji import bench_quality
 from benchmarks.emoji.judging import verdicts
 from benchmarks.emoji.judging.evaluation import Result
 from benchmarks.emoji.methods import runs as sampled_runs
+from benchmarks.emoji.methods.policies import parse_method
 from benchmarks.emoji.methods.runs import Entry, Runs, Store
 from benchmarks.emoji.tables import quality_doc, quality_rows
 from benchmarks.emoji.tables.policies import compared
@@ -95,6 +97,52 @@ def test_the_stack_is_tuned_only_where_all_its_files_are(small: SmallWorld) -> N
     assert not bench_quality.has_loras(small, "tune")  # not shipped
 
 
+def test_stacking_is_tuned_each_way_by_itself(small: SmallWorld) -> None:
+    grids = quality_rows.grid(small.kind.cfg)
+    rates = {row.label: i for i, row in enumerate(chain(*grids))}
+    found = {label: made_up([[i / 100]], [[1]]) for label, i in rates.items()}
+    found[quality_rows.stacked(0.7, 1.3).label] = made_up([[1]], [[1]])
+    assert quality_rows.best(grids, found) == (quality_rows.stacked(0.7, 1.3), quality_rows.positive(1.3, 2))
+    assert [len(rows) for rows in grids] == [len(quality_rows.GRID)] * 2
+    assert quality_rows.grid(1.0) == grids[:1]  # without a negative prompt both ways are one
+
+
+def test_every_row_of_the_quality_table_can_be_made(small: SmallWorld) -> None:
+    """Each is parsed; those that are tried on twice as loud a file are so by the file, not by a strength."""
+    rows = quality_rows.headline(quality_rows.TUNED, guided=True)
+    assert len({row.label for row in rows}) == len(rows)
+    for row in rows:
+        assert row.method == "ssr_merge" or callable(parse_method(row.method))
+    for _, (plain, *louder) in quality_rows.doubled(quality_rows.TUNED):
+        assert [row.method for row in louder] == [f"loud 2/1:{plain.method}", f"loud 1/2:{plain.method}"]
+
+
+def test_stacking_on_the_positive_prompt_is_core_s_hooks(small: SmallWorld) -> None:
+    """The row's pictures are those of core's *Create Hook LoRA* on the positive conditioning."""
+    import comfy.hooks
+    import comfy.sample
+    import comfy.utils
+
+    subject, style = (small.lora(role, name) for role, name in zip(("subject", "style"), PAIR, strict=True))
+    hooks = comfy.hooks.HookGroup()
+    for path, strength in ((subject, 1.0), (style, 1.5)):
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+        hooks = hooks.clone_and_combine(comfy.hooks.create_hook_lora(weights, strength, 0.0))
+    hooked = comfy.hooks.set_hooks_for_conditioning(small.prompt(*PAIR), hooks)
+    ours = parse_method(quality_rows.positive(1, 1.5).method)(small.model, subject, style)
+    noise, empty = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 16, 8, 8)
+
+    def picture(model: object, positive: list[list[object]]) -> torch.Tensor:
+        prompts = positive, small.conditioning(["<null>"] * 4)
+        settings = STEPS, small.kind.cfg, "euler", "simple"
+        return comfy.sample.sample(model, noise, *settings, *prompts, empty, disable_pbar=True, seed=0)
+
+    with torch.inference_mode():
+        one, other = picture(ours, small.prompt(*PAIR)), picture(small.model, hooked)
+        without = picture(small.model, small.prompt(*PAIR))
+    assert (one - other).abs().max() < 1e-3 * (other - without).abs().max()
+
+
 def made_up(subject: list[list[float]], style: list[list[float]]) -> verdicts.Verdicts:
     subjects, styles = np.array(subject, float), np.array(style, float)
     both, nothing = subjects * styles, np.full(subjects.shape, np.nan)
@@ -138,12 +186,12 @@ def test_leads_are_of_the_same_pairs_drawn() -> None:
 def test_the_document_says_what_was_measured_and_keeps_what_was_written(tmp_path: Path) -> None:
     good, bad = made_up([[1, 1], [1, 0]], [[1, 1], [1, 1]]), made_up([[1, 0], [1, 1]], [[0, 0], [0, 1]])
     rows = [*ROWS, quality_rows.stacked(1, 1.5)]
-    plain, twice = quality_rows.stacked(1, 1), quality_rows.stacked(2, 1, kind="imbalance")
+    plain, twice, tuned = (quality_rows.stacked(*s) for s in ((1, 1), (2, 1), (1, 1.5)))
     lost = made_up([[1, 0], [1, 1]], [[0, 0], [0, 0]])
     found = {"recommended": good, plain.label: bad, rows[2].label: bad, twice.label: lost}
     doubled = [("recommended", [rows[0]] * 3), (plain.label, [plain, twice, plain])]
     q = quality_doc.Quality(
-        "make it", "7 steps", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, doubled, found, good, (1.0, 1.5),
+        "make it", "7 steps", "test", [PAIR, ("alien", "openmoji")], SEEDS, rows, doubled, found, good, [tuned],
         {plain.label: bad}, SEEDS,
     )  # fmt: skip
     columns = {row.label: torch.rand(2, 3, 64, 64) for row in rows}

@@ -17,7 +17,7 @@ from lora_conductor.fusion.routing import Refinement
 LIMITS = (
     {make(): 18 for make in POLICIES.values() if issubclass(make, ScoredPolicy)}
     | {RECOMMENDED: 10, Energy(): 10, KLSoft(): 14, Sum(): 0}
-    | {make(): 5 for name, make in POLICIES.items() if name in ("k_lora", "est_lora", "block_mask", "random")}
+    | {make(): 5 for name, make in POLICIES.items() if name in ("k_lora", "est_lora", "block_mask", "random", "craft")}
 )
 
 

@@ -39,6 +39,31 @@ def elected_mean(one, two):
     return np.where(agree, (one + two) / 2, np.where(one_alone, one, np.where(two_alone, two, np.maximum(one, two))))
 
 
+def knots(subject, style, density):
+    """KnOTS as published: the SVD of both side by side, TIES on the right vectors' halves, and back."""
+    width = subject.shape[1]
+    u, values, vh = np.linalg.svd(np.concatenate([subject, style], axis=1), full_matrices=False)
+    rank = int((values > values[0] * 1e-6).sum())  # beyond it, vectors are rounding and count in TIES' shares
+    merged = elected_mean(*(trimmed(part, density) for part in (vh[:rank, :width], vh[:rank, width:])))
+    return u[:, :rank] * values[:rank] @ merged
+
+
+def tsv(subject, style):
+    """TSV-Merge by the polar factor ``X (X^T X)^(-1/2)`` of the singular vectors put side by side."""
+
+    def nearest(x):
+        values, vectors = np.linalg.eigh(x.T @ x)
+        return x @ (vectors / np.sqrt(values)) @ vectors.T
+
+    parts = []
+    for delta in (subject, style):
+        u, values, vh = np.linalg.svd(delta, full_matrices=False)
+        rank = int((values > values[0] * 1e-6).sum())
+        parts.append((u[:, :rank], values[:rank], vh[:rank].T))
+    left, values, right = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
+    return nearest(left) * values @ nearest(right).T
+
+
 def keep_probability(delta, density, epsilon):
     """DELLA: keep probabilities by the rank of an entry's magnitude in its row, as mergekit spreads them."""
     p = np.empty_like(delta)

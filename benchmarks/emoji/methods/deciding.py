@@ -6,14 +6,16 @@ With ``rho`` the log ratio of how loud both LoRAs are in a layer and ``M`` that 
 
 from which the weights follow as in ``Balanced``. ``layers`` is 1 where every layer is evened out for itself, 0 where
 one number is taken for all, and below 0 where whoever is louder in a layer than elsewhere gets more of it, not less.
+``rho`` may be the files', and ``M`` what is measured of the whole model all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -23,13 +25,18 @@ NEXT_TO_NOTHING = -1e-3  # of a layer's own ratio, in place of none
 
 @cache
 def by_files() -> Any:
-    """`recommended`, with ``||dW||_F^2`` of the files in place of what is measured while sampling."""
+    """The class of `recommended` with ``||dW||_F^2`` of the files in place of what is measured while sampling.
+
+    Its setting ``heeded`` is the share of what is measured that is added to what the files say.
+    """
     from lora_conductor.fusion.layers import Pairing
     from lora_conductor.fusion.policies import Balanced, StepContext
 
     @dataclass(frozen=True)
     class ByFiles(Balanced):
         name: ClassVar[str] = "by_files"
+
+        heeded: float = 0.0
 
         def weights(
             self,
@@ -38,8 +45,8 @@ def by_files() -> Any:
             context: StepContext,
             pairing: Pairing = Pairing(),  # noqa: B008
         ) -> tuple[Tensor, Tensor]:
-            told = log_ratio.new_full(log_ratio.shape, (pairing.loudness or 0.0) + pairing.turned)
-            return super().weights(told, lean, context, pairing)
+            told = (pairing.loudness or 0.0) + pairing.turned
+            return super().weights(self.heeded * log_ratio + told, lean, context, pairing)
 
         def pair(
             self,
@@ -50,7 +57,27 @@ def by_files() -> Any:
         ) -> None:
             return None  # neighbours of one layer would be given the first one's loudness
 
-    return ByFiles()
+    return ByFiles
+
+
+def levelled(model: Any, subject: Path, style: Path, lean: float = 0.0) -> Any:
+    """Both LoRAs on the model, evened out layer by layer as the files say, and by one measured number in the mean.
+
+    ``r = rho - mean(rho) + M + b(t)`` with the files' ``rho``; ``M`` as of :func:`evened_once`.
+
+    Args:
+        lean: preference for the subject, as in the router's settings.
+    """
+    from lora_conductor.fusion.policies import Balanced
+    from lora_conductor.host.fusing import fused, set_policy
+
+    model = fused(model, subject, style, Balanced())
+    # NEXT_TO_NOTHING (rho + M / NEXT_TO_NOTHING): all of M, next to nothing of what is measured in the layer.
+    policy, settings = (
+        by_files()(heeded=NEXT_TO_NOTHING),
+        _unbounded()(even_out=-1 / NEXT_TO_NOTHING, lean=lean + loudness(model, mean)),
+    )
+    return set_policy(model, policy, settings)
 
 
 def evened_once(
@@ -77,12 +104,12 @@ def evened_once(
     return set_policy(model, policy, Refinement(lean=lean - (1 - layers) * loudness(model)))
 
 
-def loudness(model: Any) -> float:
+def loudness(model: Any, middle: Callable[[list[float]], float] = median) -> float:
     """Log ratio of ``||dW||_F^2``, subject over style, of the files on a model: the middle of all shared segments."""
     from lora_conductor.host.fusing import attachment_of
 
     pairings = attachment_of(model).spec.rules.prepared.pairings.values()
-    return median(pairing.loudness for pairing in pairings if pairing.loudness is not None)
+    return middle([pairing.loudness for pairing in pairings if pairing.loudness is not None])
 
 
 @cache

@@ -11,6 +11,8 @@ layers A/B:METHOD   the same with files of "all" layers or of "attention" only, 
 shared A/B:METHOD   the same with files that hold A and B times a third one, another subject's, see lora_overlap.py
 below A:METHOD      the same with that third file at strength A below both, put there by core's loader
 by_files            `recommended` by the files' norms, nothing measured, with the router's settings; see deciding.py
+levelled            the same, and one number for all layers that is measured; see there
+k_lora_on_attention K-LoRA in attention, both LoRAs elsewhere; with K-LoRA's settings
 evened_once         `recommended` with one number for all layers: evened_once(layers=A,lean=B,measured=True), see there
 FILE.py:NAME        a policy object, or a function (base model, subject LoRA path, style LoRA path) -> model
 """
@@ -27,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from ..world.small_world import SmallWorld
-from .deciding import by_files, evened_once
+from .deciding import by_files, evened_once, levelled
+from .k_lora_attention import k_lora_on_attention
 from .lora_alphas import uneven
 from .lora_layers import attention_only
 from .lora_loudness import louder
@@ -44,6 +47,8 @@ CHANGES: dict[str, Callable[[Path, str], Path]] = {
     "layers": lambda path, which: {"all": path, "attention": attention_only(path)}[which],
 }
 """(file, value) -> the file as it is used."""
+DECIDING: dict[str, Callable[..., Any]] = {each.__name__: each for each in (evened_once, levelled)}
+"""Makers with settings of their own."""
 
 
 def core_stacked(subject_strength: float, style_strength: float) -> Maker:
@@ -103,7 +108,8 @@ def parse_policy(text: str) -> tuple[Any, Any]:
     from lora_conductor.fusion.policies import POLICIES, RECOMMENDED
     from lora_conductor.fusion.routing import Refinement
 
-    known = {"recommended": lambda: RECOMMENDED, "by_files": by_files, **POLICIES}
+    ours = {"recommended": lambda: RECOMMENDED, "by_files": by_files(), "k_lora_on_attention": k_lora_on_attention()}
+    known = {**ours, **POLICIES}
     name, settings = _call(text)
     if name not in known:
         raise ValueError(f"unknown policy {text!r}; known: {', '.join(known)}")
@@ -142,8 +148,8 @@ def parse_method(text: str) -> Maker:
     if found := re.fullmatch(rf"below ({number}):(.+)", text):
         return with_another_below(float(found[1]), parse_method(found[2]))
     name, settings = _call(text)
-    if name == evened_once.__name__:
-        return partial(evened_once, **settings)
+    if name in DECIDING:
+        return partial(DECIDING[name], **settings)
     if found := re.fullmatch(rf"core:({number})/({number})", text):
         return core_stacked(float(found[1]), float(found[2]))
     if found := re.fullmatch(rf"({number})/({number}):(.+)", text):

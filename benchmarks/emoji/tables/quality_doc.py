@@ -31,7 +31,7 @@ class Quality:
         doubled: as of ``quality_rows.doubled``; empty leaves the section out.
         verdicts: of every row of ``rows`` and ``doubled``, by label.
         ceiling: of the true pictures through the autoencoder.
-        tuned: strengths of the tuned stack; grid: the verdicts by which it was chosen, by label.
+        tuned: stacking at its best strengths; grid: the verdicts by which they were chosen, by label.
         tune_seeds: seeds of the grid.
     """
 
@@ -44,7 +44,7 @@ class Quality:
     doubled: Sequence[tuple[str, Sequence[Entry]]]
     verdicts: dict[str, Verdicts]
     ceiling: Verdicts | None
-    tuned: tuple[float, float]
+    tuned: Sequence[Entry]
     grid: dict[str, Verdicts]
     tune_seeds: Sequence[int]
 
@@ -174,7 +174,7 @@ def document(q: Quality, images: str) -> str:
     """The Markdown. images: the beginning of the images' paths as seen from the document."""
     subjects = ", ".join(dict.fromkeys(subject for subject, _ in q.pairs))
     styles = ", ".join(dict.fromkeys(style for _, style in q.pairs))
-    chosen = quality_rows.stacked(*q.tuned).label
+    chosen = " and ".join(f"*{row.label}*" for row in q.tuned)
     parts = [
         "# Quality in the small world",
         f"```\n{q.command}\n```",
@@ -187,7 +187,8 @@ def document(q: Quality, images: str) -> str:
         "\n".join(table(q)),
         "\n".join(claims(q)),
         f"![Harmonic means with their intervals]({images}.png)",
-        f"*{chosen}* is plain stacking at the best strengths of a grid, found on the tune pairs"
+        f"{chosen}: stacking at the best strengths of a grid, in both prompts' passes and on the positive prompt alone "
+        "(what ComfyUI's hooks do; made here as `sum` with all the `emphasis` that CFG allows), found on the tune pairs"
         + (f" ({', '.join(TUNE)}; seeds {q.tune_seeds[0]}-{q.tune_seeds[-1]}):" if q.grid else "."),
     ]
     if q.grid:

@@ -10,7 +10,7 @@ from ..judging.verdicts import Array, Verdicts, between
 from ..methods.runs import Entry, Pair
 
 SCHEDULE, ONCE, FILES = "schedule alone", "once, files", "by layer, files"
-ONCE_MEASURED, MEASURED = "once, measured", "by layer, measured"
+ONCE_MEASURED, LEVELLED, MEASURED = "once, measured", "by layer, files, level measured", "by layer, measured"
 FINER = {
     "by layer, first step": "recommended(freeze_after=1)",
     "by head": "recommended(granularity=head)",
@@ -35,7 +35,10 @@ FILES_OF = {
     "rank 8/2": "rank 8/2:",
 }
 """Arrangements of files by their names, as methods begin."""
-OVER = ((SCHEDULE, ONCE), (FILES, ONCE), (ONCE_MEASURED, ONCE), (MEASURED, ONCE), (MEASURED, ONCE_MEASURED))
+OVER = (
+    *((SCHEDULE, ONCE), (FILES, ONCE), (ONCE_MEASURED, ONCE), (MEASURED, ONCE)),
+    *((LEVELLED, FILES), (LEVELLED, MEASURED), (MEASURED, ONCE_MEASURED)),
+)
 """What is compared with what."""
 TRIED = tuple((way, MEASURED) for way in FINER)
 TRIED_ON = ("as shipped", "loud 1/2", "attention/all", "uneven alphas")
@@ -55,6 +58,7 @@ Euler steps, CFG 2.5, strengths 1/1. All ways of deciding have the schedule in t
 - *once, files*: one number a pair, the middle of the layers' ratios of `||dW||_F^2`: what two strengths can do.
 - *by layer, files*: that ratio of every layer, and of the queries, keys, values and MLP in it. Nothing is measured.
 - *once, measured*: one number a pair and step, the mean of what all layers measured in the step before.
+- *by layer, files, level measured*: the files' ratio of every layer less its mean, plus that measured number.
 - *by layer, measured*: what both LoRAs do to the features, layer by layer and step by step: `recommended`.
 - *by layer, first step*: the same, settled for the rest of the run (`freeze_after=1`): by prompt, not by step.
 - *by head*, *by token*: the router's `granularity`.
@@ -95,6 +99,7 @@ def ladder(level: float, beyond: float) -> dict[str, str]:
         ONCE: f"evened_once(lean={-beyond:.2f})",
         FILES: f"by_files(lean={-beyond:.2f})",
         ONCE_MEASURED: "evened_once(measured=True)",
+        LEVELLED: "levelled",
         MEASURED: "recommended",
     }
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from lora_conductor.fusion.layers import SegmentDeltas
-from lora_conductor.fusion.policies import BlockMask, Chance, Composite, ESTLoRA, KLoRA, StepContext, Switch
+from lora_conductor.fusion.policies import CRAFT, BlockMask, Chance, Composite, ESTLoRA, KLoRA, StepContext, Switch
 from lora_conductor.fusion.roles import ROLES
+from lora_conductor.fusion.routing import Rules
 
 from ..dense_policies import BOTH, STYLE, SUBJECT, est_lora, k_lora
 
@@ -92,6 +93,16 @@ def test_layers_at_zero_go_to_the_other_lora(policy):
 def test_est_lora_equals_the_dense_computation(discrepancy, seed):
     segments = layers(seed=seed)
     assert decisions(ESTLoRA(discrepancy=discrepancy), segments) == est_lora(dense(segments), discrepancy, STEPS)
+
+
+def test_craft_has_the_published_steps_and_no_lora_in_the_negative_pass():
+    """Content in steps 1-35 of 50, style in 15-50, t from 1."""
+    (row,) = decisions(CRAFT(), layers(1), steps=50)
+    assert [t for t, (subject, _) in enumerate(row, 1) if subject] == list(range(1, 36))
+    assert [t for t, (_, style) in enumerate(row, 1) if style] == list(range(15, 51))
+    assert {weight for weights in row for weight in weights} == {0.0, 1.0}
+    rules = Rules(CRAFT())
+    assert [rules.negative_share(cfg) for cfg in (1.0, 1.5, 7.5, 30.0)] == [1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("tau", [1, 5])

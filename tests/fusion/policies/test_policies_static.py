@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from lora_conductor.fusion.layers import SegmentDeltas
-from lora_conductor.fusion.policies import DARE, DELLA, SVD, TIES, Average, MagnitudePrune, NPLoRA, Sum
+from lora_conductor.fusion.policies import DARE, DELLA, SVD, TIES, TSV, Average, KnOTS, MagnitudePrune, NPLoRA, Sum
 from lora_conductor.fusion.policies.static.entries import uniform
 from lora_conductor.fusion.roles import ROLES
 
-from ..dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated
+from ..dense_policies import dropped, elected_mean, keep_probability, knots, np_lora, trimmed, truncated, tsv
 
 KERNELS = pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
 
@@ -92,6 +92,48 @@ def test_magnitude_prune_and_ties(record_property, kernel, density):
     check(record_property, TIES(density, scale=1.7), s, 1.7 * elected_mean(*parts))
 
 
+@KERNELS
+@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+def test_knots(record_property, kernel, density):
+    s = segment(kernel)
+    expected = knots(dense(s, "subject"), dense(s, "style"), density)
+    check(record_property, KnOTS(density), s, expected)
+    check(record_property, KnOTS(density, scale=1.7), s, 1.7 * expected)
+    assert KnOTS(density).merge(s)[0].shape[1] == 10
+
+
+@KERNELS
+def test_tsv(record_property, kernel):
+    s = segment(kernel)
+    check(record_property, TSV(), s, tsv(dense(s, "subject"), dense(s, "style")))
+
+
+@pytest.mark.parametrize(("policy", "reference"), [(KnOTS(1.0), lambda c, s: knots(c, s, 1.0)), (TSV(), tsv)])
+def test_directions_that_are_not_there_do_not_count(record_property, policy, reference):
+    """Repeated rows of A, empty columns of B, and a style that the subject holds too."""
+    s = segment()
+    s.down["style"][1] = 2 * s.down["style"][0]
+    s.up["style"][:, 3:] = 0
+    check(record_property, policy, s, reference(dense(s, "subject"), dense(s, "style")))
+
+
+def test_tsv_of_orthogonal_deltas_is_their_sum():
+    s = segment()
+    basis = torch.linalg.qr(torch.randn(16, 10, generator=torch.Generator().manual_seed(3)))[0].T
+    ups = torch.linalg.qr(torch.randn(20, 10, generator=torch.Generator().manual_seed(4)))[0]
+    s.down.update(subject=basis[:4] * torch.tensor([[1.0], [2], [3], [4]]), style=basis[4:])
+    s.up.update(subject=ups[:, :4], style=ups[:, 4:])
+    np.testing.assert_allclose(merge(TSV(), s), dense(s, "subject") + dense(s, "style"), atol=1e-5)
+
+
+def test_tsv_where_both_files_want_the_same():
+    """The same delta twice is one direction claimed twice: both halves are kept, apart from one another."""
+    s = segment(ranks=(1, 1))
+    s.down["style"], s.up["style"] = s.down["subject"].clone(), s.up["subject"].clone()
+    values = np.linalg.svd(merge(TSV(), s), compute_uv=False)
+    assert np.isfinite(values).all() and values[0] <= np.linalg.norm(dense(s, "subject")) * (1 + 1e-5)
+
+
 def test_ties_by_hand():
     """Agreement is averaged, the lighter side of a conflict dropped, a lone entry kept whole."""
     rows = {"subject": torch.tensor([[4.0, 4.0, 4.0, 0.0]]), "style": torch.tensor([[2.0, -3.0, -5.0, -6.0]])}
@@ -137,7 +179,7 @@ def test_chance_keeps_the_right_share_and_the_expectation():
     assert not np.array_equal(draws(s, "subject", seed=1).flatten(), one)
 
 
-@pytest.mark.parametrize("policy", [DARE(), DELLA(), TIES(), MagnitudePrune(), NPLoRA(), SVD()])
+@pytest.mark.parametrize("policy", [DARE(), DELLA(), TIES(), MagnitudePrune(), NPLoRA(), SVD(), KnOTS(), TSV()])
 def test_a_merge_is_the_same_every_time_and_leaves_its_factors_alone(policy):
     s, untouched = segment(), segment()
     np.testing.assert_array_equal(merge(policy, s), merge(policy, s))
@@ -145,7 +187,7 @@ def test_a_merge_is_the_same_every_time_and_leaves_its_factors_alone(policy):
         assert torch.equal(s.up[role], untouched.up[role]) and torch.equal(s.down[role], untouched.down[role])
 
 
-@pytest.mark.parametrize("policy", [DARE, DELLA, TIES, MagnitudePrune])
+@pytest.mark.parametrize("policy", [DARE, DELLA, TIES, MagnitudePrune, KnOTS])
 @pytest.mark.parametrize("density", [0, -0.1, 1.5])
 def test_densities_out_of_range_are_refused(policy, density):
     with pytest.raises(ValueError, match="density"):

@@ -13,7 +13,8 @@ from lora_conductor.fusion.records import Replay
 # Saved workflows know this order: only ever append, in the policy's own file (its place) and not here.
 FIRST = [
     *("sum", "average", "paper", "kl_soft", "js", "cosine", "energy", "balanced", "k_lora", "est_lora", "np_lora"),
-    *("ties", "dare", "della", "magnitude_prune", "svd", "switch", "composite", "block_mask", "random"),
+    *("ties", "dare", "della", "magnitude_prune", "svd", "switch", "composite", "block_mask", "random", "knots", "tsv"),
+    *("craft",),
 ]
 
 
