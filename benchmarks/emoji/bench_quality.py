@@ -25,10 +25,11 @@ from tqdm import tqdm
 from repo_paths import OUTPUT, REPO
 
 from ..host import enter_host
+from .judging.outsider import Outsider
 from .judging.verdicts import Bench, Verdicts
 from .methods.guidance import Encoders, parse_guidance
 from .methods.runs import Entry, Pair, Runs, Store
-from .tables import ablations, quality_rows
+from .tables import ablations, burn, quality_rows
 from .tables.quality_doc import Quality, table, write, write_all
 from .world import splits
 from .world.files import ARCHIVE
@@ -82,7 +83,8 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
             tuned = quality_rows.best(grids, grid)
         rows = quality_rows.headline(tuned, guided=runs.make_plan is not None)
         doubled = quality_rows.doubled(tuned)
-    every = {entry.label: entry for entry in [*rows, *(entry for _, group in doubled for entry in group)]}
+    beside = [] if pictures is None or arguments.quick else [burn.STYLE_ALONE]
+    every = {entry.label: entry for entry in [*rows, *(entry for _, group in doubled for entry in group), *beside]}
     verdicts = measure(runs, bench, list(every.values()), pairs, seeds, arguments.split)
     top = None if pictures is None else ceiling(runs.small, bench, pictures, pairs)
     return Quality(
@@ -98,7 +100,20 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
         tuned,
         grid,
         tune_seeds,
+        burnt(runs, pictures, rows, pairs, seeds) if beside and pictures is not None else {},
     )
+
+
+def burnt(
+    runs: Runs, pictures: Pictures, rows: Sequence[Entry], pairs: Sequence[Pair], seeds: Sequence[int]
+) -> dict[str, burn.Burnt]:
+    """By label, of what has been sampled and judged: burn, and what a judge says that nobody here trained."""
+    outsider = Outsider(pictures)
+    truth = {pair: runs.small.reconstruct(pictures.picture(*pair)[None]) for pair in pairs}
+    found = {row.label: burn.burnt(runs, row, truth, outsider, pairs, seeds) for row in [*rows, burn.STYLE_ALONE]}
+    alone = [runs.pictures(burn.STYLE_ALONE, pair, seeds) for pair in pairs]
+    true = [truth[pair].expand(len(seeds), -1, -1, -1) for pair in pairs]
+    return found | {burn.TRUTH: burn.of_pictures(true, alone, truth, outsider, pairs)}
 
 
 def columns(q: Quality, runs: Runs, pictures: Pictures | None) -> dict[str, Any]:

@@ -79,7 +79,9 @@ class Call:
         pair = self._in_closed_form(segment, probe)
         if pair is not None:
             return self.emphasis.of_pair(pair)
-        return self.emphasis.of(self._decided(segment, probe), segment.roles, probe.base)
+        weights = self._decided(segment, probe)
+        pair = self.emphasis.pair_of(weights, probe.base) if segment.shared else None
+        return self.emphasis.of(weights, segment.roles, probe.base) if pair is None else pair
 
     def decide_together(self, joint: Joint) -> Tensor | None:
         """Both weights of neighbouring segments ``[segments, batch or 1, 2]``; None where each is decided alone."""

@@ -8,13 +8,14 @@ that its LoRA was not trained for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..layers import Batch, Weight
+from ..roles import ROLES
 
 
 def negative_share(emphasis: float, cfg: float) -> float:
@@ -67,6 +68,15 @@ class Emphasis:
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
+    def pair_of(self, weights: Mapping[str, Weight], features: Tensor) -> Tensor | None:
+        """The same of both roles ``[batch, 2]``, once for all layers: where prompts differ and weights are numbers."""
+        subject, style = (weights.get(role, 1.0) for role in ROLES)
+        if len(set(self.shares)) == 1 or features.shape[0] % len(self.shares):
+            return None
+        if isinstance(subject, Tensor) or isinstance(style, Tensor):
+            return None
+        return _pair_of(subject, style, *self.place(features))
+
     def of_pair(self, pair: Tensor) -> Tensor:
         """Both weights ``[batch, 2]`` of a segment as they are to be used."""
         return self.of_pairs(pair[None], pair)[0]
@@ -88,6 +98,16 @@ class Emphasis:
     def _factor(self, features: Tensor) -> Tensor:
         """``[batch, 1, 1]`` float32."""
         return _factor_of(*self.place(features))
+
+
+@lru_cache(maxsize=256)
+def _pair_of(
+    subject: float, style: float, shares: tuple[float, ...], rows: int, repeats: int, device: torch.device
+) -> Tensor:
+    """Both weights of every row, ``[batch, 2]`` float32."""
+    factor = _factor_of(shares, rows, repeats, device)[:, 0]
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.cat([factor * subject, factor * style], dim=1)
 
 
 @lru_cache(maxsize=64)

@@ -1,9 +1,8 @@
-"""The second judge and the page of burn, on pictures that are known."""
+"""The second judge and the tables of burn, on pictures that are known."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -55,15 +54,14 @@ def test_colour_is_cie76(outsider: Outsider) -> None:
     assert float(outsider.see(white, ("bar", "plain")).colour) == pytest.approx(100 * share, rel=1e-3)
 
 
-def test_the_page(outsider: Outsider) -> None:
+def test_the_tables(outsider: Outsider) -> None:
     pairs = [("disc", "red"), ("ring", "red")]
     truth = {pair: drawn(*pair)[None] for pair in pairs}
     true = [truth[pair].expand(2, -1, -1, -1) for pair in pairs]
     grey = [0.5 + (batch - 0.5) / 2 for batch in true]
     found = {"ours": burn.of_pictures(true, true, truth, outsider, pairs)}
     found["grey"] = burn.of_pictures(grey, true, truth, outsider, pairs)
-    text = burn.page(found, "make it", "fresh", 2, 2)
-    assert "`make it`" in text and "2 pairs" in text
+    text = "\n\n".join(burn.sections(found, "ours"))
     first, second = re.findall(r"^\| (?:ours|grey) \| ([\d. |]+) \|$", text, re.M)[:2]
     assert set(first.split(" | ")) == {"1.00"}
     contrast, gradient = (float(second.split(" | ")[i]) for i in (4, 6))
@@ -71,9 +69,3 @@ def test_the_page(outsider: Outsider) -> None:
     assert re.search(
         r"^\| ours \| 1\.00 \| 1\.00 \| 1\.00 \| 1\.00 \(1\.00-1\.00\) \|  \| 0\.000 \| 0\.0 \|$", text, re.M
     )
-
-
-def test_its_page_was_made_by_its_command() -> None:
-    page = (Path(__file__).parents[2] / "docs" / burn.PAGE).read_text(encoding="utf-8")
-    for row in (*burn.entries(), burn.STYLE_ALONE):
-        assert page.count(f"| {row.label} |") == 2

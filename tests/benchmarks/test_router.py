@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from benchmarks.emoji import bench_router
 from benchmarks.emoji.judging.verdicts import Verdicts
 from benchmarks.emoji.methods import lora_alphas, lora_layers, lora_overlap
-from benchmarks.emoji.methods.deciding import by_files, evened_once
+from benchmarks.emoji.methods.deciding import by_files, evened_once, levelled
 from benchmarks.emoji.methods.policies import parse_method
 from benchmarks.emoji.tables import router
 from benchmarks.emoji.world import splits
@@ -125,7 +125,7 @@ def test_overlapping_files_have_a_third_in_common() -> None:
 def test_by_files_is_recommended_with_the_files_own_ratio(
     loudness: float, subject: float, style: float, measured: float, step: int, lean: float
 ) -> None:
-    policy, context = by_files(), StepContext(step, 16, emphasis=2.5)
+    policy, context = by_files()(), StepContext(step, 16, emphasis=2.5)
     pairing = Pairing((subject, style), loudness)
     found = policy.weights(torch.tensor(measured), lean, context, pairing)
     r = loudness - 1 + 4 * step / 16 - lean
@@ -171,6 +171,34 @@ def test_once_measured_is_the_mean_of_all_layers_at_the_step_before(small: Small
         subject, style = ((2 * torch.sigmoid(x / 2)).clamp_max(1.0) for x in (-r, r))
         torch.testing.assert_close(record.weights[0, :, step], subject, rtol=5e-3, atol=1e-3)
         torch.testing.assert_close(record.weights[1, :, step], style, rtol=5e-3, atol=1e-3)
+
+
+def test_levelled_has_the_files_layers_and_the_measured_mean(small: SmallWorld) -> None:
+    files = [lora_alphas.uneven(path, 4.0) for path in (SUBJECT, STYLE)]
+    model, told = levelled(small.model, *files, lean=0.3), log_ratios(small, *files)
+    record = record_of_latent(model, small.sample(model, *PAIR, [1], steps=3, cfg=1.0))
+    ratios = (record.scores[0] / record.scores[1]).log()
+    pairings = attachment_of(model).spec.rules.prepared.pairings
+    behind = schedule_of(small.model.get_model_object("model_sampling"))
+    for step in (1, 2):
+        level = float(ratios[:, step - 1].mean()) - mean(told.values())
+        for i, name in enumerate(record.layers):
+            r, there = told[name] + level - 1 + 4 * behind(record.sigmas[step]) - 0.3, pairings[name].presence
+            for role, sign in ((0, -1), (1, 1)):
+                even = min(1.0, 2 / (1 + math.exp(-sign * r / 2)))
+                assert float(record.weights[role, i, step]) == pytest.approx(1 + there * (even - 1), rel=5e-3, abs=1e-3)
+
+
+def test_k_lora_on_attention_leaves_both_elsewhere(small: SmallWorld) -> None:
+    """Of a FLUX: an MLP gets both, queries and keys of either kind of block one of them."""
+    model = parse_method("k_lora_on_attention(variant=s)")(small.model, SUBJECT, STYLE)
+    record = record_of_latent(model, small.sample(model, *PAIR, [1], steps=4))
+    for i, name in enumerate(record.layers):
+        chosen = {tuple(pair) for pair in record.weights[:, i].T.tolist()}
+        single = re.search(r"single_blocks\.\d+\.linear1\[(\d+):", name)
+        attention = int(single[1]) < 768 if single else "attn" in name
+        assert chosen <= ({(1.0, 0.0), (0.0, 1.0)} if attention else {(1.0, 1.0)}), name
+    assert any("linear1[768" in name for name in record.layers) and any("_attn" in name for name in record.layers)
 
 
 def test_evened_once_goes_from_one_number_to_every_layer(small: SmallWorld) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 WORLD_MODEL = "emoji_tinyflux_fp16.safetensors"
+KEPT = re.compile(r"(double_blocks\.0|single_blocks\.[01])\.")
 # Of an SD1.5-shaped UNet, two levels deep.
 UNET = {
     "image_size": 32,
@@ -54,15 +56,31 @@ def patcher(model: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
-def tiny_flux(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+def world_flux(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
     """The small world's trained FLUX-shaped model, through the stock loader."""
     path = folder_paths.get_full_path_or_raise("diffusion_models", WORLD_MODEL)
     return comfy.sd.load_diffusion_model(path, model_options={"dtype": dtype})
 
 
-def tiny_unet(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
-    """An SD1.5-shaped UNet with random weights."""
-    config = {**UNET, "model_channels": 64, "context_dim": 64, "adm_in_channels": None, "dtype": dtype}
+def first_blocks() -> dict[str, torch.Tensor]:
+    """That model's weights with its first block of each kind, and a second single one: a third of its time."""
+    weights = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("diffusion_models", WORLD_MODEL))
+    return {name: w for name, w in weights.items() if "_blocks." not in name or KEPT.search(name)}
+
+
+def tiny_flux(dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """The model of :func:`first_blocks`."""
+    return comfy.sd.load_diffusion_model_state_dict(first_blocks(), model_options={"dtype": dtype})
+
+
+THIN = {"transformer_depth": [1, 0], "transformer_depth_output": [1, 0, 0, 0]}
+"""One transformer each on the way down, below, and up."""
+
+
+def tiny_unet(dtype: torch.dtype = torch.float32, *, thin: bool = True) -> comfy.model_patcher.ModelPatcher:
+    """An SD1.5-shaped UNet with random weights, of three transformers or of seven."""
+    depths = THIN if thin else {}
+    config = {**UNET, **depths, "model_channels": 64, "context_dim": 64, "adm_in_channels": None, "dtype": dtype}
     model_config = comfy.supported_models.SD15(config)
     model_config.unet_config = config
     model_config.set_inference_dtype(dtype, None)

@@ -121,5 +121,5 @@ def test_encoders_prompts_and_references(folders):
         assert clip.prompts.embed("a fox").shape == (1, 64) and whole.prompts.embed("a fox").shape == (1, 16)
         parts = {"clip_encoder": csd, "dino_encoder": dino, "subject_image": picture, "style_image": picture}
         plan = guided.plan({**parts, "held_out_encoder": whole}, options=GuidanceOptions(decoder="latent RGB"))
-        guided.run(tiny.tiny_flux(), plan, steps=3)
+        guided.run(tiny.world_flux(), plan, steps=3)
     assert not tried

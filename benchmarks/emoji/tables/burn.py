@@ -1,10 +1,9 @@
-"""The page of burn: how hard and colourful fused pictures are, and what a judge says that nobody here trained."""
+"""How hard and colourful fused pictures are, and what a judge says that nobody here trained: sections of a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,32 +12,24 @@ from ..judging.outsider import Outsider, Seen
 from ..judging.verdicts import Array, between, harmonic, replicates
 from ..methods.runs import Entry, Pair, Runs
 
-PAGE = Path("benchmarks") / "burn.md"
 STYLE_ALONE = Entry("the style alone", "core:0/1", kind="anchor")
 TRUTH = "the true pictures through the autoencoder"
-ABOUT = """\
-# Burn, and a second judge
-
-Made by `{command}`. Do not edit.
-
-{pairs} pairs of the small world ({split} split) and {seeds} seed(s) each, at CFG 2.5 and 16 steps. Pictures are sampled
-as for [quality.md](quality.md); what is said of them here comes from elsewhere: figures of the pixels
-(`guidance/burn.py`), and an EfficientNet-Lite0 of ImageNet with the weights of its authors
-(`benchmarks/emoji/judging/outsider.py`), which nobody here trained."""
 BURN = """\
 ## How hard and colourful
 
 Times the same figure of the true picture (after the autoencoder, which all of them have been through), and of the
-picture that the style alone makes of the same seed and prompt; geometric means over pairs. 1 is as it should be.
+picture that the style alone makes of the same seed and prompt; geometric means over pairs (`guidance/burn.py`). 1 is as
+it should be.
 *Gradient* is the energy of the luma's gradient (hard edges), *chroma* the mean in CIE Lab, *contrast* RMS, *clipped*
 the share of pixels with a channel that is full or empty, *colourful* Hasler and Suesstrunk's figure."""
 SECOND = """\
 ## A second judge
 
-The subject is right where, of the true pictures of all 24 held-out subjects in that style, the wanted one is nearest;
-the style, where of all true pictures of that subject, in any style, it is the one in the wanted style. *Harmonic mean*
-of both rates, with its 95 % interval over pairs, and how far `recommended` is above it. *Features*: mean cosine
-distance to the true picture; *colour*: mean CIE76 difference to it."""
+An EfficientNet-Lite0 of ImageNet with the weights of its authors (`benchmarks/emoji/judging/outsider.py`), which nobody
+here trained. The subject is right where, of the true pictures of all 24 held-out subjects in that style, the wanted one
+is nearest; the style, where of all true pictures of that subject, in any style, it is the one in the wanted style.
+*Harmonic mean* of both rates, with its 95 % interval over pairs, and how far `recommended` is above it. *Features*:
+mean cosine distance to the true picture; *colour*: mean CIE76 difference to it."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +39,6 @@ class Burnt:
     to_truth: Mapping[str, float]
     to_style: Mapping[str, float]
     seen: Seen
-
-
-def entries() -> list[Entry]:
-    """The rows."""
-    rows = {
-        "recommended": "recommended",
-        "recommended, emphasis 1": "recommended(emphasis=1)",
-        "stacked 1/1": "core:1/1",
-        "stacked 1/2": "core:1/2",
-        "stacked 1/1.5 on the positive prompt alone": "1/1.5:sum(emphasis=2.5)",
-        "np_lora": "np_lora",
-        "paper": "paper",
-    }
-    return [Entry(label, method) for label, method in rows.items()]
 
 
 def burnt(
@@ -96,37 +73,30 @@ def of_pictures(
     return Burnt(mean([truth[pair] for pair in pairs]), mean(alone), outsider.see_all(made, pairs))
 
 
-def page(found: Mapping[str, Burnt], command: str, split: str, pairs: int, seeds: int) -> str:
-    """The whole page; the first row is ours."""
-    names = list(next(iter(found.values())).to_truth)
+def sections(found: Mapping[str, Burnt], ours: str) -> list[str]:
+    """Markdown: both tables. ours: the label of the row whose lead is told."""
+    names = list(found[ours].to_truth)
     titles = {"colourfulness": "colourful"}
     heads = [f"{titles.get(name, name)}, {what}" for name in names for what in ("truth", "style alone")]
-    lines = [*ABOUT.format(command=command, split=split, pairs=pairs, seeds=seeds).splitlines(), "", *BURN.splitlines()]
-    lines += ["", f"| method | {' | '.join(heads)} |", f"|{' --- |' * (len(heads) + 1)}"]
+    first = [f"| method | {' | '.join(heads)} |", f"|{' --- |' * (len(heads) + 1)}"]
     for label, one in found.items():
         cells = [f"{side[name]:.2f}" for name in names for side in (one.to_truth, one.to_style)]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        *SECOND.splitlines(),
-        "",
-        "| method | subject | style | both | harmonic mean | lead | features | colour |",
-    ]
-    lines.append(f"|{' --- |' * 8}")
-    ours = _drawn(next(iter(found.values())).seen)
-    best = _mean(next(iter(found.values())).seen)
-    for label, one in found.items():
-        seen, drawn = one.seen, _drawn(one.seen)
-        rates = [float(part.double().mean()) for part in (seen.subject, seen.style, seen.subject & seen.style)]
-        low, high = between(drawn)
-        away = between(ours - drawn)
-        lead = (
-            "" if one is next(iter(found.values())) else f"{best - _mean(seen):+.2f} ({away[0]:+.2f} to {away[1]:+.2f})"
-        )
-        cells = [*(f"{rate:.2f}" for rate in rates), f"{_mean(seen):.2f} ({low:.2f}-{high:.2f})", lead]
-        cells += [f"{float(seen.distance.mean()):.3f}", f"{float(seen.colour.mean()):.1f}"]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        first.append(f"| {label} | {' | '.join(cells)} |")
+    second = ["| method | subject | style | both | harmonic mean | lead | features | colour |", f"|{' --- |' * 8}"]
+    second += [_second(label, one.seen, None if label == ours else found[ours].seen) for label, one in found.items()]
+    return [BURN, "\n".join(first), SECOND, "\n".join(second)]
+
+
+def _second(label: str, seen: Seen, ours: Seen | None) -> str:
+    drawn, lead = _drawn(seen), ""
+    rates = [float(part.double().mean()) for part in (seen.subject, seen.style, seen.subject & seen.style)]
+    if ours is not None:
+        away = between(_drawn(ours) - drawn)
+        lead = f"{_mean(ours) - _mean(seen):+.2f} ({away[0]:+.2f} to {away[1]:+.2f})"
+    low, high = between(drawn)
+    cells = [*(f"{rate:.2f}" for rate in rates), f"{_mean(seen):.2f} ({low:.2f}-{high:.2f})", lead]
+    cells += [f"{max(0.0, float(seen.distance.mean())):.3f}", f"{float(seen.colour.mean()):.1f}"]
+    return f"| {label} | {' | '.join(cells)} |"
 
 
 def _rates(seen: Seen) -> tuple[Array, Array]:

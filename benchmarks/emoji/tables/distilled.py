@@ -10,15 +10,16 @@ from ..world.kinds import Kind
 
 RECOMMENDED = "recommended"
 DRIVES = (0.7, 1.25, 1.5)
-"""Strengths of both LoRAs under the default; at CFG 1, where emphasis has nothing to act on, they are what drives."""
-STACKS = ("0.5/0.5", "0.7/0.7", "0.7/1", "1/1", "1/1.5")
+"""Strengths of both LoRAs under the default."""
+STACKS = ("0.5/0.5", "0.7/0.7", "0.7/1", "1/1", "1/1.5", "1/2", "1.3/2")
 SHOWN = (RECOMMENDED, "stacked 0.7/0.7", "stacked 1/1")
 """On the contact sheet."""
 ABOUT = """\
 A tiny FLUX whose guidance is distilled into it, as FLUX-dev's is: the base world's model taught to predict in one pass
 what that one predicts under classifier-free guidance (`benchmarks/emoji/world/distilled.py`). It is sampled at CFG 1,
-so there is no negative pass: the push that `recommended` gets from leaving LoRAs out of it (*emphasis*) does nothing
-here, and methods on the positive prompt alone are plain stacking. Subjects, styles, tokens, judge and what the columns
+so there is no negative pass: the push that `recommended` gets from leaving LoRAs out of it (*emphasis*) is not to be
+had, and methods on the positive prompt alone are plain stacking. No LoRA adds more to a layer than
+it does alone. Subjects, styles, tokens, judge and what the columns
 mean are those of [quality.md](quality.md). This is one small model; it shows what happens there."""
 LORAS = {
     "": "LoRAs are the shipped ones, trained on the base model, as users of distilled models have them.",

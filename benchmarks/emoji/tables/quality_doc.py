@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..judging.verdicts import Verdicts, difference
 from ..methods.runs import Entry, Pair
 from ..world.splits import TUNE
-from . import quality_rows
+from . import burn, quality_rows
 from .contact_sheet import contact_sheet
 
 MARK = "<!-- below: by hand, kept -->"
@@ -33,6 +33,7 @@ class Quality:
         ceiling: of the true pictures through the autoencoder.
         tuned: stacking at its best strengths; grid: the verdicts by which they were chosen, by label.
         tune_seeds: seeds of the grid.
+        burnt: burn and the second judge's verdicts, by label; empty leaves the sections out.
     """
 
     command: str
@@ -47,6 +48,7 @@ class Quality:
     tuned: Sequence[Entry]
     grid: dict[str, Verdicts]
     tune_seeds: Sequence[int]
+    burnt: Mapping[str, burn.Burnt] = field(default_factory=dict)
 
     def ranked(self) -> list[Entry]:
         """Rows by falling harmonic mean."""
@@ -202,6 +204,9 @@ def document(q: Quality, images: str) -> str:
         parts.append("\n".join(head + cells))
     if q.doubled:
         parts += ["## One file twice as loud", "Harmonic means, and what is lost of them.", "\n".join(imbalance(q))]
+    if q.burnt:
+        ranked = [*(row.label for row in q.ranked()), burn.STYLE_ALONE.label, burn.TRUTH]
+        parts += burn.sections({label: q.burnt[label] for label in ranked}, RECOMMENDED)
     parts += [
         "## Pair by pair",
         "Share of pictures with both right: ours and the three best rivals.",

@@ -27,7 +27,7 @@ def positive(subject: float, style: float) -> Entry:
 
 WAYS = (stacked, positive)
 """Of stacking that are tuned."""
-TUNED = (stacked(1.0, 2.0), positive(1.0, 1.5))
+TUNED = (stacked(1.3, 2.0), positive(0.7, 1.3))
 """The best of each: used where the tune subjects' LoRAs are not at hand."""
 
 
@@ -58,6 +58,7 @@ def headline(tuned: Sequence[Entry], guided: bool) -> list[Entry]:
         positive(1, 1),
         *tuned,
         *(Entry(name, name) for name in (*published, SSRMerge.name)),
+        Entry("recommended, emphasis 1", "recommended(emphasis=1)", kind="ablation"),
         Entry("k_lora, variant s", "k_lora(variant=s)"),
         Entry("k_lora, variant s, attention only", "k_lora_on_attention(variant=s)"),
     ]

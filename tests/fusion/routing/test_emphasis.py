@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lora_conductor.fusion.layers import Batch, Pairing
 from lora_conductor.fusion.policies import Balanced, KLSoft, StepContext
+from lora_conductor.fusion.roles import ROLES
 from lora_conductor.fusion.routing import Prepared, Refinement, Rules
 from lora_conductor.fusion.routing.emphasis import Emphasis, effective, negative_share
 
@@ -39,6 +40,19 @@ def test_rows_of_the_negative_prompt_get_their_share():
     # A role without a weight is added whole; one that is off stays a plain 0, for which nothing is computed.
     assert emphasis.of({"style": 0.0}, ("subject", "style"), FEATURES)["style"] == 0.0
     assert emphasis.of({}, ("style",), FEATURES)["style"].flatten().tolist() == [0.25, 0.25, 1, 1]
+
+
+@pytest.mark.parametrize("weights", [{"subject": 1.0, "style": 0.0}, {"subject": 0.3, "style": 1.4}, {}])
+def test_numbers_are_one_tensor_for_all_layers(weights):
+    emphasis = Emphasis(Batch(("negative.0", "positive.0")), 0.25)
+    pair, apart = emphasis.pair_of(weights, FEATURES), emphasis.of(weights, ROLES, FEATURES)
+    for i, role in enumerate(ROLES):
+        assert pair[:, i].tolist() == pytest.approx((apart[role] * torch.ones(4, 1, 1)).flatten().tolist())
+    assert pair is emphasis.pair_of(weights, FEATURES[:, :1]), "made once"
+    assert emphasis.pair_of({"subject": torch.ones(4, 1, 1)}, FEATURES) is None
+    for other in (Emphasis(emphasis.batch, 1.0), Emphasis(Batch(("negative.0",)), 0.25)):
+        assert other.pair_of(weights, FEATURES) is None  # numbers they stay
+    assert emphasis.pair_of(weights, FEATURES[:3]) is None
 
 
 def test_a_call_of_one_prompt_needs_no_tensors():

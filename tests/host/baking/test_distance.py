@@ -23,7 +23,7 @@ from .. import tiny
 SAID = re.compile(r"a picture's distance: at step (\d+) the model predicts one ([\d.]+)%")
 
 
-@pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
+@pytest.fixture(scope="module", params=[tiny.world_flux, tiny.tiny_unet], ids=["flux", "unet"])
 def loaded(request, tmp_path_factory):
     model, folder = request.param(), tmp_path_factory.mktemp("loras")
     shapes = tiny.layer_shapes(model)

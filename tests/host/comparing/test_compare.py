@@ -143,7 +143,7 @@ class Troubled:
     def __init__(self) -> None:
         self.calls = 0
         self.at: dict[int, Any] = {}
-        model = tiny.tiny_flux()
+        model = tiny.world_flux()
         paths = [folder_paths.get_full_path_or_raise("loras", name) for name in (SUBJECT, STYLE)]
         model = fused(model, *((path, 1.0) for path in paths))
         model.set_model_unet_function_wrapper(self._call)
@@ -277,7 +277,7 @@ def test_policies_and_seeds_change_sides(server: ComfyServer) -> None:
     hard, hard_2, even, even_2 = json.loads(run(server, soft)["scores"]["text"][0])
     assert [row["policy"] for row in (hard, hard_2, even, even_2)] == ["kl_soft"] * 4
     # Of even weights the share is that of the files alone.
-    spec = attachment_of(fused(tiny.tiny_flux(), ASSETS / "loras" / SUBJECT, ASSETS / "loras" / STYLE)).spec
+    spec = attachment_of(fused(tiny.world_flux(), ASSETS / "loras" / SUBJECT, ASSETS / "loras" / STYLE)).spec
     assert spec is not None
     files_alone = float(torch.tensor(list(spec.effects.loudness.values())).sigmoid().mean())
     assert abs(even["subject_share"] - files_alone) < 0.05 < abs(hard["subject_share"] - files_alone)

@@ -53,7 +53,7 @@ class Measuring:
     def __init__(self, *, policy: Any = None) -> None:
         self.calls = 0
         self.at: dict[int, Callable[[], None]] = {}
-        model = tiny.tiny_flux()
+        model = tiny.world_flux()
         paths = [folder_paths.get_full_path_or_raise("loras", name) for name in (SUBJECT, STYLE)]
         model = fused(model, *((path, 1.0) for path in paths), policy=policy)
         model.set_model_unet_function_wrapper(self._call)
@@ -194,7 +194,7 @@ def test_what_cannot_be_measured_is_named_before_sampling(encoders: dict[str, An
     with pytest.raises(ConductorError, match="^subject_encoder: .*is not an image encoder"):
         eyes_of({**encoders, "subject": object()}, NOTHING, None)
     one = Measuring()
-    one.model = fused(tiny.tiny_flux(), (folder_paths.get_full_path_or_raise("loras", SUBJECT), 1.0))
+    one.model = fused(tiny.world_flux(), (folder_paths.get_full_path_or_raise("loras", SUBJECT), 1.0))
     with pytest.raises(ConductorError, match="^model: it has no style LoRA"):
         one.measure()
 

@@ -24,12 +24,12 @@ POLICIES = {
 }
 
 
-@pytest.fixture(scope="module", params=[tiny.tiny_flux, tiny.tiny_unet], ids=["flux", "unet"])
+@pytest.fixture(scope="module", params=[tiny.world_flux, tiny.tiny_unet], ids=["flux", "unet"])
 def setting(request, tmp_path_factory):
     """A model, and two files and a third that move it about as far as real ones: .1 to .3 of the range."""
     model, folder = request.param(), tmp_path_factory.mktemp("loras")
     shapes = tiny.layer_shapes(model)
-    size = 0.08 if request.param is tiny.tiny_flux else 0.15
+    size = 0.08 if request.param is tiny.world_flux else 0.15
     files = [tiny.make_lora(folder / f"{i}.safetensors", shapes, seed=i, size=size) for i in range(3)]
     return model, files, shapes
 

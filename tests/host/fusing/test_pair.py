@@ -23,7 +23,7 @@ from .. import tiny
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.tiny_flux()
+    return tiny.world_flux()
 
 
 @pytest.fixture(scope="module")

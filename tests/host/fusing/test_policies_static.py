@@ -12,9 +12,7 @@ from lora_conductor.fusion.policies import (
     RECOMMENDED,
     SVD,
     TIES,
-    TSV,
     Average,
-    KnOTS,
     MagnitudePrune,
     NPLoRA,
     Paper,
@@ -23,7 +21,7 @@ from lora_conductor.fusion.policies import (
 from lora_conductor.fusion.policies.static.entries import uniform
 from lora_conductor.host.fusing import attachment_of, fused, set_policy
 
-from ...fusion.dense_policies import dropped, elected_mean, keep_probability, knots, np_lora, trimmed, truncated, tsv
+from ...fusion.dense_policies import dropped, elected_mean, keep_probability, np_lora, trimmed, truncated
 from .. import tiny
 
 ROLES = ("subject", "style")
@@ -39,8 +37,6 @@ def draws(name, role, delta):
 STATIC = {
     "average": (Average(), lambda name, c, s: (c + s) / 2),
     "np_lora": (NPLoRA(), lambda name, c, s: np_lora(c, s, 0.5)),
-    "knots": (KnOTS(), lambda name, c, s: knots(c, s, 0.5)),
-    "tsv": (TSV(), lambda name, c, s: tsv(c, s)),
     "svd": (SVD(rank=2), lambda name, c, s: truncated(c, s, 2)),
     "ties": (TIES(), lambda name, c, s: elected_mean(trimmed(c, 0.5), trimmed(s, 0.5))),
     "magnitude_prune": (MagnitudePrune(), lambda name, c, s: trimmed(c, 0.5) + trimmed(s, 0.5)),

@@ -37,18 +37,18 @@ def heard() -> Iterator[Heard]:
 
 def read() -> Any:
     _read_cached.cache_clear()
-    return load_loras(tiny.tiny_flux(), None, CHOICES)
+    return load_loras(tiny.world_flux(), None, CHOICES)
 
 
 def calibrate() -> Any:
-    model, _, _ = load_loras(tiny.tiny_flux(), None, CHOICES)
+    model, _, _ = load_loras(tiny.world_flux(), None, CHOICES)
     latent = tiny.latent(model)
     prompt = [[torch.zeros(1, 4, 256), {"pooled_output": torch.zeros(1, 256)}]]
     return lambda: calibrated(model, {"subject": prompt, "style": prompt}, latent)
 
 
 def bake_them() -> Any:
-    model, _, _ = load_loras(tiny.tiny_flux(), None, CHOICES)
+    model, _, _ = load_loras(tiny.world_flux(), None, CHOICES)
     latent = tiny.sample(model, steps=1)
     return lambda: bake(model, None, latent, BakeSettings())
 

@@ -4,7 +4,6 @@ import json
 
 import comfy.sd
 import comfy.utils
-import folder_paths
 import pytest
 import torch
 
@@ -35,9 +34,8 @@ def int8(name, weight, tensors):
 
 
 def quantised(quantise):
-    """The small world's model with its blocks' linears quantised, by core's own loader; and what they stand for."""
-    path = folder_paths.get_full_path_or_raise("diffusion_models", tiny.WORLD_MODEL)
-    tensors = {key: value.float() for key, value in comfy.utils.load_torch_file(path).items()}
+    """The tiny FLUX with its blocks' linears quantised, by core's own loader; and what they stand for."""
+    tensors = {key: value.float() for key, value in tiny.first_blocks().items()}
     exact = dict(tensors)
     for key in [k for k in tensors if "_blocks." in k and k.endswith(".weight") and tensors[k].ndim == 2]:
         exact[key] = quantise(key.removesuffix(".weight"), tensors[key], tensors)

@@ -11,7 +11,7 @@ from lora_conductor.fusion.routing import NAMED, SETTINGS, Refinement, acting, w
 from lora_conductor.host.fusing import load_loras, set_policy
 from lora_conductor.host.loras import LoraChoice
 
-from ..tiny import sample, tiny_flux
+from ..tiny import sample, world_flux
 from ..workflows import STYLE, SUBJECT
 
 CHANGED: dict[str, Any] = {
@@ -40,7 +40,7 @@ BESIDE = {"blur": {"granularity": "token"}}
 @pytest.fixture(scope="module")
 def loaded() -> Any:
     choices = [LoraChoice(SUBJECT, "subject", 1.0, 1.0), LoraChoice(STYLE, "style", 1.0, 1.0)]
-    return load_loras(tiny_flux(), None, choices)[0]
+    return load_loras(world_flux(), None, choices)[0]
 
 
 def picture(loaded: Any, policy: str, **settings: Any) -> torch.Tensor:

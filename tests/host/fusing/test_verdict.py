@@ -17,13 +17,13 @@ from lora_conductor.host.fusing.normal import USUAL
 from lora_conductor.host.fusing.verdict import cfg_of, loudness, verdict
 from repo_paths import ASSETS
 
-from ..tiny import sample, tiny_flux
+from ..tiny import sample, world_flux
 from ..workflows import STYLE, SUBJECT, node
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return tiny_flux()
+    return world_flux()
 
 
 def run(

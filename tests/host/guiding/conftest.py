@@ -9,7 +9,7 @@ import torch
 from lora_conductor.host.vision import load_metric_encoder
 
 from .. import tiny_encoders
-from ..tiny import tiny_flux
+from ..tiny import world_flux
 from .guided import CLIP_FILE, DINO_FILE, TEXT_FILE
 
 
@@ -19,7 +19,7 @@ def parts(tmp_path_factory):
     with torch.inference_mode():
         path = folder_paths.get_full_path_or_raise("vae", "emoji_taef1_vae_fp16.safetensors")
         return {
-            "model": tiny_flux(),
+            "model": world_flux(),
             "vae": comfy.sd.VAE(sd=comfy.utils.load_torch_file(path)),
             "clip_encoder": load_metric_encoder(str(tiny_encoders.write_clip(folder / "clip.safetensors"))),
             "dino_encoder": load_metric_encoder(str(tiny_encoders.write_dino(folder / "dino.safetensors"))),

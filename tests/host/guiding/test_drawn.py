@@ -15,7 +15,7 @@ from lora_conductor.host.fusing import fused
 from lora_conductor.host.guiding import drawn
 from repo_paths import ASSETS
 
-from ..tiny import tiny_flux
+from ..tiny import world_flux
 from ..workflows import STYLE, SUBJECT
 
 
@@ -46,7 +46,7 @@ def vae() -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return fused(tiny_flux(), ASSETS / "loras" / SUBJECT, ASSETS / "loras" / STYLE)
+    return fused(world_flux(), ASSETS / "loras" / SUBJECT, ASSETS / "loras" / STYLE)
 
 
 def test_once_for_the_same(model: Any, vae: Any, draws: mock.Mock) -> None:

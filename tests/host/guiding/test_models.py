@@ -22,7 +22,7 @@ from lora_conductor.host.guiding.denoiser import names_of, renoised
 from lora_conductor.host.vision import MetricEncoder
 from lora_conductor.host.vision.vae import LatentDecoder
 
-from ..tiny import conditioning, randomise, relative, tiny_flux, tiny_unet
+from ..tiny import conditioning, randomise, relative, tiny_unet, world_flux
 from .guided import assert_unchanged, fingerprint, plan, run
 
 ETA = 0.2
@@ -33,8 +33,8 @@ SEEDS = (66152544124094178, 36292000092366609)
 def model_of(kind: str):
     """A tiny model that predicts noise, velocity, EDM's mixture or flow."""
     if kind == "flow":
-        return tiny_flux()
-    model = tiny_unet()
+        return world_flux()
+    model = tiny_unet(thin=False)
     model_type = {"eps": "EPS", "v": "V_PREDICTION", "edm": "EDM"}[kind]
     config = model.model.model_config
     model.model.model_sampling = comfy.model_base.model_sampling(config, comfy.model_base.ModelType[model_type])

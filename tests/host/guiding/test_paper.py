@@ -20,7 +20,7 @@ from lora_conductor.host.vision import gradients_enabled, load_metric_encoder
 
 from ...guidance.objectives import loss
 from .. import tiny_encoders
-from ..tiny import conditioning, layer_shapes, make_lora, relative, tiny_flux, tiny_unet
+from ..tiny import conditioning, layer_shapes, make_lora, relative, tiny_unet, world_flux
 
 M, STEPS, CFG = 10.0, 5, 2.5
 
@@ -120,7 +120,7 @@ class ByHand:
 
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_the_small_world_step_by_step(encoders, mode, record_property):
-    model, vae = tiny_flux(), world_vae()  # weights that any code can differentiate
+    model, vae = world_flux(), world_vae()  # weights that any code can differentiate
     # A soft decoder output keeps pixels off the clamp, where ours has another gradient on purpose.
     with torch.no_grad():
         vae.first_stage_model.taesd_decoder[-1].weight.mul_(0.3)
@@ -144,7 +144,7 @@ def test_the_small_world_step_by_step(encoders, mode, record_property):
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize(("make", "eps", "limit"), [(tiny_unet, 1e-5, 1e-6), (tiny_flux, 1e-3, 1e-3)])
+@pytest.mark.parametrize(("make", "eps", "limit"), [(tiny_unet, 1e-5, 1e-6), (world_flux, 1e-3, 1e-3)])
 def test_gradients_through_the_denoiser_equal_finite_differences_in_double(
     make, eps, limit, recompute, record_property
 ):
@@ -161,7 +161,7 @@ def test_gradients_through_the_denoiser_equal_finite_differences_in_double(
 
         def predict(x, at, model_options, seed):
             # The network itself: core's apply_model rounds its output to single precision.
-            if make is tiny_flux:
+            if make is world_flux:
                 return x - at * network.diffusion_model(x, at, context, pooled, None)
             return x - at * network.diffusion_model(x / (1 + at**2) ** 0.5, at, context)
 
@@ -198,7 +198,7 @@ def test_gradients_through_the_denoiser_equal_finite_differences_in_double(
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m", "uni_pc"])
 def test_other_samplers_under_inference_mode(encoders, sampler):
     with torch.inference_mode():
-        model, vae = tiny_flux(), world_vae()
+        model, vae = world_flux(), world_vae()
     _, report = sampled(model, plan(vae, encoders, paper_step=100.0), batch=2, sampler=sampler)
     assert report["skipped"] == 0 and report["final"] is not None
     assert all(rms > 0 for evaluation in report["evaluations"] for rms in evaluation["gradient_rms"])
@@ -215,7 +215,7 @@ def test_routed_loras_are_in_the_gradient(encoders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(guided_run, "Denoiser", Noting)
     with torch.inference_mode():
-        model, vae = tiny_flux(), world_vae()
+        model, vae = world_flux(), world_vae()
     shapes = {key: shape for key, shape in layer_shapes(model).items() if "blocks" in key}
     paths = [make_lora(tmp_path / f"{i}.safetensors", shapes, seed=i) for i in (1, 2)]
     routed = fused(model, paths[0], paths[1], Paper())

@@ -149,7 +149,7 @@ def test_base_models_are_understood(words):
 
 
 def test_base_of_a_model_is_its_configuration_s():
-    assert base_of(tiny.tiny_unet().model) in ("SD 1.5", "SDXL", "") and base_of(tiny.tiny_flux().model) == "FLUX.1"
+    assert base_of(tiny.tiny_unet().model) in ("SD 1.5", "SDXL", "") and base_of(tiny.world_flux().model) == "FLUX.1"
 
 
 def test_base_is_named_by_notes_then_header_then_keys(lora):

@@ -80,7 +80,7 @@ def test_not_a_lora_at_all(model, loras, data):
 
 
 def test_wrong_family(model, loras):
-    flux = tiny.tiny_flux()
+    flux = tiny.world_flux()
     loras("flux.safetensors", plain(flux))
     assert_error(model, r"'flux\.safetensors' does not fit this model.*SD15.*family", subject="flux.safetensors")
 

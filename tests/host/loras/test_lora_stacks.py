@@ -160,7 +160,7 @@ def half_variance(base, delta):
 @pytest.mark.parametrize("score", [kl, half_variance])
 def test_two_subjects_are_one_branch_of_a_soft_policy(tmp_path, record_property, score):
     """One layer by hand in float64: the deltas of a role add up before they are scored and weighed."""
-    model = tiny.tiny_flux()
+    model = tiny.world_flux()
     key = next(k for k in tiny.layer_shapes(model) if "img_mlp.0" in k)
     files, dense = {"subject": [], "style": []}, {}
     for i, (role, strength) in enumerate((("subject", 0.8), ("style", 0.7), ("subject", 0.5))):

@@ -27,7 +27,7 @@ from lora_conductor.host.maps.columns import Columns
 from lora_conductor.host.maps.live import EVENT, RATE
 
 from ..map_reading import decode
-from ..tiny import sample, tiny_flux
+from ..tiny import sample, world_flux
 from ..workflows import STYLE, SUBJECT, Workflow, loader, record, router, sampled, world
 
 PRECISION = 0.006  # of the two-character codes
@@ -272,7 +272,7 @@ def test_cost(connected: bool, monkeypatch: pytest.MonkeyPatch, record_property:
     timed("_tick")
     timed("finish")
     choices = [LoraChoice(SUBJECT, "subject", 1.0, 1.0), LoraChoice(STYLE, "style", 1.0, 1.0)]
-    model, _, _ = load_loras(tiny_flux(), None, choices)
+    model, _, _ = load_loras(world_flux(), None, choices)
     live = attachment_of(model).live
     assert live is not None
     live.shown_on = "1"

@@ -35,7 +35,7 @@ def main() -> None:
     from .. import tiny
 
     path = folder_paths.get_full_path_or_raise("diffusion_models", tiny.WORLD_MODEL)
-    exact, model, other = tiny.tiny_flux(), comfy.sd.load_diffusion_model(path), comfy.sd.load_diffusion_model(path)
+    exact, model, other = tiny.world_flux(), comfy.sd.load_diffusion_model(path), comfy.sd.load_diffusion_model(path)
     with tempfile.TemporaryDirectory() as folder:
         shapes = tiny.layer_shapes(exact)
         files = [
