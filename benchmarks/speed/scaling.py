@@ -59,8 +59,8 @@ def table(plot: Path = PLOT) -> Iterator[str]:
     """As a page shows it; the picture is written beside."""
     yield (
         f"The {MODEL} shape; launches a routed layer and call / MB moved a step, more than merged. *{FLOOR}* is the "
-        "floor: both LoRAs added while sampling, with nothing measured, decided or weighted. Where the roles' ranks differ, "
-        "as with 2 + 1 LoRAs, each role is measured for itself: about three launches more.\n"
+        "floor: both LoRAs added while sampling, with nothing measured, decided or weighted. Where the roles' ranks "
+        "differ, as with 2 + 1 LoRAs, each role is measured for itself: about three launches more.\n"
     )
     found = {axis.title: counted(axis) for axis in AXES}
     for title, rows in found.items():
