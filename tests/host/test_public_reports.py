@@ -25,6 +25,11 @@ from . import tiny
 TOLERANCE = 1e-4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    tiny.forget_other_models()
+
+
 @pytest.fixture(scope="module", params=["flux", "unet"])
 def model(request):
     return {"flux": tiny.tiny_flux, "unet": tiny.tiny_unet}[request.param]()

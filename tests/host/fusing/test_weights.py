@@ -31,6 +31,11 @@ from lora_conductor.host.loras import model_patches, read_lora
 from .. import tiny
 
 
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    tiny.forget_other_models()
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Our live LoRAs on a model, core's on the same, and another model."""
