@@ -13,6 +13,8 @@ from ..registry import listed
 from .entries import check_density, elect_and_mean, top_fraction
 from .factors import FactorPolicy, Factors
 
+ROUNDING = 1e-7
+
 
 @listed(20)
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class KnOTS(FactorPolicy):
         rights = [torch.linalg.qr(down.T) for down in downs]
         core = left @ torch.block_diag(*(r.T for _, r in rights))
         u, s, vh = torch.linalg.svd(core, full_matrices=False)
-        kept = s > s[0] * 1e-7
+        kept = s > s[0] * ROUNDING
         parts = vh[kept].split([len(r) for _, r in rights], dim=1)
-        parts = [top_fraction(part @ q.T, self.density) for part, (q, _) in zip(parts, rights, strict=True)]
+        wholes = [part @ q.T for part, (q, _) in zip(parts, rights, strict=True)]
+        # What is rounding has no vote: a LoRA that is zero here is not there.
+        parts = [top_fraction(part.where(part.abs() > ROUNDING, 0.0), self.density) for part in wholes]
         up = self.scale * (basis @ u[:, kept]) * s[kept]
         down = segment.down["style"]
         return up.to(segment.up["style"]), elect_and_mean(parts).to(down).reshape(-1, *down.shape[1:])

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...layers import SegmentDeltas
 from ...roles import ROLES
 from ..registry import listed
-from .factors import FactorPolicy, Factors
+from .factors import FactorPolicy, Factors, svd_of_product
 
 
 def nearest_orthonormal(vectors: Tensor) -> Tensor:
@@ -45,8 +45,6 @@ class TSV(FactorPolicy):
     @staticmethod
     def _vectors(segment: SegmentDeltas, role: str) -> tuple[Tensor, Tensor, Tensor]:
         """Left singular vectors, singular values, right singular vectors of a delta, less those that are rounding."""
-        q_up, r_up = torch.linalg.qr(segment.up[role].double())
-        q_down, r_down = torch.linalg.qr(segment.down[role].double().flatten(1).T)
-        u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+        u, s, v = svd_of_product(segment.up[role], segment.down[role])
         kept = s > s[0] * 1e-7
-        return q_up @ u[:, kept], s[kept], q_down @ vh[kept].T
+        return u[:, kept], s[kept], v[:, kept]

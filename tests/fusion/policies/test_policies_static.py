@@ -126,6 +126,19 @@ def test_tsv_of_orthogonal_deltas_is_their_sum():
     np.testing.assert_allclose(merge(TSV(), s), dense(s, "subject") + dense(s, "style"), atol=1e-5)
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_layer_that_one_file_leaves_at_zero_is_the_other_s(role):
+    """Task singular vectors take the other as it is; KnOTS trims it as TIES would trim the one delta that is left."""
+    s = segment()
+    s.up[role].zero_()
+    (other,) = set(ROLES) - {role}
+    np.testing.assert_allclose(merge(TSV(), s), dense(s, other), atol=1e-5)
+    np.testing.assert_allclose(merge(KnOTS(1.0), s), dense(s, other), atol=1e-5)
+    s.up[other].zero_()
+    for policy in (TSV(), KnOTS()):
+        assert not merge(policy, s).any()
+
+
 def test_tsv_where_both_files_want_the_same():
     """The same delta twice is one direction claimed twice: both halves are kept, apart from one another."""
     s = segment(ranks=(1, 1))
