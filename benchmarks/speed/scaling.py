@@ -29,6 +29,13 @@ class Axis:
 
 AXES = (
     Axis("rank of both", {str(rank): {"subject": (rank,), "style": (rank,)} for rank in (4, 16, 64, 128)}),
+    Axis(
+        "ranks, subject and style",
+        {
+            f"{subject} and {style}": {"subject": (subject,), "style": (style,)}
+            for subject, style in ((16, 16), (16, 32), (32, 16), (16, 48), (16, 64))
+        },
+    ),
     Axis("pictures a batch", {str(batch): {"batch": batch} for batch in (1, 2, 4)}),
     Axis(
         "LoRAs, subject + style",
@@ -60,7 +67,9 @@ def table(plot: Path = PLOT) -> Iterator[str]:
     yield (
         f"The {MODEL} shape; launches a routed layer and call / MB moved a step, more than merged. *{FLOOR}* is the "
         "floor: both LoRAs added while sampling, with nothing measured, decided or weighted. Where the roles' ranks "
-        "differ, as with 2 + 1 LoRAs, each role is measured for itself: about three launches more.\n"
+        "differ by up to a factor of three, as with 2 + 1 LoRAs, the narrower role's factors are filled up with zeros; "
+        "where they differ by more, that would be as large as the files, and each role is measured for itself: about "
+        "three launches more.\n"
     )
     found = {axis.title: counted(axis) for axis in AXES}
     for title, rows in found.items():
@@ -81,7 +90,7 @@ def _plot(found: dict[str, dict[str, Row]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(found), figsize=(9, 5), sharex="col", squeeze=False)
+    figure, axes = pyplot.subplots(2, len(found), figsize=(12, 5), sharex="col", squeeze=False)
     for column, (title, rows) in enumerate(found.items()):
         for kind in (*COUNTED, FLOOR):
             look = {"color": "black", "linestyle": ":"} if kind == FLOOR else {"marker": "o", "markersize": 3}

@@ -44,7 +44,8 @@ class Segment:
     Attributes:
         name: the layer's, with the channels if they are not all.
         start, stop: the channels.
-        rows: by role, the rows of the layer's joined down-projection.
+        rows: by role, the rows of the layer's joined down-projection; of zeros, too, where the narrower role's are
+            filled up to the wider's.
         bypasses: by role, indices of the other deltas among the layer's bypasses.
         head_width: channels of an attention head, where the segment is made of heads.
         group: a name that the segments of one attention share which may decide together (:class:`Part`).
@@ -71,7 +72,7 @@ class Segment:
         return self.roles == ROLES
 
     def rank(self, role: str) -> int:
-        """Rank of a role's joined low-rank deltas."""
+        """Rows of a role's joined low-rank deltas: their rank, or more."""
         return len(self.rows.get(role, ()))
 
     def columns(self, role: str) -> slice:

@@ -75,7 +75,14 @@ def test_launches_do_not_grow_with_rank_batch_or_loras(tmp_path, record_property
     """Bytes do, beyond the floor: both LoRAs added with nothing decided."""
     plain, *grown = (
         variants_of(2, torch.float32, tmp_path, **more)
-        for more in ({}, {"subject": (64,), "style": (64,)}, {"batch": 3}, {"subject": (16, 16), "style": (16, 16)})
+        for more in (
+            {},
+            {"subject": (64,), "style": (64,)},
+            {"batch": 3},
+            {"subject": (16, 16), "style": (16, 16)},
+            {"subject": (16, 16)},
+            {"style": (40,)},
+        )
     )
     cost, floor = plain.cost(RECOMMENDED), plain.floor()
     record_property("launches a layer and call, added as they are", f"{floor.launches:.2f}")
@@ -83,6 +90,15 @@ def test_launches_do_not_grow_with_rank_batch_or_loras(tmp_path, record_property
     for variants in grown:
         more = variants.cost(RECOMMENDED)
         assert more.launches <= cost.launches + 0.25 and more.bytes > cost.bytes
+
+
+def test_ranks_far_apart_are_measured_each_for_itself(tmp_path, record_property):
+    """Zeros that make them alike would be as large as the files."""
+    plain, apart = (variants_of(2, torch.float32, tmp_path, **more) for more in ({}, {"style": (64,)}))
+    for policy in (RECOMMENDED, KLSoft(), POLICIES["paper"]()):
+        cost = apart.cost(policy)
+        record_property(f"launches a layer and call, {policy.name}", f"{cost.launches:.2f}")
+        assert cost.launches <= plain.cost(policy).launches + 4.1
 
 
 def test_pages_of_scaling_and_of_one_layer(tmp_path, monkeypatch):

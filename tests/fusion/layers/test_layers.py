@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_conductor.fusion.adapters import LowRankDelta
+from lora_conductor.fusion.layers import layer as layers
 from lora_conductor.fusion.layers.layer import FusedLayer, Geometry
-from lora_conductor.fusion.policies import KLSoft, Paper, StepContext, Sum
+from lora_conductor.fusion.policies import RECOMMENDED, Energy, KLSoft, Paper, StepContext, Sum
 from lora_conductor.fusion.routing import Router, Rules
 
 from ..decided import decisions_of
@@ -177,6 +178,40 @@ def test_several_loras_of_a_role_act_as_their_sum():
     for policy in (Sum(), Paper(), KLSoft()):
         a, b = (fuse(layer, x, F.linear(x, weight), policy) for layer in (many, one))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ranks", [(2, 3), (3, 1), (1, 4), (6, 6)])
+@pytest.mark.parametrize("policy", [Sum(), Paper(), KLSoft(), RECOMMENDED, Energy()], ids=lambda p: p.name)
+def test_rows_of_zeros_change_nothing(policy, ranks, dtype, monkeypatch):
+    """Of three segments, in the middle one of which the roles trade ranks; and not many are ever held."""
+    torch.manual_seed(4)
+    cut = (0, 4), (4, 4), (8, 8)
+    subject, style = ranks
+    deltas = [
+        (role, strength, delta(length, 6, rank, out_start=start))
+        for i, (start, length) in enumerate(cut)
+        for role, strength, rank in (
+            ("subject", 0.9, style if i == 1 else subject),
+            ("style", 0.7, (subject, style)[i != 1]),
+        )
+    ]
+    x, base = torch.randn(3, 7, 6, dtype=dtype), torch.randn(3, 7, 16, dtype=dtype)
+    found, rows = {}, {}
+    for most in (0.0, layers.MOST_PADDED, 2.0):
+        monkeypatch.setattr(layers, "MOST_PADDED", most)
+        layer = FusedLayer("l", Geometry(6, 16), deltas, dtype)
+        decided: list = []
+        found[most] = fuse(layer, x, base.clone(), policy, decided), [d.weights for d in decided]
+        rows[most] = layer.down.shape[0]
+    assert rows[0.0] == 3 * (subject + style)
+    assert rows[2.0] == 6 * max(ranks)
+    assert rows[1.5] == (rows[2.0] if max(ranks) <= 3 * min(ranks) else rows[0.0])
+    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    for out, weights in found.values():
+        torch.testing.assert_close(out, found[0.0][0], **close)
+        for one, other in zip(weights, found[0.0][1], strict=True):
+            torch.testing.assert_close(one, other, **close)
 
 
 @pytest.mark.parametrize(("tau", "balance"), list(itertools.product([0.1, 1.0], [-2.0, 0.0, 1.5])))

@@ -24,14 +24,17 @@ MORE = {
 TOLERANCE = 1e-5  # of the output range, float32: both sum in another order
 
 
-@pytest.fixture(scope="module", params=["flux", "unet"])
+RANKS = {"flux": (4, 4), "flux, other ranks": (3, 5), "flux, far apart": (8, 2), "unet": (4, 6)}
+
+
+@pytest.fixture(scope="module", params=RANKS)
 def loaded(request, tmp_path_factory):
-    """A model with LoRAs of different sizes, on the UNet of different ranks as well."""
-    model = tiny.tiny_flux() if request.param == "flux" else tiny.tiny_unet()
+    """A model with LoRAs of different sizes, and of ranks that are measured together or each for itself."""
+    model = tiny.tiny_unet() if request.param == "unet" else tiny.tiny_flux()
     folder, shapes = tmp_path_factory.mktemp("closed"), tiny.layer_shapes(model)
     files = [
         tiny.make_lora(folder / f"{i}.safetensors", shapes, seed=i, rank=rank, size=size)
-        for i, rank, size in ((1, 4, 0.3), (2, 4 if request.param == "flux" else 6, 0.2))
+        for i, rank, size in zip((1, 2), RANKS[request.param], (0.3, 0.2), strict=True)
     ]
     return fused(model, *files)
 
