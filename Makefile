@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-dials bench-router bench-distilled bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
+.PHONY: help setup demo check test test-matrix soak contract fuzz lint format house bench-speed bench-quality bench-dials bench-router bench-distilled bench-stress bench-shares bench-guidance bench-world family-grid routing-grid policy-sheet screenshots templates thumbnails clean baked-files file-grid test-frontends sampling-grid
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-router: setup ## what deciding by layer adds to a fixed schedule, with fil
 
 bench-distilled: setup ## the default at CFG 1, on the guidance-distilled small world, into docs/benchmarks/distilled.md
 	@$(RUN)/python -m benchmarks.emoji.bench_distilled $(ARGS)
+
+bench-stress: setup ## the default and stacking with files as people make them, into docs/benchmarks/stress.md; ARGS="--stress FOLDER"
+	@$(RUN)/python -m benchmarks.emoji.bench_stress $(ARGS)
 
 bench-shares: setup ## which share the subject has under each policy, into docs/benchmarks/shares.md
 	@$(RUN)/python -m benchmarks.emoji.bench_shares $(ARGS)

@@ -3,6 +3,7 @@
     make bench-quality ARGS="--world FOLDER"               # the table of the fresh split
     make bench-quality ARGS="--world FOLDER --ablations"   # one setting at a time on the tune pairs: ablations.md
     make bench-quality ARGS=--quick                        # minutes, shipped files only; writes no document
+    make bench-quality ARGS="--world FOLDER --row craft"   # `recommended` and this row, burn too; no document
 
 Pictures are sampled by the real ComfyUI and this pack, and kept in output/quality/: a run that was cut goes on where
 it was. FOLDER holds emoji64.npz and the LoRAs that are not shipped; without the former there is no row with metric
@@ -77,6 +78,11 @@ def quality(runs: Runs, bench: Bench, pictures: Pictures | None, arguments: argp
     tune_seeds = range(FIRST_SEEDS["tune"], FIRST_SEEDS["tune"] + 4)
     if arguments.quick:
         rows, doubled = quality_rows.quick(), []
+    elif arguments.row:
+        try:
+            rows, doubled = quality_rows.some(arguments.row), []
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
     else:
         if has_loras(runs.small, "tune"):
             grid = measure(runs, bench, [*chain(*grids)], pairs_of("tune"), tune_seeds, "tuning the stack")
@@ -147,6 +153,7 @@ def command_of(arguments: argparse.Namespace) -> str:
     flags += [f"--steps {arguments.steps}"] if arguments.steps else []
     flags += ["--ablations"] if arguments.ablations else [f"--split {arguments.split}"]
     flags += [f"--styles {arguments.styles}"] if arguments.styles else []
+    flags += [f"--row '{label}'" for label in arguments.row or ()]
     flags += [f"--seeds {arguments.seeds}", f"--first-seed {arguments.first_seed}"]
     return f'make bench-quality ARGS="{" ".join(flags)}"'
 
@@ -155,6 +162,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what depends on other flags is filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few rows on a few pairs; writes no document")
+    parser.add_argument("--row", action="append", help="only this one and `recommended`; may be given several times")
     parser.add_argument("--ablations", action="store_true", help="one setting at a time, on the tune pairs")
     parser.add_argument("--split", choices=list(FIRST_SEEDS), help="default: fresh; with --quick: test")
     parser.add_argument("--world", type=Path, help="folder with the small world's files (default: the shipped assets)")
@@ -199,7 +207,9 @@ def main(given: Sequence[str] | None = None) -> None:
         return
     q = quality(runs, bench, pictures, arguments)
     print("\n".join(table(q)))
-    if not arguments.quick:
+    if arguments.row:
+        print(*burn.sections(q.burnt, quality_rows.RECOMMENDED) if q.burnt else (), sep="\n\n")
+    elif not arguments.quick:
         print(write_all(q, columns(q, runs, pictures), arguments.docs, arguments.kind.suffix))
     print(json.dumps(q.json()))
 

@@ -1,7 +1,7 @@
 """Rebuild the small worlds from public packages: pictures, autoencoder, base, encoders, judge, LoRAs of all splits, and
-the model whose guidance is distilled, with LoRAs of its own.
+the model whose guidance is distilled and the UNet, with LoRAs of their own.
 
-    make bench-world ARGS="--out FOLDER"             # about four hours of two CPU cores
+    make bench-world ARGS="--out FOLDER"             # about six hours of two CPU cores
     make bench-world ARGS="--out FOLDER --quick"     # minutes: every stage, nothing learned
 
 FOLDER is then what the other tools take as ``--world FOLDER``. A stage whose files are there is not run again, so a run
@@ -21,14 +21,14 @@ from pathlib import Path
 from repo_paths import REPO
 
 from .world import files
-from .world.kinds import BASE, DISTILLED_OWN, Kind
+from .world.kinds import BASE, DISTILLED_OWN, UNET, Kind
 from .world.rendered_styles import RENDERED
 from .world.splits import FRESH, STYLES, TEST, TUNE
 
 SUBJECT_RANKS = (8, (*TUNE, *TEST)), (4, FRESH)
 STYLE_RANKS = (8, STYLES), (4, tuple(RENDERED))
 OWN_RANK = 4
-"""Of the test split's LoRAs that the distilled model learns itself."""
+"""Of the LoRAs that the other worlds' models learn themselves."""
 BUDGET_FILE = "budget.txt"
 
 
@@ -107,6 +107,9 @@ def stages(out: Path, quick: bool) -> list[Stage]:
         Stage("guidance distilled", (files.DISTILLED,), distilled, 50),
         lora_stage(out, DISTILLED_OWN, "subject", OWN_RANK, TEST, few),
         lora_stage(out, DISTILLED_OWN, "style", OWN_RANK, STYLES, few),
+        Stage("UNet", (files.UNET, files.UNET_TOKENS), ("world.unet", *there, *brief("--steps", "2")), 45),
+        lora_stage(out, UNET, "subject", OWN_RANK, (*TUNE, *TEST, *FRESH), few),
+        lora_stage(out, UNET, "style", OWN_RANK, (*STYLES, *RENDERED), few),
     ]
 
 

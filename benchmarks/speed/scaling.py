@@ -30,9 +30,9 @@ class Axis:
 AXES = (
     Axis("rank of both", {str(rank): {"subject": (rank,), "style": (rank,)} for rank in (4, 16, 64, 128)}),
     Axis(
-        "ranks, subject and style",
+        "ranks, subject/style",
         {
-            f"{subject} and {style}": {"subject": (subject,), "style": (style,)}
+            f"{subject}/{style}": {"subject": (subject,), "style": (style,)}
             for subject, style in ((16, 16), (16, 32), (32, 16), (16, 48), (16, 64))
         },
     ),
@@ -96,12 +96,12 @@ def _plot(found: dict[str, dict[str, Row]], file: Path) -> None:
             look = {"color": "black", "linestyle": ":"} if kind == FLOOR else {"marker": "o", "markersize": 3}
             axes[0][column].plot(list(rows), [row[kind].launches for row in rows.values()], label=kind, **look)
             axes[1][column].plot(list(rows), [row[kind].bytes / 1e6 for row in rows.values()], **look)
-        axes[0][column].set_ylim(0, 20)
+        axes[0][column].set_ylim(0, 28)
         axes[1][column].set_ylim(bottom=0)
         axes[1][column].set_xlabel(title)
     axes[0][0].set_ylabel("launches a layer and call")
     axes[1][0].set_ylabel("MB a step")
-    axes[0][-1].legend(frameon=False, fontsize=8)
+    axes[0][-1].legend(frameon=False, fontsize=8, loc="upper right")
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=90)

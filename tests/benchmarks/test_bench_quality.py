@@ -89,6 +89,11 @@ def test_the_command_ends_with_a_line_of_json(
         low, high = figures["ci"]
         assert 0 <= low <= figures["hmean"] <= high <= 1
     assert len(store.read_text(encoding="utf-8").splitlines()) == 4
+    chosen = f"--row craft --split test --subjects 1 --seeds 1 --steps 2 --store {store} --docs {tmp_path}".split()
+    bench_quality.main(chosen)
+    assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]) == {"recommended", "craft"}
+    with pytest.raises(SystemExit, match="no row krafft: there are recommended, stacked 1/1"):
+        bench_quality.main(["--row", "krafft", *chosen[2:]])
     assert not (tmp_path / "benchmarks").exists()
 
 

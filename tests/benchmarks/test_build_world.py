@@ -14,13 +14,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from benchmarks.emoji import bench_world
-from benchmarks.emoji.world import archive, autoencoder, base, distilled, emoji_sets, files, loras, training, vocabulary
-from benchmarks.emoji.world.kinds import BASE, DISTILLED, DISTILLED_OWN, KINDS, add_option
+from benchmarks.emoji.methods.policies import core_stacked, routed
+from benchmarks.emoji.world import (
+    archive,
+    autoencoder,
+    base,
+    distilled,
+    emoji_sets,
+    files,
+    loras,
+    training,
+    unet,
+    vocabulary,
+)
+from benchmarks.emoji.world.kinds import BASE, DISTILLED, DISTILLED_OWN, KINDS, UNET, add_option
+from benchmarks.emoji.world.objectives import OBJECTIVES
 from benchmarks.emoji.world.small_world import SmallWorld
 from benchmarks.emoji.world.splits import FRESH, STYLES, TEST, TUNE
+from lora_conductor.fusion.policies import Sum
 from repo_paths import ASSETS
 
 SQUARE = '<path d="M0 0h8v4h-8z" fill="#f00"/>'
@@ -275,16 +290,68 @@ def test_guidance_is_in_the_conditioning_of_a_distilled_world(student_world: Pat
     assert torch.equal(context, plain[0][0]) and "guidance" not in plain[0][1]
 
 
+def test_a_unet_is_loaded_and_learns_loras_of_its_convolutions(folder: Path, tmp_path: Path) -> None:
+    """Trained for moments, through ComfyUI's own loaders, and a picture sampled with and without its LoRA."""
+    shutil.copy(folder / files.WORDS, tmp_path / files.WORDS)
+    words = json.loads((folder / files.WORDS).read_text(encoding="utf-8"))
+    ids = [words["tokens"].index("<bos>")] + [words["tokens"].index("<null>")] * 3
+    latents = torch.randn(4, 16, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 8, 8).clone()
+    lessons = base.Lessons(latents, torch.tensor([ids] * 4), words["tokens"])
+    unet.save(unet.train(lessons, 3, batch=2), lessons.names, tmp_path)
+    small = SmallWorld(tmp_path, UNET)
+    assert small.model.model.model_type.name == "EPS"
+    assert (small.model.model.latent_format.scale_factor, small.model.model.latent_format.shift_factor) == (
+        0.3611,
+        0.1159,
+    )
+    levels = OBJECTIVES["noise"].signal
+    sampling = small.model.model.model_sampling
+    torch.testing.assert_close(levels, 1 / (1 + sampling.sigmas.square()), rtol=1e-4, atol=1e-6)
+
+    x, level = torch.randn(2, 16, 8, 8), torch.tensor([3.0, 700.0])
+    context = small.conditioning([lessons.names[i] for i in ids])[0][0].expand(2, -1, -1)
+    sigma = sampling.sigmas[level.long()]
+    with torch.inference_mode():
+        # As core calls it: x0 from what it says of the noise.
+        noised = x * (1 + sigma[:, None, None, None].square()).sqrt()
+        x0 = small.model.model.apply_model(noised, sigma, c_crossattn=context)
+        torch.testing.assert_close(
+            x0, noised - small.predict(x, level, context, context) * sigma[:, None, None, None], rtol=1e-3, atol=1e-3
+        )
+
+    rendered = loras.Sample(
+        torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(2)), ("<bos>", *["<null>"] * 3)
+    )
+    with pytest.MonkeyPatch.context() as few:
+        for name, value in (("STEPS", 2), ("BATCH", 2), ("COPIES", 1)):
+            few.setitem(getattr(loras, name), "subject", value)
+        lora = loras.train(small, [rendered], "subject", rank=2, seed=0)
+    assert all(branch.up.abs().max() > 0 for branch in lora.values())
+    path = tmp_path / files.lora("subject", "fox", UNET.loras)
+    loras.save(lora, 2, path)
+    small = SmallWorld(tmp_path, UNET)
+    assert small.lora("subject", "fox") == path
+    tensors = load_file(path)
+    convolved = [name for name, t in tensors.items() if t.ndim == 4 and t.shape[-1] == 3]
+    assert {name.partition("_blocks")[0] for name in convolved} >= {"lora_unet_input", "lora_unet_output"}
+    merged = core_stacked(1.0, 0.0)(small.model, path, path)
+    assert len(merged.patches) == len(lora), "every key finds its layer"
+    fused_too = routed(Sum(), 1.0, 0.0)(small.model, path, path)
+    plain, by_core, ours = (small.sample(m, "fox", None, [1], steps=2) for m in (small.model, merged, fused_too))
+    torch.testing.assert_close(by_core, ours, rtol=1e-3, atol=1e-3)
+    assert (by_core - plain).abs().max() > 1e-4
+
+
 def test_a_world_is_chosen_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_option(parser)
     assert parser.parse_args([]).kind is BASE
     chosen = [parser.parse_args(["--world-kind", name]).kind for name in KINDS]
-    assert [kind.name for kind in chosen] == list(KINDS) == ["base", "distilled", "distilled-own"]
-    assert [kind.suffix for kind in chosen] == ["", "-distilled", "-distilled-own"]
+    assert [kind.name for kind in chosen] == list(KINDS) == ["base", "distilled", "distilled-own", "unet"]
+    assert [kind.suffix for kind in chosen] == ["", "-distilled", "-distilled-own", "-unet"]
     with pytest.raises(SystemExit):
         parser.parse_args(["--world-kind", "other"])
-    assert "--world-kind is one of base, distilled, distilled-own" in capsys.readouterr().err
+    assert "--world-kind is one of base, distilled, distilled-own, unet" in capsys.readouterr().err
     assert DISTILLED.sampling(8) == "8 Euler steps, CFG 1, embedded guidance 2.5"
     assert files.lora("style", "openmoji", DISTILLED_OWN.loras) == "lora_distilled_style_openmoji.safetensors"
 

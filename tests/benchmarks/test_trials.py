@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from benchmarks.emoji.methods import lora_ranks, trial_scores
 from benchmarks.emoji.methods.policies import parse_method
 from benchmarks.emoji.tables import ablations
+from benchmarks.emoji.world.small_world import SmallWorld
 from lora_conductor.fusion.policies import scores
 from repo_paths import ASSETS
 
@@ -65,3 +66,25 @@ def test_cut_files_keep_the_largest_singular_values(tmp_path: Path, monkeypatch:
         before, after = torch.linalg.svdvals(delta(whole, layer)), torch.linalg.svdvals(delta(small, layer))
         torch.testing.assert_close(after[:2], before[:2], rtol=5e-3, atol=1e-5)
         assert after[2] < 5e-3 * after[0]
+
+
+def test_cures_do_nothing_at_one_and_what_they_say_beyond() -> None:
+    small = SmallWorld()
+    files = small.lora("subject", "fox"), small.lora("style", "openmoji")
+
+    def picture(method: str, cfg: float = 1.0, steps: int = 1) -> torch.Tensor:
+        model = parse_method(method)(small.model, *files)
+        return small.sample(model, "fox", "openmoji", [1], steps=steps, cfg=cfg)
+
+    plain, ours = picture("core:0/0"), picture("recommended")
+    # One step is x0 itself.
+    torch.testing.assert_close(picture("base 1.5/1:recommended"), plain + 1.5 * (ours - plain), rtol=1e-4, atol=1e-4)
+    for method in ("base 1/1:recommended", "base 3/0:recommended"):
+        torch.testing.assert_close(picture(method, steps=3), picture("recommended", steps=3), rtol=1e-4, atol=1e-4)
+    early = picture("base 3/.5:recommended", steps=3)
+    assert (early - picture("recommended", steps=3)).abs().max() > 0.1
+    assert (early - picture("base 3/1:recommended", steps=3)).abs().max() > 0.01
+    # Core's node counts guidance once more than CFG says.
+    guided = picture("core:1/1", cfg=2.5, steps=2)
+    torch.testing.assert_close(picture("apg 1/0:core:1/1", cfg=1.5, steps=2), guided, rtol=1e-3, atol=1e-3)
+    assert (picture("apg 0/0:core:1/1", cfg=1.5, steps=2) - guided).abs().max() > 0.01

@@ -10,6 +10,8 @@ alpha A/B:METHOD    the same with layers up to A and B times as loud or faint, b
 layers A/B:METHOD   the same with files of "all" layers or of "attention" only, see lora_layers.py
 shared A/B:METHOD   the same with files that hold A and B times a third one, another subject's, see lora_overlap.py
 below A:METHOD      the same with that third file at strength A below both, put there by core's loader
+apg ETA/NORM:METHOD the same under core's adaptive projected guidance, see cures.py
+base S/U:METHOD     the same guided, at scale S, by the model without LoRAs in the first share U of the schedule; there
 by_files            `recommended` by the files' norms, nothing measured, with the router's settings; see deciding.py
 levelled            the same, and one number for all layers that is measured; see there
 k_lora_on_attention K-LoRA in attention, both LoRAs elsewhere; with K-LoRA's settings
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ..world.small_world import SmallWorld
+from .cures import Maker, with_apg, with_base
 from .deciding import by_files, evened_once, levelled
 from .k_lora_attention import k_lora_on_attention
 from .lora_alphas import uneven
@@ -38,8 +41,6 @@ from .lora_overlap import neighbour, overlapping
 from .lora_ranks import cut
 from .trial_scores import TRIALS, trial
 
-Maker = Callable[[Any, Path, Path], Any]
-"""(base ModelPatcher, subject LoRA file, style LoRA file) -> ModelPatcher to sample with."""
 CHANGES: dict[str, Callable[[Path, str], Path]] = {
     "rank": lambda path, rank: cut(path, int(rank)),
     "loud": lambda path, times: louder(path, float(times)),
@@ -147,6 +148,9 @@ def parse_method(text: str) -> Maker:
         return with_shared(float(found[1]), float(found[2]), parse_method(found[3]))
     if found := re.fullmatch(rf"below ({number}):(.+)", text):
         return with_another_below(float(found[1]), parse_method(found[2]))
+    if found := re.fullmatch(rf"(apg|base) ({number})/({number}):(.+)", text):
+        with_cure = {"apg": with_apg, "base": with_base}[found[1]]
+        return with_cure(float(found[2]), float(found[3]), parse_method(found[4]))
     name, settings = _call(text)
     if name in DECIDING:
         return partial(DECIDING[name], **settings)

@@ -25,14 +25,14 @@ from torch import Tensor
 from repo_paths import REPO
 
 from ...guidance_defaults import guidance_defaults
-from ..world.files import AUTOENCODER, TOKENS, WORDS
+from ..world.files import AUTOENCODER, WORDS
 from ..world.small_world import SmallWorld
 from . import policies
 from .guidance import ENCODER_FILES, guided
 
 PACK = ("fusion", "guidance", "host")
 METHODS = sorted(Path(policies.__file__).parent.glob("*.py"))
-WORLD_FILES = (AUTOENCODER, TOKENS, WORDS)
+WORLD_FILES = (AUTOENCODER, WORDS)
 Pair = tuple[str, str]
 """(subject, style)"""
 
@@ -161,10 +161,9 @@ class Runs:
     def key(self, entry: Entry, pair: Pair, seed: int) -> str:
         """What a picture is found by: everything it depends on."""
         if pair not in self._files:
-            loras = self.small.lora("subject", pair[0]), self.small.lora("style", pair[1])
-            self._files[pair] = [
-                file_hash(path) for path in (*map(self.small.file, (self.small.kind.model, *WORLD_FILES)), *loras)
-            ]
+            kind, loras = self.small.kind, zip(("subject", "style"), pair, strict=True)
+            world = [self.small.file(name) for name in (kind.model, kind.tokens, *WORLD_FILES)]
+            self._files[pair] = [file_hash(path) for path in (*world, *(self.small.lora(*its) for its in loras))]
         scales = self.cfg(entry), self.small.kind.guidance
         setting = [entry.method.replace(" ", ""), *scales, entry.guidance, self.steps, *pair, seed]
         if entry.guidance != "none":

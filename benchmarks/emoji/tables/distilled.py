@@ -11,6 +11,14 @@ from ..world.kinds import Kind
 RECOMMENDED = "recommended"
 DRIVES = (0.7, 1.25, 1.5)
 """Strengths of both LoRAs under the default."""
+CURES = {
+    "leads turned around": "balanced(subject_lead=-1,style_lead=-3)",
+    "no leads": "balanced(subject_lead=0,style_lead=0)",
+    "guided by the base, 1.5": f"base 1.5/1:{RECOMMENDED}",
+    "guided by the base, 2.5": f"base 2.5/1:{RECOMMENDED}",
+    "guided by the base, 2.5, first half": f"base 2.5/.5:{RECOMMENDED}",
+}
+"""Of the default, what might make up for the missing negative pass or for few steps."""
 STACKS = ("0.5/0.5", "0.7/0.7", "0.7/1", "1/1", "1/1.5", "1/2", "1.3/2")
 SHOWN = (RECOMMENDED, "stacked 0.7/0.7", "stacked 1/1")
 """On the contact sheet."""
@@ -19,7 +27,9 @@ A tiny FLUX whose guidance is distilled into it, as FLUX-dev's is: the base worl
 what that one predicts under classifier-free guidance (`benchmarks/emoji/world/distilled.py`). It is sampled at CFG 1,
 so there is no negative pass: the push that `recommended` gets from leaving LoRAs out of it (*emphasis*) is not to be
 had, and methods on the positive prompt alone are plain stacking. No LoRA adds more to a layer than
-it does alone. Subjects, styles, tokens, judge and what the columns
+it does alone. *Guided by the base* is autoguidance (arXiv 2406.02507): in a second pass a step, the model says what it
+would draw without LoRAs, and the picture goes on from there at that scale. *Leads turned around*: the style leads early
+and the subject late. Subjects, styles, tokens, judge and what the columns
 mean are those of [quality.md](quality.md). This is one small model; it shows what happens there."""
 LORAS = {
     "": "LoRAs are the shipped ones, trained on the base model, as users of distilled models have them.",
@@ -30,6 +40,7 @@ LORAS = {
 def rows() -> list[Entry]:
     """The default, the default driven less and more, and core's loaders at several strengths."""
     driven = [Entry(f"{RECOMMENDED} at {s:g}/{s:g}", f"{s:g}/{s:g}:{RECOMMENDED}", kind="ablation") for s in DRIVES]
+    driven += [Entry(f"{RECOMMENDED}, {name}", method, kind="ablation") for name, method in CURES.items()]
     stacked = [Entry(f"stacked {strengths}", f"core:{strengths}") for strengths in STACKS]
     return [Entry(RECOMMENDED, RECOMMENDED, kind="ours"), *driven, *stacked]
 

@@ -58,6 +58,7 @@ def headline(tuned: Sequence[Entry], guided: bool) -> list[Entry]:
         positive(1, 1),
         *tuned,
         *(Entry(name, name) for name in (*published, SSRMerge.name)),
+        Entry("recommended, APG", f"apg 0/0:{RECOMMENDED}", cfg=1.5, kind="ablation"),
         Entry("recommended, emphasis 1", "recommended(emphasis=1)", kind="ablation"),
         Entry("k_lora, variant s", "k_lora(variant=s)"),
         Entry("k_lora, variant s, attention only", "k_lora_on_attention(variant=s)"),
@@ -65,6 +66,14 @@ def headline(tuned: Sequence[Entry], guided: bool) -> list[Entry]:
     if guided:
         rows.insert(1, Entry("recommended + guidance", RECOMMENDED, guidance="x0", kind="ours"))
     return list({row.label: row for row in rows}.values())
+
+
+def some(labels: Sequence[str]) -> list[Entry]:
+    """The default and the rows of these labels. Raises ValueError for one that is none."""
+    rows = headline(TUNED, guided=False)
+    if unknown := set(labels) - {row.label for row in rows}:
+        raise ValueError(f"no row {', '.join(sorted(unknown))}: there are {', '.join(row.label for row in rows)}")
+    return [row for row in rows if row.label in (RECOMMENDED, *labels)]
 
 
 def quick() -> list[Entry]:

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...host import enter_host
 from . import autoencoder
 from .files import AUTOENCODER, MODEL, TOKENS, WORDS
-from .loras import noise_levels, noised
+from .objectives import OBJECTIVES
 from .pictures import load_pictures
 from .precision import autocast
 from .training import Masters, Weights, fit
@@ -140,13 +139,12 @@ def optimisers(weights: Weights) -> list[torch.optim.Optimizer]:
 def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None) -> Weights:
     """Averaged weights by parameter name of `Net`. state: as of `training.fit`."""
     torch.manual_seed(seed)
-    net = Net(len(lessons.names), torch.float32)
+    net, objective = Net(len(lessons.names), torch.float32), OBJECTIVES["flow"]
 
     def loss_of() -> Tensor:
         x0, ids = lessons.batch(batch)
-        sigma, noise = noise_levels(batch), torch.randn_like(x0)
-        predicted = net(noised(x0, noise, sigma), sigma, ids)
-        return functional.mse_loss(predicted.float(), noise - x0)
+        sigma, noise = objective.levels(batch), torch.randn_like(x0)
+        return objective.loss(net(objective.noised(x0, noise, sigma), sigma, ids), x0, noise, sigma)
 
     return fit(Masters(net, optimisers), loss_of, steps, state)
 
@@ -168,7 +166,12 @@ def save(weights: Weights, names: list[str], folder: Path) -> None:
     """Write the model, and the tokens in float16."""
     prefix = "flux."
     save_model({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}, folder / MODEL)
-    save_file({name: weights[name].half() for name in ("tok", "pool")}, folder / TOKENS, {"vocab": json.dumps(names)})
+    save_tokens({name: weights[name] for name in ("tok", "pool")}, names, folder / TOKENS)
+
+
+def save_tokens(tables: Weights, names: list[str], file: Path) -> None:
+    """Write tables of tokens in float16. names: of the tokens."""
+    save_file({name: table.half() for name, table in tables.items()}, file, {"vocab": json.dumps(names)})
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from ...host import enter_host
 from .base import Lessons, save_model
 from .files import DISTILLED
-from .loras import noise_levels, noised
+from .objectives import OBJECTIVES
 from .precision import autocast
 from .small_world import SmallWorld
 from .training import Masters, Weights, fit
@@ -87,12 +87,12 @@ def train(
     flux, tokens = small.model.model.diffusion_model, small.tables
     with torch.inference_mode(False):
         base, net = Prompted(flux.requires_grad_(False), *tokens), Prompted(student(flux), *tokens)
-    null = lessons.names.index("<null>")
+    null, flow = lessons.names.index("<null>"), OBJECTIVES["flow"]
 
     def loss_of() -> Tensor:
         x0, ids = lessons.batch(batch)
-        sigma, scale = noise_levels(batch), torch.empty(batch).uniform_(*SCALES)
-        x = noised(x0, torch.randn_like(x0), sigma)
+        sigma, scale = flow.levels(batch), torch.empty(batch).uniform_(*SCALES)
+        x = flow.noised(x0, torch.randn_like(x0), sigma)
         with torch.no_grad(), autocast():
             wanted = guided(base, x, sigma, ids, null, scale)
         return functional.mse_loss(net(x, sigma, ids, scale).float(), wanted.float())

@@ -9,6 +9,8 @@ AUTOENCODER = "emoji_taef1_vae_fp16.safetensors"
 MODEL = "emoji_tinyflux_fp8_e4m3fn.safetensors"
 DISTILLED = "emoji_tinyflux_guidance_distilled_fp8_e4m3fn.safetensors"
 TOKENS = "emoji_tokens_fp16.safetensors"
+UNET = "emoji_tinyunet_fp8_e4m3fn.safetensors"
+UNET_TOKENS = "emoji_tinyunet_tokens_fp16.safetensors"
 JUDGE = "emoji_judge.safetensors"
 
 

@@ -19,6 +19,8 @@ class Kind:
         guidance: scale that is an input of the model (ComfyUI's *FluxGuidance*); None: it has no such input.
         steps: numbers of Euler steps it is measured at, the usual one first.
         loras: which model its LoRA files were trained on, as of `files.lora`.
+        tokens: the file of the tokens that it is prompted with.
+        predicts: what it learned, as of `objectives.OBJECTIVES`.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Kind:
     guidance: float | None = None
     steps: tuple[int, ...] = (16,)
     loras: str = ""
+    tokens: str = files.TOKENS
+    predicts: str = "flow"
 
     def sampling(self, steps: int) -> str:
         """How pictures are made, in words."""
@@ -44,7 +48,9 @@ DISTILLED = Kind("distilled", files.DISTILLED, cfg=1.0, guidance=2.5, steps=(16,
 """With the base's LoRAs, as users of distilled models do."""
 DISTILLED_OWN = Kind("distilled-own", files.DISTILLED, cfg=1.0, guidance=2.5, steps=(16, 8, 4), loras="distilled")
 """The same with LoRAs that were trained on the distilled model itself."""
-KINDS = {kind.name: kind for kind in (BASE, DISTILLED, DISTILLED_OWN)}
+UNET = Kind("unet", files.UNET, cfg=6.0, steps=(20,), loras="unet", tokens=files.UNET_TOKENS, predicts="noise")
+"""Of Stable Diffusion's make, with LoRAs of its own, of convolutions too."""
+KINDS = {kind.name: kind for kind in (BASE, DISTILLED, DISTILLED_OWN, UNET)}
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

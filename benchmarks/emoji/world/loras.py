@@ -5,16 +5,18 @@
     python -m benchmarks.emoji.world.loras subject fox --world-kind distilled-own --world FOLDER --out FOLDER
 
 A subject is learned from its noto and twemoji drawings, under its trigger token and those styles' own tokens; it is
-never seen in a held-out style. A style is learned from `style_lora_subjects.json`, none of which is held out. Rectified
-flow (v = noise - x0) on ComfyUI's own model class, AdamW with linear decay; one to two minutes of one core each. Where
-guidance is an input of the model, it is 1 while a LoRA learns, as in trainers for FLUX-dev. Files have kohya's keys and
-float16 weights.
+never seen in a held-out style. A style is learned from `style_lora_subjects.json`, none of which is held out. ComfyUI's
+own model class and what the model itself learned to predict, AdamW with linear decay; one to two minutes of one core
+each. Where guidance is an input of the model, it is 1 while a LoRA learns, as in trainers for FLUX-dev. Files have
+kohya's keys and float16 weights; the UNet's have its convolutions, too (LoCon).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from ...host import enter_host
 from . import files
 from .augment import crop
 from .kinds import DISTILLED, add_option
+from .objectives import OBJECTIVES
 from .pictures import Pictures, load_pictures
 from .small_world import SmallWorld
 from .splits import SUBJECT_STYLES
@@ -41,6 +44,7 @@ BATCH = {"subject": 16, "style": 32}
 RATE = {"subject": 1.7e-3, "style": 1.5e-3}
 COPIES = {"subject": 64, "style": 4}
 """Of each picture, encoded once: encoding anew at every step would take longer than the step."""
+BLOCKS = re.compile(r"blocks\.|middle_block\.")
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,38 @@ def style_samples(pictures: Pictures, small: SmallWorld, style: str, subjects: l
     return found
 
 
-class Branch(nn.Module):
-    """One layer's LoRA, added to its output by a hook."""
+def samples_of(pictures: Pictures, small: SmallWorld, role: str, name: str) -> list[Sample]:
+    """The drawings that a LoRA is learned from."""
+    if role == "subject":
+        return subject_samples(pictures, small, name)
+    subjects = json.loads(small.file(files.STYLE_SUBJECTS).read_text(encoding="utf-8"))
+    return style_samples(pictures, small, name, subjects)
 
-    def __init__(self, layer: nn.Linear, rank: int) -> None:
+
+class Branch(nn.Module):
+    """One layer's LoRA, added to its output by a hook; a convolution's is LoCon: down by its kernel, up by 1 x 1."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, layer.in_features) * layer.in_features**-0.5)
-        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
+        out, *into = layer.weight.shape
+        self.down = nn.Parameter(torch.randn(rank, *into) * math.prod(into) ** -0.5)
+        self.up = nn.Parameter(torch.zeros(out, rank, *([1] * (len(into) - 1))))
         layer.register_forward_hook(self)
 
     def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if isinstance(layer, nn.Conv2d):
+            hidden = functional.conv2d(inputs[0], self.down, None, layer.stride, layer.padding)
+            return output + functional.conv2d(hidden, self.up)
         return output + functional.linear(functional.linear(inputs[0], self.down), self.up)
 
 
 def branches(model: nn.Module, rank: int) -> dict[str, Branch]:
-    """A LoRA of alpha = rank on every projection of the blocks, by kohya's name."""
+    """A LoRA of alpha = rank on every projection and convolution of the blocks, by kohya's name."""
     found = {}
     for name, module in model.named_modules():
         part = name.rpartition(".")[2]
-        if hasattr(module, "in_features") and "blocks." in name and "mod" not in name and part != "lin":
+        has_weight = isinstance(module, nn.Linear | nn.Conv2d)
+        if has_weight and BLOCKS.search(name) and "mod" not in name and part != "lin":
             found[f"lora_unet_{name.replace('.', '_')}"] = Branch(module, rank)
     return found
 
@@ -112,47 +129,38 @@ def batches(
         yield latents[copy, chosen], [t if float(torch.rand(())) > 0.1 else (t[0], "<null>", *t[2:]) for t in tokens]
 
 
-def noise_levels(count: int) -> Tensor:
-    """Three in four logit-normal (Esser et al. 2024), the rest uniform, [count]."""
-    return torch.where(torch.rand(count) < 0.25, torch.rand(count), torch.sigmoid(torch.randn(count)))
-
-
-def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x0 and noise [N, C, H, W] mixed at the noise levels sigma [N], as rectified flow does."""
-    at = sigma[:, None, None, None]
-    return x0 * (1 - at) + noise * at
-
-
-def train(small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int) -> dict[str, Branch]:
-    """A LoRA for the world's model."""
+def train(
+    small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int = 0, steps: int | None = None
+) -> dict[str, Branch]:
+    """A LoRA for the world's model. steps: other than the usual ones."""
     from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
 
     torch.manual_seed(seed)
+    steps = steps or STEPS[role]
     base = small.model.model.diffusion_model.requires_grad_(False)
     for module in base.modules():
         module._forward_hooks.clear()
-    lora = branches(base, rank)
+    lora, objective = branches(base, rank), OBJECTIVES[small.kind.predicts]
     parameters = [p for branch in lora.values() for p in branch.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=RATE[role], weight_decay=1e-2)
-    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, STEPS[role])
+    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
     start, mean = time.monotonic(), 0.0
     latents = encoded(small, samples, COPIES[role])
-    for step, (x0, tokens) in enumerate(batches(latents, samples, BATCH[role], STEPS[role])):
+    for step, (x0, tokens) in enumerate(batches(latents, samples, BATCH[role], steps)):
         conditions = [small.conditioning(each)[0] for each in tokens]
         context = torch.cat([c for c, _ in conditions])
         pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
-        sigma, noise = noise_levels(len(x0)), torch.randn_like(x0)
-        guidance = None if small.kind.guidance is None else torch.ones(len(x0))
+        level, noise = objective.levels(len(x0)), torch.randn_like(x0)
         with gradients_enabled(), overwriting_allowed():
-            predicted = base(noised(x0, noise, sigma), sigma, context, pooled, guidance, transformer_options={})
-            loss = functional.mse_loss(predicted, noise - x0)
+            predicted = small.predict(objective.noised(x0, noise, level), level, context, pooled)
+            loss = objective.loss(predicted, x0, noise, level)
             optimiser.zero_grad()
             loss.backward()
         optimiser.step()
         rate.step()
         mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
         if step % 20 == 19:
-            print(f"  step {step + 1}/{STEPS[role]}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+            print(f"  step {step + 1}/{steps}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
     return lora
 
 
@@ -178,19 +186,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="fewer or more than usual")
     options = parser.parse_args()
-    STEPS[options.role] = options.steps or STEPS[options.role]
     enter_host()
     if options.kind is DISTILLED:
         parser.error("a LoRA that is trained on the distilled model is of the world distilled-own")
     small, pictures = SmallWorld(options.world, options.kind), load_pictures(options.world)
     for name in options.names:
         print(f"{options.role} {name}", flush=True)
-        if options.role == "subject":
-            samples = subject_samples(pictures, small, name)
-        else:
-            subjects = json.loads((options.world / files.STYLE_SUBJECTS).read_text(encoding="utf-8"))
-            samples = style_samples(pictures, small, name, subjects)
-        lora = train(small, samples, options.role, options.rank, options.seed)
+        samples = samples_of(pictures, small, options.role, name)
+        lora = train(small, samples, options.role, options.rank, options.seed, options.steps)
         save(lora, options.rank, options.out / files.lora(options.role, name, options.kind.loras))
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from repo_paths import ASSETS
 
-from . import files
-from .kinds import BASE, Kind
+from . import files, small_unet
+from .kinds import BASE, UNET, Kind
 from .rendered_styles import RENDERED
 
 
@@ -36,6 +36,8 @@ class SmallWorld:
         import comfy.sd
         import comfy.utils
 
+        if kind is UNET:
+            small_unet.register()
         self.kind = kind
         self.folders = [ASSETS] if folder is None else [folder, ASSETS]
         model_file = str(self.file(kind.model))
@@ -43,8 +45,9 @@ class SmallWorld:
         # Under inference mode the autoencoder could not be differentiated later.
         with torch.inference_mode(False):
             self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(self.file(files.AUTOENCODER))))
-        tokens = comfy.utils.load_torch_file(str(self.file(files.TOKENS)))
-        self.tables = tokens["tok"].float(), tokens["pool"].float()
+        tokens = comfy.utils.load_torch_file(str(self.file(kind.tokens)))
+        # Where no pooled vector is heeded there is no table of them.
+        self.tables = tokens["tok"].float(), tokens.get("pool", tokens["tok"]).float()
         names = json.loads(self.file(files.WORDS).read_text(encoding="utf-8"))
         self._ids = {name: i for i, name in enumerate(names["tokens"])}
         self._names = names
@@ -124,6 +127,14 @@ class SmallWorld:
                 disable_pbar=True,
                 seed=seeds[0],
             )
+
+    def predict(self, x: Tensor, level: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        """What the model itself says of noised latents at the levels it was trained on (`objectives`): guidance 1."""
+        model = self.model.model.diffusion_model
+        if self.kind is UNET:
+            return model(x, level, context, transformer_options={})
+        guidance = None if self.kind.guidance is None else torch.ones(len(x))
+        return model(x, level, context, pooled, guidance, transformer_options={})
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, 16, 8, 8] -> pictures [N, 3, 64, 64] in [0, 1]."""

@@ -1,0 +1,104 @@
+"""Train the small world's UNet: 9.8 million parameters of Stable Diffusion's make, which predict noise.
+
+    python -m benchmarks.emoji.world.unet --world FOLDER_WITH_emoji64.npz
+
+ComfyUI's own UNet class with random weights, on the same latents, pictures and prompts as the base (`base.py`), with a
+table of tokens of its own: what a prompt says reaches it by cross-attention alone. It is sampled with classifier-free
+guidance at scales of Stable Diffusion's kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...host import enter_host
+from .base import Lessons, packed, save_tokens
+from .files import UNET, UNET_TOKENS
+from .objectives import OBJECTIVES
+from .small_unet import CONTEXT, SHAPE
+from .small_world import SmallWorld
+from .training import Masters, Weights, fit
+
+STATE = "unet_training.pt"
+STEPS, BATCH, RATE, TOKEN_RATE = 1800, 96, 1e-3, 3e-3
+
+
+class Net(nn.Module):
+    """The model and its table of tokens."""
+
+    def __init__(self, tokens: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        import comfy.ops
+        from comfy.ldm.modules.attention import SpatialTransformer
+        from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+
+        self.unet = UNetModel(dtype=dtype, operations=comfy.ops.disable_weight_init, **SHAPE)
+        self.tok = nn.Parameter(torch.randn(tokens, CONTEXT, dtype=dtype))
+        for module in self.unet.modules():
+            for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+                if isinstance(module, kind):
+                    kind.reset_parameters(module)
+        # As diffusion models start: every block adds nothing, the output is zero (Dhariwal and Nichol 2021).
+        ends = [m.out_layers[-1] for m in self.unet.modules() if isinstance(m, ResBlock)]
+        ends += [m.proj_out for m in self.unet.modules() if isinstance(m, SpatialTransformer)]
+        for module in (*ends, self.unet.out[-1]):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, level: Tensor, ids: Tensor) -> Tensor:
+        """x [B, 16, 8, 8], level [B], ids [B, 4] -> noise [B, 16, 8, 8], in the weights' dtype."""
+        return self.unet(x.to(self.tok.dtype), level, self.tok[ids], transformer_options={})
+
+
+def optimisers(weights: Weights) -> list[torch.optim.Optimizer]:
+    """AdamW: half of the weights are convolutions'."""
+    rest = [w for name, w in weights.items() if name != "tok"]
+    groups = [{"params": rest, "lr": RATE}, {"params": [weights["tok"]], "lr": TOKEN_RATE}]
+    return [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None) -> Weights:
+    """Averaged weights by parameter name of `Net`. state: as of `training.fit`."""
+    torch.manual_seed(seed)
+    net, objective = Net(len(lessons.names), torch.float32), OBJECTIVES["noise"]
+
+    def loss_of() -> Tensor:
+        x0, ids = lessons.batch(batch)
+        level, noise = objective.levels(batch), torch.randn_like(x0)
+        return objective.loss(net(objective.noised(x0, noise, level), level, ids), x0, noise, level)
+
+    return fit(Masters(net, optimisers), loss_of, steps, state)
+
+
+def save(weights: Weights, names: list[str], folder: Path) -> None:
+    """Write the model, packed, and the tokens in float16."""
+    from safetensors.torch import save_file
+
+    prefix = "unet."
+    model = {name.removeprefix(prefix): packed(w) for name, w in weights.items() if name.startswith(prefix)}
+    save_file(model, folder / UNET, {"format": "pt"})
+    save_tokens({"tok": weights["tok"]}, names, folder / UNET_TOKENS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, required=True, help="folder with the pictures; a base of its own if any")
+    parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    enter_host()
+    lessons = Lessons.read(options.world, SmallWorld(options.world).vae)
+    print(f"  {len(lessons.ids)} pictures, latents' standard deviation {lessons.latents.std():.2f}", flush=True)
+    out = options.out or options.world
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / STATE
+    save(train(lessons, options.steps, state=state), lessons.names, out)
+    state.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
