@@ -3,21 +3,21 @@
 import comfy.model_management
 import pytest
 
-from lora_conductor.fusion.policies import POLICIES
+from lora_conductor.fusion.routing import NAMED
 from lora_conductor.host.fusing import fused
 
 from .. import tiny
 
 
 @pytest.mark.parametrize("share", [0.0, 1 / 3])
-@pytest.mark.parametrize("policy", ["sum", "kl_soft"])
+@pytest.mark.parametrize("policy", ["sum", "kl_soft", "recommended", "craft", "knots", "tsv"])
 def test_the_picture_is_that_of_a_model_loaded_whole(tmp_path, monkeypatch, policy, share):
     model = tiny.tiny_unet()
     files = [
         tiny.make_lora(tmp_path / f"{role}.safetensors", tiny.layer_shapes(model), seed=seed, size=0.2)
         for seed, role in enumerate(("subject", "style"))
     ]
-    routed = fused(model, files[0], files[1], POLICIES[policy]())
+    routed = fused(model, files[0], files[1], NAMED[policy])
     whole = tiny.sample(routed, steps=2, cfg=2.0)
     told = tiny.partly_loaded(monkeypatch, share)
     part = tiny.sample(routed, steps=2, cfg=2.0)
