@@ -56,14 +56,14 @@ def main(given: Sequence[str] | None = None) -> None:
     seeds = range(FIRST_SEEDS["test"], FIRST_SEEDS["test"] + asked.seeds)
     found: dict[str, dict[str, Verdicts]] = {}
     columns: dict[str, Any] = {}
-    for arrangement in stress.ARRANGEMENTS:
+    for number, arrangement in enumerate(stress.ARRANGEMENTS, 1):
         runs, entries = runs_of(arrangement, asked.stress, asked.store), arrangement.entries()
         found[arrangement.label] = measure(runs, bench, entries, pairs, seeds, arrangement.label)
         for entry in entries:
             if entry.label in (stress.RECOMMENDED, quality_rows.STACKED):
                 name = "ours" if entry.label == stress.RECOMMENDED else "stacked"
                 shown = [runs.pictures(entry, pair, seeds[:1]) for pair in pairs]
-                columns[f"{name}, {arrangement.label}"] = torch.cat(shown)
+                columns[f"{name} {number}"] = torch.cat(shown)
     flags = f"--stress FOLDER --seeds {asked.seeds}" + (f" --subjects {asked.subjects}" if asked.subjects else "")
     sheet = asked.docs / "images" / "stress.jpg"
     contact_sheet(columns, sheet, scale=1)

@@ -98,6 +98,9 @@ def _steps(record: RoutingRecord, spec: FusionSpec, share: float, cfg: float | N
     if cfg is None:
         yield "if it is burnt, emphasis 1 (without effect at CFG 1), then both strengths down together"
     elif cfg <= 1:
+        if _evens_out(spec):
+            # No weight goes beyond 1 there (docs/benchmarks/distilled.md, stress.md).
+            yield "if both are faint, both strengths up together, 1.25, then 1.5"
         yield "if it is burnt, both strengths down together; emphasis does nothing at CFG 1"
     elif spec.emphasis > 1:
         yield f"if it is burnt, emphasis {max(1.0, min(spec.emphasis, cfg) - 1):g}, then both strengths down together"

@@ -125,6 +125,7 @@ def document(
         "\n".join(rates(found)),
         "## Pictures",
         f"![A pair a row, first seed, the default and stacking by files]({sheet})",
-        "A pair a row, in the order above, first seed: the default, and stacking 1/1, by files.",
+        "A pair a row, in the order above, first seed: *ours* is the default, *stacked* is stacking 1/1; the number is "
+        "that of the table's row.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -77,7 +77,9 @@ def test_says_how_loud_and_what_to_turn(model: Any) -> None:
         "next: if the style is weak, style_strength up by a quarter, or balance -0.5",
         "next: if it is burnt, emphasis 1.5, then both strengths down together",
     ]
-    assert "emphasis does nothing at CFG 1" in verdict(record, spec, 0, 1.0)[3]
+    faint, burnt = verdict(record, spec, 0, 1.0)[3:]
+    assert "both are faint, both strengths up" in faint and "emphasis does nothing at CFG 1" in burnt
+    assert not any("faint" in line for line in verdict(*run(model, "paper"), 0, 1.0))
     assert "4 steps are few" in verdict(*run(model, steps=4), 0, 2.5)[-1]
 
 
