@@ -300,10 +300,8 @@ def test_a_unet_is_loaded_and_learns_loras_of_its_convolutions(folder: Path, tmp
     unet.save(unet.train(lessons, 3, batch=2), lessons.names, tmp_path)
     small = SmallWorld(tmp_path, UNET)
     assert small.model.model.model_type.name == "EPS"
-    assert (small.model.model.latent_format.scale_factor, small.model.model.latent_format.shift_factor) == (
-        0.3611,
-        0.1159,
-    )
+    latents_of = small.model.model.latent_format
+    assert (latents_of.scale_factor, latents_of.shift_factor) == (autoencoder.SCALE, autoencoder.SHIFT)
     levels = OBJECTIVES["noise"].signal
     sampling = small.model.model.model_sampling
     torch.testing.assert_close(levels, 1 / (1 + sampling.sigmas.square()), rtol=1e-4, atol=1e-6)
@@ -338,8 +336,8 @@ def test_a_unet_is_loaded_and_learns_loras_of_its_convolutions(folder: Path, tmp
     assert len(merged.patches) == len(lora), "every key finds its layer"
     fused_too = routed(Sum(), 1.0, 0.0)(small.model, path, path)
     plain, by_core, ours = (small.sample(m, "fox", None, [1], steps=2) for m in (small.model, merged, fused_too))
-    torch.testing.assert_close(by_core, ours, rtol=1e-3, atol=1e-3)
-    assert (by_core - plain).abs().max() > 1e-4
+    moved = float((by_core - plain).abs().max())
+    assert moved > 1e-4 and float((by_core - ours).abs().max()) < 0.02 * moved
 
 
 def test_a_world_is_chosen_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from ...host import enter_host
 from . import autoencoder
 from .files import AUTOENCODER, MODEL, TOKENS, WORDS
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, Objective
 from .pictures import load_pictures
 from .precision import autocast
 from .training import Masters, Weights, fit
@@ -136,17 +137,30 @@ def optimisers(weights: Weights) -> list[torch.optim.Optimizer]:
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None) -> Weights:
-    """Averaged weights by parameter name of `Net`. state: as of `training.fit`."""
-    torch.manual_seed(seed)
-    net, objective = Net(len(lessons.names), torch.float32), OBJECTIVES["flow"]
+def learned(
+    net: nn.Module,
+    optimisers: Callable[[Weights], Sequence[torch.optim.Optimizer]],
+    objective: Objective,
+    lessons: Lessons,
+    steps: int,
+    batch: int,
+    state: Path | None,
+) -> Weights:
+    """Averaged weights of a network ``(x, level, ids)`` by parameter name. optimisers, state: as of `training`."""
 
     def loss_of() -> Tensor:
         x0, ids = lessons.batch(batch)
-        sigma, noise = objective.levels(batch), torch.randn_like(x0)
-        return objective.loss(net(objective.noised(x0, noise, sigma), sigma, ids), x0, noise, sigma)
+        level, noise = objective.levels(batch), torch.randn_like(x0)
+        return objective.loss(net(objective.noised(x0, noise, level), level, ids), x0, noise, level)
 
     return fit(Masters(net, optimisers), loss_of, steps, state)
+
+
+def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None) -> Weights:
+    """Averaged weights by parameter name of `Net`. state: as of `training.fit`."""
+    torch.manual_seed(seed)
+    net = Net(len(lessons.names), torch.float32)
+    return learned(net, optimisers, OBJECTIVES["flow"], lessons, steps, batch, state)
 
 
 def packed(value: Tensor) -> Tensor:

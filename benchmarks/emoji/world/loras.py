@@ -18,7 +18,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,14 @@ class Branch(nn.Module):
 
 
 def branches(model: nn.Module, rank: int) -> dict[str, Branch]:
-    """A LoRA of alpha = rank on every projection and convolution of the blocks, by kohya's name."""
+    """A LoRA of alpha = rank on every projection and convolution of the blocks, by kohya's name.
+
+    The model is frozen, and earlier branches are taken off it.
+    """
+    model.requires_grad_(False)
     found = {}
     for name, module in model.named_modules():
+        module._forward_hooks.clear()
         part = name.rpartition(".")[2]
         has_weight = isinstance(module, nn.Linear | nn.Conv2d)
         if has_weight and BLOCKS.search(name) and "mod" not in name and part != "lin":
@@ -129,39 +134,51 @@ def batches(
         yield latents[copy, chosen], [t if float(torch.rand(())) > 0.1 else (t[0], "<null>", *t[2:]) for t in tokens]
 
 
-def train(
-    small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int = 0, steps: int | None = None
-) -> dict[str, Branch]:
-    """A LoRA for the world's model. steps: other than the usual ones."""
+def fit(lora: dict[str, Branch], rate: float, steps: int, loss_of: Callable[[], Tensor]) -> dict[str, Branch]:
+    """The branches after that many steps of AdamW with linear decay.
+
+    Args:
+        rate: at the start.
+        loss_of: the loss of the model they are on, on a new batch.
+    """
     from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
 
-    torch.manual_seed(seed)
-    steps = steps or STEPS[role]
-    base = small.model.model.diffusion_model.requires_grad_(False)
-    for module in base.modules():
-        module._forward_hooks.clear()
-    lora, objective = branches(base, rank), OBJECTIVES[small.kind.predicts]
     parameters = [p for branch in lora.values() for p in branch.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=RATE[role], weight_decay=1e-2)
-    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
     start, mean = time.monotonic(), 0.0
-    latents = encoded(small, samples, COPIES[role])
-    for step, (x0, tokens) in enumerate(batches(latents, samples, BATCH[role], steps)):
-        conditions = [small.conditioning(each)[0] for each in tokens]
-        context = torch.cat([c for c, _ in conditions])
-        pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
-        level, noise = objective.levels(len(x0)), torch.randn_like(x0)
+    for step in range(steps):
         with gradients_enabled(), overwriting_allowed():
-            predicted = small.predict(objective.noised(x0, noise, level), level, context, pooled)
-            loss = objective.loss(predicted, x0, noise, level)
+            loss = loss_of()
             optimiser.zero_grad()
             loss.backward()
         optimiser.step()
-        rate.step()
+        decay.step()
         mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
         if step % 20 == 19:
             print(f"  step {step + 1}/{steps}: loss {mean:.3f}, {time.monotonic() - start:.0f} s", flush=True)
     return lora
+
+
+def train(
+    small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int = 0, steps: int | None = None
+) -> dict[str, Branch]:
+    """A LoRA for the world's model. steps: other than the usual ones."""
+    torch.manual_seed(seed)
+    steps = steps or STEPS[role]
+    lora, objective = branches(small.model.model.diffusion_model, rank), OBJECTIVES[small.kind.predicts]
+    drawn = batches(encoded(small, samples, COPIES[role]), samples, BATCH[role], steps)
+
+    def loss_of() -> Tensor:
+        x0, tokens = next(drawn)
+        conditions = [small.conditioning(each)[0] for each in tokens]
+        context = torch.cat([c for c, _ in conditions])
+        pooled = torch.cat([extra["pooled_output"] for _, extra in conditions])
+        level, noise = objective.levels(len(x0)), torch.randn_like(x0)
+        predicted = small.predict(objective.noised(x0, noise, level), level, context, pooled)
+        return objective.loss(predicted, x0, noise, level)
+
+    return fit(lora, RATE[role], steps, loss_of)
 
 
 def save(lora: dict[str, Branch], rank: int, path: Path) -> None:

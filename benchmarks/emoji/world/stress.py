@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ...host import enter_host
@@ -64,35 +65,23 @@ def train(small: SmallWorld, pictures: Pictures, kind: Kind, role: str, name: st
 
 def accelerate(small: SmallWorld, lessons: Lessons, steps: int = STEPS) -> dict[str, loras.Branch]:
     """A LoRA with which the model needs no guidance."""
-    from lora_conductor.host.vision import gradients_enabled, overwriting_allowed
-
     torch.manual_seed(0)
-    model = small.model.model.diffusion_model.requires_grad_(False)
-    for module in model.modules():
-        module._forward_hooks.clear()
+    model = small.model.model.diffusion_model
     with torch.inference_mode(False):
-        teacher = Prompted(copy.deepcopy(model), *small.tables)
+        teacher = Prompted(copy.deepcopy(model).requires_grad_(False), *small.tables)
         student = Prompted(model, *small.tables)
         lora = loras.branches(model, ACCELERATING_RANK)
-    optimiser = torch.optim.AdamW([p for branch in lora.values() for p in branch.parameters()], lr=RATE)
-    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
-    null, flow, mean = lessons.names.index("<null>"), OBJECTIVES["flow"], 0.0
-    for step in range(steps):
+    null, flow = lessons.names.index("<null>"), OBJECTIVES["flow"]
+
+    def loss_of() -> Tensor:
         x0, ids = lessons.batch(BATCH)
         sigma, scale = flow.levels(BATCH), torch.full((BATCH,), small.kind.cfg)
         x = flow.noised(x0, torch.randn_like(x0), sigma)
         with torch.no_grad():
             wanted = guided(teacher, x, sigma, ids, null, scale)
-        with gradients_enabled(), overwriting_allowed():
-            loss = functional.mse_loss(student(x, sigma, ids), wanted)
-            optimiser.zero_grad()
-            loss.backward()
-        optimiser.step()
-        rate.step()
-        mean += (loss.item() - mean) * max(0.05, 1 / (step + 1))
-        if step % 20 == 19:
-            print(f"  step {step + 1}/{steps}: loss {mean:.3f}", flush=True)
-    return lora
+        return functional.mse_loss(student(x, sigma, ids), wanted)
+
+    return loras.fit(lora, RATE, steps, loss_of)
 
 
 def make(path: Path, rank: int, train: Callable[[], dict[str, loras.Branch]]) -> None:

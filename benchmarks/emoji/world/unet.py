@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ...host import enter_host
-from .base import Lessons, packed, save_tokens
+from .base import Lessons, learned, packed, save_tokens
 from .files import UNET, UNET_TOKENS
 from .objectives import OBJECTIVES
 from .small_unet import CONTEXT, SHAPE
 from .small_world import SmallWorld
-from .training import Masters, Weights, fit
+from .training import Weights
 
 STATE = "unet_training.pt"
 STEPS, BATCH, RATE, TOKEN_RATE = 1800, 96, 1e-3, 3e-3
@@ -64,14 +64,8 @@ def optimisers(weights: Weights) -> list[torch.optim.Optimizer]:
 def train(lessons: Lessons, steps: int, batch: int = BATCH, seed: int = 0, state: Path | None = None) -> Weights:
     """Averaged weights by parameter name of `Net`. state: as of `training.fit`."""
     torch.manual_seed(seed)
-    net, objective = Net(len(lessons.names), torch.float32), OBJECTIVES["noise"]
-
-    def loss_of() -> Tensor:
-        x0, ids = lessons.batch(batch)
-        level, noise = objective.levels(batch), torch.randn_like(x0)
-        return objective.loss(net(objective.noised(x0, noise, level), level, ids), x0, noise, level)
-
-    return fit(Masters(net, optimisers), loss_of, steps, state)
+    net = Net(len(lessons.names), torch.float32)
+    return learned(net, optimisers, OBJECTIVES["noise"], lessons, steps, batch, state)
 
 
 def save(weights: Weights, names: list[str], folder: Path) -> None:

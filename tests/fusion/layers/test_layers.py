@@ -12,15 +12,15 @@ from lora_conductor.fusion.adapters import LowRankDelta
 from lora_conductor.fusion.layers import layer as layers
 from lora_conductor.fusion.layers.layer import FusedLayer, Geometry
 from lora_conductor.fusion.policies import RECOMMENDED, Energy, KLSoft, Paper, StepContext, Sum
-from lora_conductor.fusion.routing import Router, Rules
+from lora_conductor.fusion.routing import Refinement, Router, Rules
 
 from ..decided import decisions_of
 
 FIRST_STEP = StepContext(0, 1)
 
 
-def fuse(layer, x, base, policy, decisions=None):
-    call = Router(Rules(policy)).open_call()
+def fuse(layer, x, base, policy, decisions=None, **settings):
+    call = Router(Rules(policy, Refinement(**settings))).open_call()
     out = layer.fuse(x, base, call.decide)
     if decisions is not None:
         decisions += decisions_of(call)
@@ -182,8 +182,16 @@ def test_several_loras_of_a_role_act_as_their_sum():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ranks", [(2, 3), (3, 1), (1, 4), (6, 6)])
-@pytest.mark.parametrize("policy", [Sum(), Paper(), KLSoft(), RECOMMENDED, Energy()], ids=lambda p: p.name)
-def test_rows_of_zeros_change_nothing(policy, ranks, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [
+        *((policy, {}) for policy in (Sum(), Paper(), KLSoft(), RECOMMENDED, Energy())),
+        (RECOMMENDED, {"granularity": "token"}),
+        (KLSoft(), {"cap": 1.0, "smoothing": 0.5}),
+    ],
+    ids=str,
+)
+def test_rows_of_zeros_change_nothing(policy, settings, ranks, dtype, monkeypatch):
     """Of three segments, in the middle one of which the roles trade ranks; and not many are ever held."""
     torch.manual_seed(4)
     cut = (0, 4), (4, 4), (8, 8)
@@ -202,7 +210,7 @@ def test_rows_of_zeros_change_nothing(policy, ranks, dtype, monkeypatch):
         monkeypatch.setattr(layers, "MOST_PADDED", most)
         layer = FusedLayer("l", Geometry(6, 16), deltas, dtype)
         decided: list = []
-        found[most] = fuse(layer, x, base.clone(), policy, decided), [d.weights for d in decided]
+        found[most] = fuse(layer, x, base.clone(), policy, decided, **settings), [d.weights for d in decided]
         rows[most] = layer.down.shape[0]
     assert rows[0.0] == 3 * (subject + style)
     assert rows[2.0] == 6 * max(ranks)
