@@ -49,12 +49,12 @@ MODELS = {"flux": flux, "unet": unet}
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A model with a LoRA in each role."""
+    """A model with a LoRA in each role, of different ranks."""
     model = request.param()
     folder, shapes = tmp_path_factory.mktemp("two"), tiny.layer_shapes(model)
     subject, style = (
-        tiny.make_lora(folder / f"{role}.safetensors", shapes, seed=seed, size=0.3)
-        for seed, role in enumerate(("subject", "style"), 1)
+        tiny.make_lora(folder / f"{role}.safetensors", shapes, rank=rank, seed=seed, size=0.3)
+        for seed, (role, rank) in enumerate((("subject", 4), ("style", 6)), 1)
     )
     return fusing.fused(model, subject, style)
 
