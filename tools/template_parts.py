@@ -27,10 +27,9 @@ CFG = (
     "*style_strength* 1.25. More under *First picture* in the loader's help."
 )
 NO_CFG = (
-    " *emphasis* does nothing at CFG 1. Burnt or garish: both strengths down together, 0.8, then 0.6. The face is "
-    "lost: "
-    "*subject_strength* 1.25. The style is weak: *style_strength* 1.25. More under *First picture* in the loader's "
-    "help."
+    " Both are faint: *emphasis* 1.25 on the router, then 1.5. Burnt or garish: both strengths down together, 0.8, "
+    "then 0.6. The face is lost: *subject_strength* 1.25. The style is weak: *style_strength* 1.25. More under *First "
+    "picture* in the loader's help."
 )
 
 

@@ -1,9 +1,10 @@
-"""How much of the LoRAs the negative prompt's pass gets, and with it how often their effect counts in the picture.
+"""How often the LoRAs' effect counts in the picture: by what the negative prompt's pass gets of them, then by weight.
 
 Classifier-free guidance at scale ``s`` gives ``negative + s (positive - negative)``. Where LoRAs change the positive
 pass by ``d`` and the negative one by ``a d``, the picture is changed by ``(s - a (s - 1)) d``: once when both passes
 have the LoRAs (a = 1), ``s`` times when the negative pass has none. Unlike larger weights, that asks nothing of a layer
-that its LoRA was not trained for.
+that its LoRA was not trained for. Where a user asks for more than guidance has to give (at CFG 1, for more than once),
+the rest is weight: both passes get that many times as much, as if both strengths were turned up.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ def negative_share(emphasis: float, cfg: float) -> float:
 
 
 def effective(emphasis: float, cfg: float) -> float:
-    """How often the LoRAs' effect counts in the picture."""
+    """How often the LoRAs' effect counts in the picture by what the negative pass gets, their weights as they are."""
     return cfg - negative_share(emphasis, cfg) * (cfg - 1) if cfg > 1 else 1.0
+
+
+def push(emphasis: float, cfg: float) -> float:
+    """How many times their weights the LoRAs need in every pass for their effect to count ``emphasis`` times."""
+    return emphasis / effective(emphasis, cfg)
 
 
 class Emphasis:
@@ -41,14 +47,15 @@ class Emphasis:
 
     Args:
         batch: what the call computes.
-        share: of the negative ones.
+        share: of the negative ones, beside the others'.
+        push: of all.
     """
 
-    def __init__(self, batch: Batch = Batch(), share: float = 1.0) -> None:  # noqa: B008 - frozen
-        self.batch = batch
+    def __init__(self, batch: Batch = Batch(), share: float = 1.0, push: float = 1.0) -> None:  # noqa: B008 - frozen
+        self.batch, self.push = batch, push
         # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
-        self.shares = tuple(share if "negative" in key else 1.0 for key in batch.keys)
-        self._is_one = share == 1.0
+        self.shares = tuple(push * share if "negative" in key else push for key in batch.keys)
+        self._is_one = share == push == 1.0
 
     def of(self, weights: dict[str, Weight], roles: Sequence[str], features: Tensor) -> dict[str, Weight]:
         """The weights of a segment's roles as they are to be used.
@@ -62,9 +69,7 @@ class Emphasis:
             return weights
         if len(set(self.shares)) == 1:
             return {role: weights.get(role, 1.0) * self.shares[0] for role in roles}
-        if features.shape[0] % len(self.shares):
-            return weights
-        factor = self._factor(features)
+        factor: Weight = self.push if features.shape[0] % len(self.shares) else self._factor(features)
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
@@ -88,7 +93,7 @@ class Emphasis:
         if len(set(self.shares)) == 1:
             return pairs * self.shares[0]
         if features.shape[0] % len(self.shares):
-            return pairs
+            return pairs * self.push
         return pairs * self._factor(features)[:, 0]
 
     def place(self, features: Tensor) -> tuple[tuple[float, ...], int, int, torch.device]:

@@ -52,8 +52,8 @@ class Refinement:
         follow_cond: the negative prompt takes the positive one's decisions of the step before.
         freeze_after: number of routed steps after which nothing is measured any more: what the policy makes of the
             mean so far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
-        emphasis: how often the LoRAs' effect counts in the picture under classifier-free guidance (:mod:`.emphasis`); 0
-            for the policy's own.
+        emphasis: how often the LoRAs' effect counts in the picture, by classifier-free guidance as far as it goes and
+            by weight beyond (:mod:`.emphasis`); 0 for the policy's own, by guidance alone.
     """
 
     lean: float = setting(
@@ -179,8 +179,9 @@ class Refinement:
     emphasis: float = setting(
         0.0,
         "How many times what the LoRAs do counts in the picture. 1: once, as with ordinary loaders. 2: twice, "
-        "by leaving that much of it out of the negative prompt's pass. 0: what suits the policy. At CFG 1 nothing "
-        "changes. Policies that merge before sampling cannot do it, except sum.",
+        "by leaving that much of it out of the negative prompt's pass; what CFG does not reach (at CFG 1, all of "
+        "it) is as if both strengths were up. 0: what suits the policy, by CFG alone. Policies that merge before "
+        "sampling cannot do it, except sum.",
         least=0.0,
         most=10.0,
         allowed=UPWARDS,

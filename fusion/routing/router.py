@@ -75,7 +75,7 @@ class Router:
             evaluations = tuple(self._evaluations.get((context.step, place), 0) for place in batch.places)
             for place, evaluation in zip(batch.places, evaluations, strict=True):
                 self._evaluations[context.step, place] = evaluation + 1
-        emphasis = Emphasis(batch, self.rules.negative_share(self.cfg))
+        emphasis = Emphasis(batch, self.rules.negative_share(self.cfg), self.rules.push(self.cfg))
         call = Call(self.rules, self._steady, emphasis, context, batch, evaluations, picture, self.fixed)
         if isinstance(self.rules.policy, Replay):
             plan = self.rules.policy.plan

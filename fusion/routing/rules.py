@@ -12,7 +12,7 @@ import torch
 
 from ..layers import FusedLayer, Pairing, Segment, Weight
 from ..policies import Policy, ScheduledPolicy, ScoredPolicy, StepContext
-from .emphasis import negative_share
+from .emphasis import effective, negative_share, push
 from .refinement import Refinement
 
 
@@ -73,6 +73,18 @@ class Rules:
     def negative_share(self, cfg: float) -> float:
         """The share of its weights that the negative prompt's pass gets at that guidance scale."""
         return negative_share(self.asked_emphasis, cfg)
+
+    def push(self, cfg: float) -> float:
+        """How many times their weights all passes get at that scale: no policy pushes unless the user says so."""
+        return push(self.refinement.emphasis, cfg) if self.refinement.emphasis else 1.0
+
+    def counts(self, cfg: float) -> float:
+        """How often the LoRAs' effect counts in the picture at that scale."""
+        return effective(self.asked_emphasis, cfg) * self.push(cfg)
+
+    def cooler(self, cfg: float) -> float:
+        """The emphasis to try next where that burns: once less, and no less than once."""
+        return max(1.0, self.counts(cfg) - 1)
 
     def preference(self, name: str, context: StepContext) -> float:
         """What is preferred in a segment before anything is measured; above 0 the subject."""

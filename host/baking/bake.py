@@ -31,7 +31,7 @@ from ..fusing import (
 )
 from ..loras import LoraOnModel, loras_on
 from .file import RANKS, BakedFile, BakedTensors, write
-from .fused import Source, model_source, text_source
+from .fused import Source, model_source, push_of, text_source
 from .header import headers_of, metadata_of, words_of
 from .merged import add_merged, low_rank_parts
 from .names import Reorder, covers
@@ -99,7 +99,7 @@ def bake(
     if record is not None and kept is not None and spec is not None and record.layers:
         weights = baked_weights(spec.policy, record, settings.step, kept).shared
         pairs = {name: (its[ROLES[0]], its[ROLES[1]]) for name, its in weights.items()}
-        apart = distance_of_latent(model, samples, pairs, settings.origin)
+        apart = distance_of_latent(model, samples, pairs, settings.origin, push_of(spec, kept))
     kohya = sources[0].naming.kohya
     if clip is not None:
         sources.append(text_source(clip, kohya))
@@ -288,12 +288,13 @@ def _notes(
     one_pass = kept is not None and kept.positive_alone and kept.negative is None
     if spec is not None and spec.emphasis != 1.0 and not one_pass:
         often = f"{spec.emphasis:g}"
+        alone = f"At CFG 1, load it at strength {often}. " if spec.refinement.emphasis else ""
         yield (
-            "emphasis: with CFG above 1 the router leaves a part of the LoRAs out of the negative prompt's pass, so "
-            f"that they count {often} times; a file gives both passes the same, and they count once. What can: 'Create "
-            f"Hook LoRA' with this file, at strength 1 on the positive prompt and (CFG - {often}) / (CFG - 1), at "
-            "least 0, on the negative one; or the run's routing plan. With the router's emphasis at 1 you see what "
-            "a file does"
+            f"emphasis: {alone}With CFG above 1 the router leaves a part of the LoRAs out of the negative prompt's "
+            f"pass, so that they count {often} times; a file gives both passes the same, and they count once. What "
+            f"can: 'Create Hook LoRA' with this file, at strength 1 on the positive prompt and (CFG - {often}) / "
+            "(CFG - 1), at least 0, on the negative one; or the run's routing plan. With the router's emphasis at 1 "
+            "you see what a file does"
         )
     if left:
         yield said_of_left(left)

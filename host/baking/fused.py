@@ -103,6 +103,12 @@ def _delta(module: torch.nn.Module, entry: Entry) -> Delta | None:
         return None
 
 
+def push_of(spec: FusionSpec | None, kept: Kept | None) -> float:
+    """How many times its weights a run added the LoRAs because its user asked for that, if it had no other pass."""
+    one_pass = kept is not None and kept.positive_alone and kept.negative is None
+    return spec.refinement.emphasis or 1.0 if spec is not None and one_pass else 1.0
+
+
 def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept | None, step: int | None) -> Source:
     """The diffusion-model parts of the LoRAs on a model, fused as a run decided at a step, or on average.
 
@@ -147,20 +153,18 @@ def _fusion_of(
             weights = baked_weights(policy, record, step, kept)
         except ValueError as error:
             raise ConductorError(f"step: {error}. Choose another step, or set steps to 'average'.") from error
-        left = left_on(model)
+        left, push = left_on(model), push_of(spec, kept)
         stacked = {segment.name for layer in spec.layers if layer.name in left for segment in layer.segments}
-        return lambda deltas: summed(deltas) if deltas.name in stacked else _routed(deltas, weights)
+        return lambda deltas: summed(deltas) if deltas.name in stacked else _routed(deltas, weights, push)
     if isinstance(policy, StaticPolicy) and not policy.is_sum:
         device = _device(model)
         return lambda deltas: _merged(deltas, policy, device)
     return summed
 
 
-def _routed(deltas: SegmentDeltas, weights: BakedWeights) -> Factors | None:
-    if set(deltas.up) != set(ROLES):
-        return weighted(deltas, weights.alone)
-    own = weights.shared.get(deltas.name)
-    return None if own is None else weighted(deltas, own)
+def _routed(deltas: SegmentDeltas, weights: BakedWeights, push: float) -> Factors | None:
+    own = weights.shared.get(deltas.name) if set(deltas.up) == set(ROLES) else weights.alone
+    return None if own is None else weighted(deltas, {role: weight * push for role, weight in own.items()})
 
 
 def _merged(deltas: SegmentDeltas, policy: StaticPolicy, device: torch.device) -> Factors | Tensor:

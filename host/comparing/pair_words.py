@@ -82,7 +82,9 @@ def _of_likeness(pair: MeasuredPair, cfg: float) -> Iterator[str]:
     if len(ours) == len(ROLES) and all(lead is not None and _is_below(lead) for lead in leads.values()):
         yield "the plain stack goes further on both ways: try the policy sum for this pair"
     elif len(weak) == len(ROLES):
-        louder = "emphasis up by 1, or " if cfg > 1 and "emphasis" in acting(pair.spec.policy) else ""
+        spec = pair.spec
+        more = spec.rules.counts(cfg) + (1 if cfg > 1 else 0.25)
+        louder = f"emphasis {more:g}, or " if "emphasis" in acting(spec.policy) else ""
         yield f"both are weak: {louder}both strengths up by a quarter"
     for role in weak if len(weak) == 1 else ():
         if len(ours) < len(ROLES) or ours[role] < max(ours.values()) - APART:
@@ -100,8 +102,8 @@ def _balance(spec: FusionSpec, role: str) -> str:
 
 
 def _cooler(spec: FusionSpec, cfg: float) -> str:
-    if cfg > 1 and spec.emphasis > 1:
-        return f"to cool it, emphasis {max(1.0, min(spec.emphasis, cfg) - 1):g}, then both strengths down together"
+    if spec.rules.counts(cfg) > 1:
+        return f"to cool it, emphasis {spec.rules.cooler(cfg):g}, then both strengths down together"
     return "to cool it, both strengths down together"
 
 

@@ -43,7 +43,13 @@ class Frozen:
 
 
 def freeze(
-    guider: Any, spec: FusionSpec, weights: Weights, step: int, shape: torch.Size, left: Collection[str] = ()
+    guider: Any,
+    spec: FusionSpec,
+    weights: Weights,
+    step: int,
+    shape: torch.Size,
+    left: Collection[str] = (),
+    push: float = 1.0,
 ) -> Frozen:
     """Load clones of a run's models with every layer's LoRAs merged at the given weights.
 
@@ -56,8 +62,9 @@ def freeze(
         step: the first they are for.
         shape: of the latents in a model call, for core to keep memory free for.
         left: layers whose LoRAs are weight patches already.
+        push: how many times these weights the run's guidance asks for.
     """
-    patches = frozen_patches(spec, weights, left)
+    patches = [(these, strength * push) for these, strength in frozen_patches(spec, weights, left)]
     clones = [patcher.clone() for patcher in patchers_of(guider)]
     for clone in clones:
         for these, strength in patches:

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -409,20 +409,24 @@ class LiveFusion:
             else:
                 model.__dict__["extra_conds"] = before
 
-    def distance(self, model: ModelPatcher, call: KeptCall, weights: Mapping[str, tuple[float, float]]) -> float:
+    def distance(
+        self, model: ModelPatcher, call: KeptCall, weights: Mapping[str, tuple[float, float]], push: float
+    ) -> float:
         """How far what the model makes of a run's call is from the run's, with the same weights in all calls.
 
         Args:
             model: that carries us.
             call: of the run.
             weights: (subject, style) by segment.
+            push: how many times these, and what layers of one LoRA get.
 
         Returns:
             Root mean square of the difference, over the range of the run's.
         """
         here = call.on(model.load_device)
         load(model, here)
-        router = Router(self.spec.rules, fixed=weights)
+        refinement = replace(self.spec.refinement, emphasis=push)
+        router = Router(replace(self.spec.rules, refinement=refinement), fixed=weights)
         run, own = Run(self.spec, router, (1.0, 0.0)), router.open_call(here.batch, here.picture)
         module, before = model.model, model.model.current_patcher
         module.current_patcher = model

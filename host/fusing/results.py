@@ -68,7 +68,11 @@ def record_or_reason(model: ModelPatcher, samples: Any, origin: Origin | None = 
 
 
 def distance_of_latent(
-    model: ModelPatcher, samples: Any, weights: Mapping[str, tuple[float, float]], origin: Origin | None = None
+    model: ModelPatcher,
+    samples: Any,
+    weights: Mapping[str, tuple[float, float]],
+    origin: Origin | None = None,
+    push: float = 1.0,
 ) -> tuple[int, float] | None:
     """How far weights that stay as they are take the model from the run in which it made these samples.
 
@@ -77,6 +81,7 @@ def distance_of_latent(
         samples: the latent.
         weights: (subject, style) by segment.
         origin: of the latent.
+        push: how many times these, and what layers of one LoRA get.
 
     Returns:
         A step of the run, and the distance of the picture that the model predicts there, root mean square over its
@@ -86,7 +91,7 @@ def distance_of_latent(
     found = None if live is None else live.kept.find(samples, origin)
     if live is None or found is None or found.call is None:
         return None
-    return found.call.step, live.distance(model, found.call, weights)
+    return found.call.step, live.distance(model, found.call, weights, push)
 
 
 def plan_of_latent(model: ModelPatcher, samples: Any, origin: Origin | None = None) -> Plan:

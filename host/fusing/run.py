@@ -216,7 +216,8 @@ class Run:
             self.router.fixed = weights
             self.frozen = Frozen((), self.step, weights)
         else:
-            self.frozen = freeze(self.guider, self.spec, weights, self.step, self._shape, self.left)
+            push = self.spec.rules.push(self.router.cfg)
+            self.frozen = freeze(self.guider, self.spec, weights, self.step, self._shape, self.left, push)
 
     def _settled(self) -> dict[str, tuple[float, float]]:
         """By segment, the weights (subject, style) for the rest of the run.

@@ -95,15 +95,13 @@ def _steps(record: RoutingRecord, spec: FusionSpec, share: float, cfg: float | N
             yield f"if the style is weak, style_strength up by a quarter, or balance {lean - 1:g}"
     else:
         yield "to shift it, the loader's strengths, or the policy recommended"
+    if cfg is not None and cfg <= 1 and _evens_out(spec) and not spec.refinement.emphasis:
+        # No weight goes beyond 1 there unless somebody asks (docs/benchmarks/distilled.md, stress.md).
+        yield "if both are faint, emphasis 1.25, then 1.5, or both strengths up so far"
     if cfg is None:
-        yield "if it is burnt, emphasis 1 (without effect at CFG 1), then both strengths down together"
-    elif cfg <= 1:
-        if _evens_out(spec):
-            # No weight goes beyond 1 there (docs/benchmarks/distilled.md, stress.md).
-            yield "if both are faint, both strengths up together, 1.25, then 1.5"
-        yield "if it is burnt, both strengths down together; emphasis does nothing at CFG 1"
-    elif spec.emphasis > 1:
-        yield f"if it is burnt, emphasis {max(1.0, min(spec.emphasis, cfg) - 1):g}, then both strengths down together"
+        yield "if it is burnt, emphasis 1, then both strengths down together"
+    elif spec.rules.counts(cfg) > 1:
+        yield f"if it is burnt, emphasis {spec.rules.cooler(cfg):g}, then both strengths down together"
     else:
         yield "if it is burnt, both strengths down together"
     if record.steps < FEW_STEPS:

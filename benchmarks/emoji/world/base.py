@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...host import enter_host
 from . import autoencoder
 from .files import AUTOENCODER, MODEL, TOKENS, WORDS
+from .muon import Muon
 from .objectives import OBJECTIVES, Objective
 from .pictures import load_pictures
 from .precision import autocast
@@ -132,9 +133,8 @@ def optimisers(weights: Weights) -> list[torch.optim.Optimizer]:
     tables = [weights["tok"], weights["pool"]]
     chosen = {id(w) for w in (*matrices, *tables)}
     rest = [w for w in weights.values() if id(w) not in chosen]
-    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, ns_steps=4, adjust_lr_fn="match_rms_adamw")
     groups = [{"params": rest, "lr": RATE}, {"params": tables, "lr": RATE * TOKEN_FACTOR}]
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [Muon(matrices, lr=MUON_RATE), torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def learned(

@@ -11,7 +11,7 @@ from lora_conductor.fusion.layers import Batch, Pairing
 from lora_conductor.fusion.policies import Balanced, KLSoft, StepContext
 from lora_conductor.fusion.roles import ROLES
 from lora_conductor.fusion.routing import Prepared, Refinement, Rules
-from lora_conductor.fusion.routing.emphasis import Emphasis, effective, negative_share
+from lora_conductor.fusion.routing.emphasis import Emphasis, effective, negative_share, push
 
 FEATURES = torch.zeros(4, 3, 2)
 
@@ -28,6 +28,40 @@ def test_an_effect_counts_as_often_as_asked_for_or_as_cfg_allows(cfg, emphasis):
         assert (share, counted) == (0, cfg)
     elif share < 2:
         assert counted == pytest.approx(emphasis)
+
+
+@given(cfg=st.floats(1.0, 30.0), emphasis=st.floats(0.05, 30.0))
+def test_what_guidance_does_not_reach_is_made_up_by_weight(cfg, emphasis):
+    share, times = negative_share(emphasis, cfg), push(emphasis, cfg)
+    assert times * (share + cfg * (1 - share)) == pytest.approx(emphasis)
+    if cfg == 1:
+        assert times == emphasis
+    elif 1 <= emphasis <= cfg:
+        assert times == pytest.approx(1)
+    assert push(emphasis, 1 + 1e-9) == pytest.approx(push(emphasis, 1.0))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 1.5, 7.0])
+def test_no_policy_pushes_of_its_own(cfg):
+    own, asked = Rules(Balanced()), Rules(Balanced(), Refinement(emphasis=4.0))
+    assert own.push(cfg) == 1 and own.counts(cfg) == pytest.approx(min(cfg, 2.5))
+    assert asked.counts(cfg) == pytest.approx(4.0) and asked.push(cfg) == pytest.approx(max(1.0, 4 / cfg))
+    assert asked.cooler(cfg) == pytest.approx(3.0) and own.cooler(cfg) == pytest.approx(max(1.0, min(cfg, 2.5) - 1))
+
+
+def test_all_rows_are_pushed_the_negative_ones_beside_their_share():
+    weights = {"subject": 2.0, "style": torch.full((4, 3, 1), 3.0)}
+    both = Emphasis(Batch(("negative.0", "positive.0")), 0.25, 2.0)
+    assert both.of(weights, ROLES, FEATURES)["subject"].flatten().tolist() == [1, 1, 4, 4]
+    assert both.of_pair(torch.ones(4, 2))[:, 0].tolist() == [0.5, 0.5, 2, 2]
+    assert both.pair_of({}, FEATURES)[:, 1].tolist() == [0.5, 0.5, 2, 2]
+    one = Emphasis(Batch(("positive.0",)), 1.0, 1.5)
+    assert one.of({}, ROLES, FEATURES) == dict.fromkeys(ROLES, 1.5)
+    assert (one.of_pair(torch.ones(4, 2)) == 1.5).all()
+    # Features that are not made of the prompts are no pass's.
+    odd = torch.zeros(3, 1, 1)
+    assert both.of({"subject": 1.0}, ("subject",), odd) == {"subject": 2.0}
+    assert (both.of_pairs(torch.ones(1, 1, 2), odd) == 2).all()
 
 
 def test_rows_of_the_negative_prompt_get_their_share():
@@ -63,7 +97,7 @@ def test_a_call_of_one_prompt_needs_no_tensors():
 def test_features_that_are_not_made_of_the_prompts_are_left_alone():
     emphasis = Emphasis(Batch(("negative.0", "positive.0")), 0.0)
     weights = {"subject": 1.0}
-    assert emphasis.of(weights, ("subject",), torch.zeros(3, 1, 1)) is weights
+    assert emphasis.of(weights, ("subject",), torch.zeros(3, 1, 1)) == weights
 
 
 def test_the_recommended_policy_adds_no_more_to_a_layer_than_counts_in_the_picture():

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_conductor.fusion.policies import RECOMMENDED, TIES, KLoRA, KLSoft, NPLoRA, Paper, Sum, Switch
+from lora_conductor.fusion.routing import Refinement
 from lora_conductor.host.baking import BakeSettings, bake
 from lora_conductor.host.fusing import attachment_of, fused, record_of_latent, set_policy
 from lora_conductor.host.loras import loras_on
@@ -100,6 +101,18 @@ def test_one_step_is_the_fused_forward_at_that_step(setting, tmp_path, record_pr
         errors.append(tiny.relative(ours, live))
     record_property(f"{name}, one step", max(errors))
     assert max(errors) < 1e-5
+
+
+def test_what_a_run_without_cfg_was_pushed_is_in_the_file(setting, tmp_path):
+    model, routed = setting
+    pushed = set_policy(routed, KLSoft(), Refinement(emphasis=1.5))
+    made, steps = steps_of(pushed)
+    sigma, x, live = steps[1]
+    baked, _ = bake(pushed, None, made, BakeSettings(1, 0, torch.float32))
+    assert tiny.relative(predicted(with_file(model, baked, tmp_path / "baked.safetensors"), sigma, x), live) < 1e-5
+    kept = next(iter(attachment_of(pushed).live.kept)).call.step
+    baked, _ = bake(pushed, None, made, BakeSettings(kept, 0, torch.float32))
+    assert baked.apart[0] == kept and baked.apart[1] < 1e-5, "the report compares what is written"
 
 
 @pytest.mark.parametrize("policy", [Sum(), NPLoRA(), TIES()], ids=["sum", "np_lora", "ties"])

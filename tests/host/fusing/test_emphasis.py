@@ -36,10 +36,10 @@ def by_hand(positive, negative, **kw):
     return second + CFG * (first - second)
 
 
-@pytest.mark.parametrize(("emphasis", "share"), [(1.0, 1.0), (2.5, 0.5), (4.0, 0.0), (9.0, 0.0), (0.4, 1.2)])
+@pytest.mark.parametrize(("emphasis", "share"), [(1.0, 1.0), (2.5, 0.5), (4.0, 0.0), (6.0, 0.0), (0.4, 1.2)])
 def test_sum_equals_two_merged_models(setting, emphasis, share, record_property):
     model, files, loaded = setting
-    strengths = [(file, 0.8) for file in files]
+    strengths = [(file, 0.8 * max(1.0, emphasis / CFG)) for file in files]
     wanted = by_hand(
         tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((f, s * share) for f, s in strengths)), batch=2
     )
@@ -86,12 +86,42 @@ def test_perp_neg_starts_from_the_empty_prompt_with_its_share(setting):
     assert tiny.relative(made.to(wanted), wanted) < 1e-5
 
 
-def test_without_cfg_nothing_changes(setting):
-    for policy in (Sum(), RECOMMENDED, KLSoft()):
-        plain = tiny.sample(set_policy(setting[2], policy, Refinement(emphasis=1.0)), steps=2, cfg=1.0)
-        found = tiny.sample(set_policy(setting[2], policy, Refinement(emphasis=3.0)), steps=2, cfg=1.0)
-        # At emphasis 1 `sum` and layers of one role alone are weight patches.
-        assert tiny.relative(found, plain) < 1e-5
+@pytest.mark.parametrize("policy", [Sum(), RECOMMENDED], ids=lambda p: p.name)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_without_cfg_it_is_both_strengths_turned_up(setting, policy, frozen):
+    model, files, loaded = setting
+    before = snapshot(model)
+    for times in (0.5, 1.5):
+        settings = {"freeze_after": frozen}
+        turned = set_policy(fused(model, *((file, 0.8 * times) for file in files)), policy, Refinement(**settings))
+        pushed = set_policy(loaded, policy, Refinement(emphasis=times, **settings))
+        found, wanted = (tiny.sample(each, steps=3, cfg=1.0) for each in (pushed, turned))
+        assert tiny.relative(found, wanted) < 1e-5
+        assert tiny.relative(tiny.sample(set_policy(loaded, policy), steps=3, cfg=1.0), wanted) > 1e-2
+        again = replaying(loaded, plan_of_latent(pushed, found)) if policy is RECOMMENDED else pushed
+        assert torch.equal(tiny.sample(again, steps=3, cfg=1.0), found)
+    tiny.sample(model)  # core takes the merged models' patches off
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("policy", [KLSoft(), Composite()], ids=lambda p: p.name)
+def test_any_policy_is_pushed(setting, policy):
+    """What one step adds is that many times as much, as near as the model is linear in it."""
+    model, _, loaded = setting
+    faint = tiny.sample(model)
+    once, twice = (
+        tiny.sample(set_policy(loaded, policy, Refinement(emphasis=often)), cfg=1.0) - faint for often in (1e-3, 2e-3)
+    )
+    assert tiny.relative(once * 2, twice) < 0.02
+
+
+def test_no_policy_pushes_of_its_own_without_cfg(setting):
+    own, once = (
+        tiny.sample(set_policy(setting[2], RECOMMENDED, Refinement(emphasis=often)), steps=2, cfg=1.0)
+        for often in (0.0, 1.0)
+    )
+    # At emphasis 1 layers of one role alone are weight patches.
+    assert tiny.relative(own, once) < 1e-5
 
 
 def test_one_lora_alone_is_core_s_unless_told_otherwise(setting):
