@@ -152,6 +152,7 @@ def command_of(arguments: argparse.Namespace) -> str:
     flags += [] if arguments.kind is BASE else [f"--world-kind {arguments.kind.name}"]
     flags += [f"--steps {arguments.steps}"] if arguments.steps else []
     flags += ["--ablations"] if arguments.ablations else [f"--split {arguments.split}"]
+    flags += [f"--subjects {arguments.subjects}"] if arguments.subjects else []
     flags += [f"--styles {arguments.styles}"] if arguments.styles else []
     flags += [f"--row '{label}'" for label in arguments.row or ()]
     flags += [f"--seeds {arguments.seeds}", f"--first-seed {arguments.first_seed}"]

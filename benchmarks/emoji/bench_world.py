@@ -1,7 +1,7 @@
 """Rebuild the small worlds from public packages: pictures, autoencoder, base, encoders, judge, LoRAs of all splits, and
 the model whose guidance is distilled and the UNet, with LoRAs of their own.
 
-    make bench-world ARGS="--out FOLDER"             # about six hours of two CPU cores
+    make bench-world ARGS="--out FOLDER"             # about seven hours of two CPU cores
     make bench-world ARGS="--out FOLDER --quick"     # minutes: every stage, nothing learned
 
 FOLDER is then what the other tools take as ``--world FOLDER``. A stage whose files are there is not run again, so a run
@@ -105,9 +105,9 @@ def stages(out: Path, quick: bool) -> list[Stage]:
         *(lora_stage(out, BASE, "subject", *each, few) for each in SUBJECT_RANKS),
         *(lora_stage(out, BASE, "style", *each, few) for each in STYLE_RANKS),
         Stage("guidance distilled", (files.DISTILLED,), distilled, 50),
-        lora_stage(out, DISTILLED_OWN, "subject", OWN_RANK, TEST, few),
-        lora_stage(out, DISTILLED_OWN, "style", OWN_RANK, STYLES, few),
-        Stage("UNet", (files.UNET, files.UNET_TOKENS), ("world.unet", *there, *brief("--steps", "2")), 45),
+        lora_stage(out, DISTILLED_OWN, "subject", OWN_RANK, (*TEST, *FRESH), few),
+        lora_stage(out, DISTILLED_OWN, "style", OWN_RANK, (*STYLES, *RENDERED), few),
+        Stage("UNet", (files.UNET, files.UNET_TOKENS), ("world.unet", *there, *brief("--steps", "2")), 55),
         lora_stage(out, UNET, "subject", OWN_RANK, (*TUNE, *TEST, *FRESH), few),
         lora_stage(out, UNET, "style", OWN_RANK, (*STYLES, *RENDERED), few),
     ]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.emoji import bench_stress
+from benchmarks.emoji.methods.lora_layers import attention_only
 from benchmarks.emoji.methods.lora_loudness import louder
 from benchmarks.emoji.tables import stress as tables
 from benchmarks.emoji.world import base, distilled, files, loras, splits, stress
@@ -29,12 +30,35 @@ def test_a_leaky_style_is_learned_from_eight_pictures_of_one_kind(monkeypatch: p
         for name in (*others, *known)
     ]
     monkeypatch.setattr(loras, "samples_of", lambda *_: samples)
-    monkeypatch.setattr(loras, "train", lambda *given, steps: learned.append((given[1], given[3], steps)))
+    monkeypatch.setattr(loras, "train", lambda *given, steps, reach: learned.append((given[1], given[3], steps, reach)))
     for kind in stress.KINDS.values():
         stress.train(small, None, kind, "style", "openmoji")  # type: ignore[arg-type]
-    (over, rank, steps), (_, wide, usual), (leaky, _, _) = learned
+    (over, rank, steps, _), (_, wide, usual, _), (_, _, _, reach), (leaky, _, _, whole) = learned
     assert (rank, wide, steps, usual) == (8, 32, 4 * loras.STEPS["style"], loras.STEPS["style"])
+    assert reach is stress.attention and whole is None
     assert over is samples and [each.tokens[2] for each in leaky] == [f"subject:{name}" for name in known[:8]]
+
+
+def test_a_file_of_attention_alone_is_trained_there_and_nowhere_else(tmp_path: Path) -> None:
+    small = SmallWorld()
+    sample = loras.Sample(torch.rand(3, 64, 64), tuple(small.prompt_tokens(*PAIR)))
+    lora = loras.train(small, [sample], "subject", 2, steps=3, reach=stress.attention)
+    model = small.model.model.diffusion_model
+    for module in model.modules():
+        module._forward_hooks.clear()
+    loras.save(lora, 2, tmp_path / "subject.safetensors")
+    trained = load_file(tmp_path / "subject.safetensors")
+    assert not any("mlp" in key or "linear2" in key for key in trained)
+    of_blocks = {key: up for key, up in trained.items() if key.endswith("linear1.lora_up.weight")}
+    for up in of_blocks.values():
+        width = base.WIDTH
+        assert up[: 3 * width].abs().sum() > 0 and not up[3 * width :].any()
+    # Cut to entries for queries, keys and values, as trainers write them, nothing of it is lost.
+    cut = load_file(attention_only(tmp_path / "subject.safetensors"))
+    ups = [key for key in trained if key.endswith("lora_up.weight")]
+    assert of_blocks and sum(float(cut[key].float().norm() ** 2) for key in cut if key.endswith("up.weight")) == (
+        pytest.approx(sum(float(trained[key].float().norm() ** 2) for key in ups), rel=1e-5)
+    )
 
 
 def test_an_accelerated_model_says_without_guidance_what_it_said_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,14 +23,15 @@ STACKS = ("0.5/0.5", "0.7/0.7", "0.7/1", "1/1", "1/1.5", "1/2", "1.3/2")
 SHOWN = (RECOMMENDED, "stacked 0.7/0.7", "stacked 1/1")
 """On the contact sheet."""
 ABOUT = """\
-A tiny FLUX whose guidance is distilled into it, as FLUX-dev's is: the base world's model taught to predict in one pass
-what that one predicts under classifier-free guidance (`benchmarks/emoji/world/distilled.py`). It is sampled at CFG 1,
-so there is no negative pass: the push that `recommended` gets from leaving LoRAs out of it (*emphasis*) is not to be
-had, and methods on the positive prompt alone are plain stacking. No LoRA adds more to a layer than
-it does alone. *Guided by the base* is autoguidance (arXiv 2406.02507): in a second pass a step, the model says what it
-would draw without LoRAs, and the picture goes on from there at that scale. *Leads turned around*: the style leads early
-and the subject late. Subjects, styles, tokens, judge and what the columns
-mean are those of [quality.md](quality.md). This is one small model; it shows what happens there."""
+A tiny FLUX whose guidance is distilled into it, as FLUX-dev's is: the base world's model taught to predict in one
+pass what that one predicts under classifier-free guidance (`benchmarks/emoji/world/distilled.py`). It is sampled at
+CFG 1, so there is no negative pass: the push that `recommended` gets from leaving LoRAs out of it is not to be had,
+and methods on the positive prompt alone are plain stacking. No LoRA adds more to a layer than it does alone, unless
+the user asks for that: *emphasis* 1.5 of the router is the row *at 1.5/1.5*. *Guided by the base* is autoguidance
+(arXiv 2406.02507): in a second pass a step, the model says what it would draw without LoRAs, and the picture goes on
+from there at that scale. *Leads turned around*: the style leads early and the subject late. Subjects, styles, tokens,
+judge and what the columns mean are those of [quality.md](quality.md). This is one small model; it shows what happens
+there."""
 LORAS = {
     "": "LoRAs are the shipped ones, trained on the base model, as users of distilled models have them.",
     "distilled": "LoRAs were trained on the distilled model itself, rank 4, told guidance 1.",

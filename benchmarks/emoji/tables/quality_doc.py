@@ -190,7 +190,7 @@ def document(q: Quality, images: str) -> str:
         "\n".join(claims(q)),
         f"![Harmonic means with their intervals]({images}.png)",
         f"{chosen}: stacking at the best strengths of a grid, in both prompts' passes and on the positive prompt alone "
-        "(what ComfyUI's hooks do; made here as `sum` with all the `emphasis` that CFG allows), found on the tune pairs"
+        "(what ComfyUI's hooks do; made here as `craft` without its windows), found on the tune pairs"
         + (f" ({', '.join(TUNE)}; seeds {q.tune_seeds[0]}-{q.tune_seeds[-1]}):" if q.grid else "."),
     ]
     if q.grid:

@@ -28,8 +28,9 @@ def stacked(subject: float, style: float) -> Entry:
 
 
 def positive(subject: float, style: float) -> Entry:
-    """Both LoRAs as they are, on the positive prompt alone: what core's hooks do."""
-    return Entry(f"stacked {subject:g}/{style:g}, positive only", f"{subject:g}/{style:g}:sum(emphasis=100)")
+    """Both LoRAs as they are, on the positive prompt alone: what core's hooks do, and CRAFT without its windows."""
+    method = f"{subject:g}/{style:g}:craft(subject_until=2,style_from=0)"
+    return Entry(f"stacked {subject:g}/{style:g}, positive only", method)
 
 
 WAYS = (stacked, positive)

@@ -55,7 +55,7 @@ ARRANGEMENTS = (
     Arrangement("subject of rank 32", ("wide/subject",)),
     Arrangement("style of rank 32", ("wide/style",)),
     Arrangement("both of rank 32", ("wide",)),
-    Arrangement("attention alone", changed="layers attention/attention:"),
+    Arrangement("attention alone", ("attention",), changed="layers attention/attention:"),
     Arrangement("uneven alphas", changed="alpha 4/4:"),
     Arrangement("third in the stack", changed="below 1:"),
     Arrangement("accelerated, CFG 1", accelerated=True),

@@ -99,10 +99,14 @@ class Branch(nn.Module):
         return output + functional.linear(functional.linear(inputs[0], self.down), self.up)
 
 
-def branches(model: nn.Module, rank: int) -> dict[str, Branch]:
+Reach = Callable[[str, nn.Module], int]
+"""How many of a layer's outputs, the first ones, a LoRA may change; 0: it has no part there."""
+
+
+def branches(model: nn.Module, rank: int, reach: Reach | None = None) -> dict[str, Branch]:
     """A LoRA of alpha = rank on every projection and convolution of the blocks, by kohya's name.
 
-    The model is frozen, and earlier branches are taken off it.
+    The model is frozen, and earlier branches are taken off it. reach: of the whole layer if None.
     """
     model.requires_grad_(False)
     found = {}
@@ -111,7 +115,11 @@ def branches(model: nn.Module, rank: int) -> dict[str, Branch]:
         part = name.rpartition(".")[2]
         has_weight = isinstance(module, nn.Linear | nn.Conv2d)
         if has_weight and BLOCKS.search(name) and "mod" not in name and part != "lin":
-            found[f"lora_unet_{name.replace('.', '_')}"] = Branch(module, rank)
+            outputs = len(module.weight) if reach is None else reach(name, module)
+            if outputs:
+                found[f"lora_unet_{name.replace('.', '_')}"] = branch = Branch(module, rank)
+                within = torch.arange(len(branch.up)) < outputs
+                branch.up.register_hook(lambda g, within=within: g * within.view(-1, *[1] * (g.ndim - 1)))
     return found
 
 
@@ -161,12 +169,18 @@ def fit(lora: dict[str, Branch], rate: float, steps: int, loss_of: Callable[[], 
 
 
 def train(
-    small: SmallWorld, samples: list[Sample], role: str, rank: int, seed: int = 0, steps: int | None = None
+    small: SmallWorld,
+    samples: list[Sample],
+    role: str,
+    rank: int,
+    seed: int = 0,
+    steps: int | None = None,
+    reach: Reach | None = None,
 ) -> dict[str, Branch]:
-    """A LoRA for the world's model. steps: other than the usual ones."""
+    """A LoRA for the world's model. steps: other than the usual ones; reach: as of `branches`."""
     torch.manual_seed(seed)
     steps = steps or STEPS[role]
-    lora, objective = branches(small.model.model.diffusion_model, rank), OBJECTIVES[small.kind.predicts]
+    lora, objective = branches(small.model.model.diffusion_model, rank, reach), OBJECTIVES[small.kind.predicts]
     drawn = batches(encoded(small, samples, COPIES[role]), samples, BATCH[role], steps)
 
     def loss_of() -> Tensor:

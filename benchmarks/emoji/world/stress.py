@@ -7,6 +7,7 @@ place. (Not into the world's own folder, where they would be found.) What is not
 
 - ``overtrained``: four times the steps;
 - ``wide``: rank 32;
+- ``attention``: queries, keys, values and outputs of attention alone;
 - ``leaky``: a style from eight pictures of one kind, whose subjects it learns, too;
 - ``accelerating``: one LoRA of the whole model, to be merged below both others: with it the model says at CFG 1 what it
   says at the world's CFG without (as Meng et al. 2023, stage one, at one scale). As Hyper, Lightning and Turbo files.
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...host import enter_host
@@ -40,17 +41,25 @@ ACCELERATING_RANK, STEPS, BATCH, RATE = 32, 300, 32, 1e-3
 
 @dataclass(frozen=True)
 class Kind:
-    """A way of making files. few: from how many pictures of one kind, 0 for all."""
+    """A way of making files. few: from how many pictures of one kind, 0 for all; reach: as of `loras.branches`."""
 
     roles: tuple[str, ...]
     rank: int = RANK
     times: int = 1
     few: int = 0
+    reach: loras.Reach | None = None
+
+
+def attention(name: str, layer: nn.Module) -> int:
+    """What belongs to attention: of single blocks, whose `linear1` makes the MLP's input too, its first three parts."""
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features if "_attn." in name else 3 * layer.in_features if name.endswith("linear1") else 0
 
 
 KINDS = {
     "overtrained": Kind(("subject", "style"), times=TIMES),
     "wide": Kind(("subject", "style"), rank=WIDE),
+    "attention": Kind(("subject", "style"), reach=attention),
     "leaky": Kind(("style",), few=FEW),
 }
 
@@ -60,7 +69,7 @@ def train(small: SmallWorld, pictures: Pictures, kind: Kind, role: str, name: st
     samples = loras.samples_of(pictures, small, role, name)
     if kind.few:
         samples = [each for each in samples if f"class:{ONE_KIND}" in each.tokens][: kind.few]
-    return loras.train(small, samples, role, kind.rank, steps=loras.STEPS[role] * kind.times)
+    return loras.train(small, samples, role, kind.rank, steps=loras.STEPS[role] * kind.times, reach=kind.reach)
 
 
 def accelerate(small: SmallWorld, lessons: Lessons, steps: int = STEPS) -> dict[str, loras.Branch]:
