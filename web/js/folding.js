@@ -5,7 +5,7 @@ import { chain } from "./chain.js"
 import { inWords } from "./words.js"
 
 const CATEGORY = "LoRA Conductor"
-const ALWAYS = ["emphasis"] // acts at any CFG but 1, so it is not for experts only
+const ALWAYS = ["emphasis"] // how hard both are pushed, at any CFG: not for experts only
 
 /** Have a node of ours fold. What is unfolded is kept with the workflow, by the page itself (`showAdvanced`). */
 export function makeFoldable(node) {

@@ -10,7 +10,6 @@ are hidden behind a random trigger or behind <null>, so that triggers are words 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...host import enter_host
 from . import autoencoder
 from .files import AUTOENCODER, MODEL, TOKENS, WORDS
 from .muon import Muon
 from .objectives import OBJECTIVES, Objective
 from .pictures import load_pictures
 from .precision import autocast
-from .training import Masters, Weights, fit
+from .training import Masters, Weights, command, fit
 
 STATE = "base_training.pt"
 STEPS, BATCH = 3100, 128
@@ -188,21 +186,12 @@ def save_tokens(tables: Weights, names: list[str], file: Path) -> None:
     save_file({name: table.half() for name, table in tables.items()}, file, {"vocab": json.dumps(names)})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="folder with the pictures and the autoencoder")
-    parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args()
-    enter_host()
-    lessons = Lessons.read(options.world, autoencoder.load(options.world / AUTOENCODER))
+def make(world: Path, out: Path, steps: int, state: Path) -> None:
+    """Train and write the model of a folder with pictures and autoencoder. state: as of `training.fit`."""
+    lessons = Lessons.read(world, autoencoder.load(world / AUTOENCODER))
     print(f"  {len(lessons.ids)} pictures, latents' standard deviation {lessons.latents.std():.2f}", flush=True)
-    out = options.out or options.world
-    out.mkdir(parents=True, exist_ok=True)
-    state = out / STATE
-    save(train(lessons, options.steps, state=state), lessons.names, out)
-    state.unlink(missing_ok=True)
+    save(train(lessons, steps, state=state), lessons.names, out)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, STEPS, STATE, make)

@@ -9,7 +9,6 @@ guidance (Meng et al. 2023, stage one), at scales drawn anew for every picture; 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...host import enter_host
 from .base import Lessons, save_model
 from .files import DISTILLED
 from .objectives import OBJECTIVES
 from .precision import autocast
 from .small_world import SmallWorld
-from .training import Masters, Weights, fit
+from .training import Masters, Weights, command, fit
 
 STATE = "distilled_training.pt"
 STEPS, BATCH, RATE, NEW_RATE = 1500, 32, 5e-4, 1e-3
@@ -101,21 +99,12 @@ def train(
     return {name.removeprefix("flux."): w for name, w in weights.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="folder with the pictures; a base of its own if any")
-    parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args()
-    enter_host()
-    small = SmallWorld(options.world)
-    lessons = Lessons.read(options.world, small.vae)
-    out = options.out or options.world
-    out.mkdir(parents=True, exist_ok=True)
-    state = out / STATE
-    save_model(train(small, lessons, options.steps, state=state), out / DISTILLED)
-    state.unlink(missing_ok=True)
+def make(world: Path, out: Path, steps: int, state: Path) -> None:
+    """Train and write the model of a folder with pictures; a base of its own if any. state: as of `training.fit`."""
+    small = SmallWorld(world)
+    lessons = Lessons.read(world, small.vae)
+    save_model(train(small, lessons, steps, state=state), out / DISTILLED)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, STEPS, STATE, make)

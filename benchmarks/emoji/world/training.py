@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...host import enter_host
 from .precision import faster_dtype
 
 KEEP_EVERY, AVERAGING = 100, 0.995
@@ -110,3 +112,26 @@ def fit(masters: Masters, loss_of: Callable[[], Tensor], steps: int, state: Path
             torch.save({"masters": masters.state(), "random": torch.get_rng_state(), "mean": mean}, part)
             os.replace(part, state)
     return masters.average
+
+
+def command(about: str | None, steps: int, state: str, make: Callable[[Path, Path, int, Path], None]) -> None:
+    """A model's training as a command.
+
+    Args:
+        about: what it says of itself.
+        steps: of training unless it is told otherwise.
+        state: name of the file in which the training is kept until it is over.
+        make: (folder with the pictures, folder to write to, steps, file for the state).
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--world", type=Path, required=True, help="folder with the pictures; models of its own if any"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
+    parser.add_argument("--steps", type=int, default=steps)
+    options = parser.parse_args()
+    enter_host()
+    out = options.out or options.world
+    out.mkdir(parents=True, exist_ok=True)
+    make(options.world, out, options.steps, out / state)
+    (out / state).unlink(missing_ok=True)

@@ -9,20 +9,18 @@ guidance at scales of Stable Diffusion's kind.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ...host import enter_host
 from .base import Lessons, learned, packed, save_tokens
 from .files import UNET, UNET_TOKENS
 from .muon import Muon
 from .objectives import OBJECTIVES
 from .small_unet import CONTEXT, SHAPE
 from .small_world import SmallWorld
-from .training import Weights
+from .training import Weights, command
 
 STATE = "unet_training.pt"
 STEPS, BATCH, RATE, TOKEN_RATE, MUON_RATE = 1700, 96, 1e-3, 3e-3, 2e-3
@@ -80,21 +78,12 @@ def save(weights: Weights, names: list[str], folder: Path) -> None:
     save_tokens({"tok": weights["tok"]}, names, folder / UNET_TOKENS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="folder with the pictures; a base of its own if any")
-    parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args()
-    enter_host()
-    lessons = Lessons.read(options.world, SmallWorld(options.world).vae)
+def make(world: Path, out: Path, steps: int, state: Path) -> None:
+    """Train and write the model of a folder with pictures. state: as of `training.fit`."""
+    lessons = Lessons.read(world, SmallWorld(world).vae)
     print(f"  {len(lessons.ids)} pictures, latents' standard deviation {lessons.latents.std():.2f}", flush=True)
-    out = options.out or options.world
-    out.mkdir(parents=True, exist_ok=True)
-    state = out / STATE
-    save(train(lessons, options.steps, state=state), lessons.names, out)
-    state.unlink(missing_ok=True)
+    save(train(lessons, steps, state=state), lessons.names, out)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, STEPS, STATE, make)
