@@ -124,9 +124,7 @@ def command(about: str | None, steps: int, state: str, make: Callable[[Path, Pat
         make: (folder with the pictures, folder to write to, steps, file for the state).
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--world", type=Path, required=True, help="folder with the pictures; models of its own if any"
-    )
+    parser.add_argument("--world", type=Path, required=True, help="folder with the pictures; models of its own if any")
     parser.add_argument("--out", type=Path, help="folder to write to; default: the world's")
     parser.add_argument("--steps", type=int, default=steps)
     options = parser.parse_args()
