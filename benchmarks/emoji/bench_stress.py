@@ -1,6 +1,7 @@
 """Does the default stand files as people make them? docs/benchmarks/stress.md.
 
     make bench-stress ARGS="--stress FOLDER"
+    make bench-stress ARGS="--stress FOLDER --only 'attention alone'"     # one row of both tables, to the console
 
 FOLDER has the LoRAs that `python -m benchmarks.emoji.world.stress` trains. Pictures are kept in output/stress/: a run
 that was cut goes on where it was.
@@ -48,6 +49,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--stress", type=Path, required=True, help="folder of `world.stress`")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair")
     parser.add_argument("--subjects", type=int, help="only the first so many")
+    parser.add_argument("--only", choices=[each.label for each in stress.ARRANGEMENTS], help="this row; no document")
     parser.add_argument("--store", type=Path, default=OUTPUT / "stress", help="where pictures are kept")
     parser.add_argument("--docs", type=Path, default=REPO / "docs", help="folder the document is written to")
     asked = parser.parse_args(given)
@@ -57,6 +59,8 @@ def main(given: Sequence[str] | None = None) -> None:
     found: dict[str, dict[str, Verdicts]] = {}
     columns: dict[str, Any] = {}
     for number, arrangement in enumerate(stress.ARRANGEMENTS, 1):
+        if asked.only and arrangement.label != asked.only:
+            continue
         runs, entries = runs_of(arrangement, asked.stress, asked.store), arrangement.entries()
         found[arrangement.label] = measure(runs, bench, entries, pairs, seeds, arrangement.label)
         for entry in entries:
@@ -64,6 +68,9 @@ def main(given: Sequence[str] | None = None) -> None:
                 name = "ours" if entry.label == stress.RECOMMENDED else "stacked"
                 shown = [runs.pictures(entry, pair, seeds[:1]) for pair in pairs]
                 columns[f"{name} {number}"] = torch.cat(shown)
+    if asked.only:
+        print("\n".join([*stress.table(found), "", *stress.rates(found)]))
+        return
     flags = f"--stress FOLDER --seeds {asked.seeds}" + (f" --subjects {asked.subjects}" if asked.subjects else "")
     sheet = asked.docs / "images" / "stress.jpg"
     contact_sheet(columns, sheet, scale=1)

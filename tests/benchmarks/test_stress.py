@@ -78,7 +78,9 @@ def test_an_accelerated_model_says_without_guidance_what_it_said_with_it(monkeyp
     assert error < 0.6 and all(branch.up.abs().max() > 0 for branch in lora.values())
 
 
-def test_a_small_run_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_run_writes_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(bench_stress, "enter_host", lambda: None)  # this process has
     monkeypatch.setitem(splits.SPLIT_STYLES, "test", (PAIR[1],))
     shipped = ASSETS / "loras" / files.lora("subject", PAIR[0])
@@ -93,9 +95,14 @@ def test_a_small_run_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     monkeypatch.setattr(tables, "ARRANGEMENTS", chosen)
     monkeypatch.setattr(tables, "STACKS", tables.STACKS[:1])
+    page = tmp_path / "benchmarks" / "stress.md"
     arguments = f"--stress {tmp_path} --subjects 1 --seeds 1 --store {tmp_path / 'store'} --docs {tmp_path}".split()
+    bench_stress.main([*arguments, "--only", "as shipped"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as shipped"))
+    assert not page.exists()
     bench_stress.main(arguments)
-    text = (tmp_path / "benchmarks" / "stress.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert row in text
     assert text.count("| as shipped |") == text.count("| subject overtrained |") == 2
     assert (tmp_path / "images" / "stress.jpg").stat().st_size > 500
     usual, stronger, faster = (bench_stress.runs_of(each, tmp_path, tmp_path / "store") for each in chosen)

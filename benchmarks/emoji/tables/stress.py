@@ -72,9 +72,14 @@ are those that are best on the tune pairs. A judge that no method can see looks 
 [quality.md](quality.md). One tiny FLUX; it shows what happens there."""
 
 
+def _labels() -> list[str]:
+    """Of all methods, whichever arrangements are shown."""
+    return list(dict.fromkeys(entry.label for arrangement in ARRANGEMENTS for entry in arrangement.entries()))
+
+
 def table(found: Mapping[str, Mapping[str, Verdicts]]) -> list[str]:
     """An arrangement a row: harmonic means by method, and how far the default is above the best of the others."""
-    labels = list(dict.fromkeys(label for verdicts in found.values() for label in verdicts))
+    labels = _labels()
     lines = [
         f"| files | {' | '.join(f'`{label}`' for label in labels)} | lead over the best other |",
         "|---" * (len(labels) + 2) + "|",
@@ -90,7 +95,7 @@ def table(found: Mapping[str, Mapping[str, Verdicts]]) -> list[str]:
 
 def rates(found: Mapping[str, Mapping[str, Verdicts]]) -> list[str]:
     """Subject / style / both, and the judge's mean probability of both."""
-    labels = list(dict.fromkeys(label for verdicts in found.values() for label in verdicts))
+    labels = _labels()
     lines = [f"| files | {' | '.join(f'`{label}`' for label in labels)} |", "|---" * (len(labels) + 1) + "|"]
     for name, verdicts in found.items():
         cells = []
