@@ -2,7 +2,7 @@
 
     make bench-dials                          # shipped files only, half an hour of a core
     make bench-dials ARGS="--split fresh"     # other pairs
-    make bench-dials ARGS="--world-kind distilled --dial 0,.5,1,2"     # dials-distilled.md
+    make bench-dials ARGS="--world FOLDER --world-kind distilled --dial 0,.5,1,2"     # dials-distilled.md
 
 Pictures are kept in output/dials/: a run that was cut goes on where it was.
 """
@@ -59,7 +59,9 @@ def main(given: Sequence[str] | None = None) -> None:
         for role in dials.ROLES
     }
     loud = measure(runs, bench, dials.loud(), pairs, seeds, "loud files")
-    flags = "" if asked.kind is BASE else f"--world-kind {asked.kind.name} "
+    flags = "" if asked.world is None else "--world FOLDER "
+    flags += "" if asked.kind is BASE else f"--world-kind {asked.kind.name} "
+    flags += f"--subjects {asked.subjects} " if asked.subjects else ""
     flags += f"--steps {asked.steps} " if asked.steps else ""
     flags += "" if asked.dial == dials.DIAL else f"--dial {','.join(f'{s:g}' for s in asked.dial)} "
     command = f'make bench-dials ARGS="{flags}--split {asked.split} --seeds {asked.seeds}"'

@@ -92,7 +92,7 @@ def write(
         "# Strengths as dials",
         f"```\n{command}\n```",
         f"{len(pairs)} pairs ({subjects}; each in {styles}), seeds {seeds[0]} to {seeds[-1]}, in the small world, "
-        f"{sampling}: one tiny FLUX and its files, no more. One strength is turned, the other stays at 1. *Distance*: "
+        f"{sampling}: one tiny model and its files, no more. One strength is turned, the other stays at 1. *Distance*: "
         "root mean square of the pictures less those without the LoRA that is turned, of a range of 1. *p*: the "
         "judge's mean probability that the subject, and the style, is the right one; *both right*: share of pictures. "
         "`sum` is ComfyUI's own two loaders.",
