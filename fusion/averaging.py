@@ -39,6 +39,11 @@ class Kept:
     negative: Tensor | None = None
     positive_alone: bool = False
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether it is known that the run had positive passes and no others, as at CFG 1."""
+        return self.positive_alone and self.negative is None
+
 
 def kept_of(record: RoutingRecord, plan: Plan | None) -> Kept:
     """The positive passes of a run, from its plan; all passes, where the plan does not tell them apart.

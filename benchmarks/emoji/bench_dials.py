@@ -2,7 +2,7 @@
 
     make bench-dials                          # shipped files only, half an hour of a core
     make bench-dials ARGS="--split fresh"     # other pairs
-    make bench-dials ARGS="--world FOLDER --world-kind distilled --dial 0,.5,1,2"     # dials-distilled.md
+    make bench-dials ARGS="--world FOLDER --world-kind distilled"     # dials-distilled.md
 
 Pictures are kept in output/dials/: a run that was cut goes on where it was.
 """

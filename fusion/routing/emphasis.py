@@ -9,6 +9,7 @@ the rest is weight: both passes get that many times as much, as if both strength
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -39,7 +40,8 @@ def effective(emphasis: float, cfg: float) -> float:
 
 def push(emphasis: float, cfg: float) -> float:
     """How many times their weights the LoRAs need in every pass for their effect to count ``emphasis`` times."""
-    return emphasis / effective(emphasis, cfg)
+    reached = effective(emphasis, cfg)
+    return 1.0 if math.isclose(reached, emphasis) else emphasis / reached
 
 
 class Emphasis:
@@ -69,7 +71,10 @@ class Emphasis:
             return weights
         if len(set(self.shares)) == 1:
             return {role: weights.get(role, 1.0) * self.shares[0] for role in roles}
-        factor: Weight = self.push if features.shape[0] % len(self.shares) else self._factor(features)
+        of_no_pass = features.shape[0] % len(self.shares) != 0
+        if of_no_pass and self.push == 1.0:
+            return weights
+        factor: Weight = self.push if of_no_pass else self._factor(features)
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
@@ -93,7 +98,7 @@ class Emphasis:
         if len(set(self.shares)) == 1:
             return pairs * self.shares[0]
         if features.shape[0] % len(self.shares):
-            return pairs * self.push
+            return pairs if self.push == 1.0 else pairs * self.push
         return pairs * self._factor(features)[:, 0]
 
     def place(self, features: Tensor) -> tuple[tuple[float, ...], int, int, torch.device]:

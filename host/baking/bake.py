@@ -285,14 +285,14 @@ def _notes(
     if spec is not None and isinstance(spec.policy, PassPolicy):
         yield f"'{name_of(spec.policy)}' runs the model once per LoRA; a file can only hold the mean of its LoRAs"
     kept = None if baked.losses is None else baked.losses.kept
-    one_pass = kept is not None and kept.positive_alone and kept.negative is None
-    if spec is not None and spec.emphasis != 1.0 and not one_pass:
-        often = f"{spec.emphasis:g}"
-        alone = f"At CFG 1, load it at strength {often}. " if spec.refinement.emphasis else ""
+    if spec is not None and spec.emphasis != 1.0 and not (kept is not None and kept.one_pass):
+        often, asked = f"{spec.emphasis:g}", bool(spec.refinement.emphasis)
+        alone = f"At CFG 1, load it at strength {often}. " if asked and kept is None else ""
+        full = f"1 (with CFG below {often}, {often} / CFG)" if asked else "1"
         yield (
             f"emphasis: {alone}With CFG above 1 the router leaves a part of the LoRAs out of the negative prompt's "
             f"pass, so that they count {often} times; a file gives both passes the same, and they count once. What "
-            f"can: 'Create Hook LoRA' with this file, at strength 1 on the positive prompt and (CFG - {often}) / "
+            f"can: 'Create Hook LoRA' with this file, at strength {full} on the positive prompt and (CFG - {often}) / "
             "(CFG - 1), at least 0, on the negative one; or the run's routing plan. With the router's emphasis at 1 "
             "you see what a file does"
         )

@@ -105,8 +105,9 @@ def _delta(module: torch.nn.Module, entry: Entry) -> Delta | None:
 
 def push_of(spec: FusionSpec | None, kept: Kept | None) -> float:
     """How many times its weights a run added the LoRAs because its user asked for that, if it had no other pass."""
-    one_pass = kept is not None and kept.positive_alone and kept.negative is None
-    return spec.refinement.emphasis or 1.0 if spec is not None and one_pass else 1.0
+    if spec is None or kept is None or not kept.one_pass:
+        return 1.0
+    return spec.refinement.emphasis or 1.0
 
 
 def model_source(model: ModelPatcher, record: RoutingRecord | None, kept: Kept | None, step: int | None) -> Source:

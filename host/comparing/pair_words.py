@@ -84,7 +84,7 @@ def _of_likeness(pair: MeasuredPair, cfg: float) -> Iterator[str]:
     elif len(weak) == len(ROLES):
         spec = pair.spec
         more = spec.rules.counts(cfg) + (1 if cfg > 1 else 0.25)
-        louder = f"emphasis {more:g}, or " if "emphasis" in acting(spec.policy) else ""
+        louder = f"emphasis {more:.3g}, or " if "emphasis" in acting(spec.policy) else ""
         yield f"both are weak: {louder}both strengths up by a quarter"
     for role in weak if len(weak) == 1 else ():
         if len(ours) < len(ROLES) or ours[role] < max(ours.values()) - APART:
@@ -103,7 +103,7 @@ def _balance(spec: FusionSpec, role: str) -> str:
 
 def _cooler(spec: FusionSpec, cfg: float) -> str:
     if spec.rules.counts(cfg) > 1:
-        return f"to cool it, emphasis {spec.rules.cooler(cfg):g}, then both strengths down together"
+        return f"to cool it, emphasis {spec.rules.cooler(cfg):.3g}, then both strengths down together"
     return "to cool it, both strengths down together"
 
 

@@ -101,7 +101,7 @@ def _steps(record: RoutingRecord, spec: FusionSpec, share: float, cfg: float | N
     if cfg is None:
         yield "if it is burnt, emphasis 1, then both strengths down together"
     elif spec.rules.counts(cfg) > 1:
-        yield f"if it is burnt, emphasis {spec.rules.cooler(cfg):g}, then both strengths down together"
+        yield f"if it is burnt, emphasis {spec.rules.cooler(cfg):.3g}, then both strengths down together"
     else:
         yield "if it is burnt, both strengths down together"
     if record.steps < FEW_STEPS:

@@ -118,8 +118,9 @@ def branches(model: nn.Module, rank: int, reach: Reach | None = None) -> dict[st
             outputs = len(module.weight) if reach is None else reach(name, module)
             if outputs:
                 found[f"lora_unet_{name.replace('.', '_')}"] = branch = Branch(module, rank)
-                within = torch.arange(len(branch.up)) < outputs
-                branch.up.register_hook(lambda g, within=within: g * within.view(-1, *[1] * (g.ndim - 1)))
+                if outputs < len(branch.up):
+                    within = (torch.arange(len(branch.up)) < outputs).view(-1, *[1] * (branch.up.ndim - 1))
+                    branch.up.register_hook(lambda g, within=within: g * within)
     return found
 
 

@@ -46,7 +46,10 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                mean = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                mean = state["momentum"]
                 mean.lerp_(weight.grad, 1 - group["momentum"])
                 update = zeropower(weight.grad.lerp(mean, group["momentum"]).flatten(1), group["steps"])
                 scale = 0.2 * max(update.shape) ** 0.5

@@ -53,10 +53,11 @@ def test_sum_equals_two_merged_models(setting, emphasis, share, record_property)
     assert_untouched(model, before)
 
 
+@pytest.mark.parametrize("emphasis", [2.0, CFG + 1])
 @pytest.mark.parametrize("policy", [Sum(), RECOMMENDED, KLSoft(), Composite()], ids=lambda p: p.name)
-def test_prompts_computed_apart_give_the_same(setting, policy, monkeypatch):
+def test_prompts_computed_apart_give_the_same(setting, policy, emphasis, monkeypatch):
     """Core computes the prompts one after the other when memory is short."""
-    model = set_policy(setting[2], policy, Refinement(emphasis=2.0))
+    model = set_policy(setting[2], policy, Refinement(emphasis=emphasis))
     together = tiny.sample(model, steps=3, cfg=CFG)
     monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
     assert tiny.relative(tiny.sample(model, steps=3, cfg=CFG), together) < 1e-4
@@ -113,6 +114,15 @@ def test_any_policy_is_pushed(setting, policy):
         tiny.sample(set_policy(loaded, policy, Refinement(emphasis=often)), cfg=1.0) - faint for often in (1e-3, 2e-3)
     )
     assert tiny.relative(once * 2, twice) < 0.02
+
+
+@pytest.mark.parametrize("cfg", [1.0, CFG])
+def test_pushed_in_two_samplers_is_pushed_in_one(setting, cfg):
+    model = set_policy(setting[2], RECOMMENDED, Refinement(emphasis=CFG + 1))
+    steps = {"steps": 4, "cfg": cfg}
+    half = tiny.sample(model, last_step=2, **steps)
+    rest = {"latent_image": half, "noise": torch.zeros_like(half), "disable_noise": True, "force_full_denoise": True}
+    assert tiny.relative(tiny.sample(model, start_step=2, **rest, **steps), tiny.sample(model, **steps)) < 1e-4
 
 
 def test_no_policy_pushes_of_its_own_without_cfg(setting):

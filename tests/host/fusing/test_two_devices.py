@@ -110,6 +110,8 @@ SETTINGS = {
     "window": Refinement(start=0.3, end=0.8),
     "frozen": Refinement(freeze_after=2, emphasis=1.0),
     "frozen, emphasised": Refinement(freeze_after=2, emphasis=2.0),
+    "pushed": Refinement(emphasis=4.0),
+    "frozen, pushed": Refinement(freeze_after=2, emphasis=4.0),
     "everything": Refinement(even_out=0.5, smoothing=0.5, group_attention=True, floor=0.1, time_lead=1.0, cap=1.5),
 }
 
