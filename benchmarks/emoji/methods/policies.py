@@ -134,7 +134,7 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
 
 def parse_method(text: str) -> Maker:
     """A method as written on the command line (see the module's docstring)."""
-    if found := re.fullmatch(r"(.+\.py):(\w+)", text):
+    if found := re.fullmatch(r"(\S+\.py):(\w+)", text):
         spec = importlib.util.spec_from_file_location("plugged_in", found[1])
         module = importlib.util.module_from_spec(spec)
         sys.modules["plugged_in"] = module  # dataclasses look their module up
