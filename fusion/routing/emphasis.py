@@ -1,10 +1,11 @@
-"""How often the LoRAs' effect counts in the picture: by what the negative prompt's pass gets of them, then by weight.
+"""How often the LoRAs' effect counts in the picture: by what the negative prompt's pass gets of them, and by weight.
 
 Classifier-free guidance at scale ``s`` gives ``negative + s (positive - negative)``. Where LoRAs change the positive
 pass by ``d`` and the negative one by ``a d``, the picture is changed by ``(s - a (s - 1)) d``: once when both passes
-have the LoRAs (a = 1), ``s`` times when the negative pass has none. Unlike larger weights, that asks nothing of a layer
-that its LoRA was not trained for. Where a user asks for more than guidance has to give (at CFG 1, for more than once),
-the rest is weight: both passes get that many times as much, as if both strengths were turned up.
+have the LoRAs (a = 1), ``s`` times when the negative pass has none. The more of an effect is guidance's, the less
+weight it takes, and less weight asks less of a layer that its LoRA was not trained for. So from an emphasis of `ALL_BY`
+on the negative pass gets nothing of the LoRAs, and both weights in the positive one are what is asked over ``s``: less
+than whole where guidance is strong, more where a user asks for more than it has to give (at CFG 1, more than once).
 """
 
 from __future__ import annotations
@@ -19,29 +20,42 @@ from torch import Tensor
 from ..layers import Batch, Weight
 from ..roles import ROLES
 
+ALL_BY = 2.5
+"""The emphasis from which on the negative pass gets no LoRA, at any scale that reaches it. Below, down to 1, where both
+passes get the same, part of them."""
+
 
 def negative_share(emphasis: float, cfg: float) -> float:
-    """The share of its weights that the negative pass gets, so that the LoRAs' effect counts ``emphasis`` times.
+    """The share of the positive pass's weights that the negative one gets.
 
     Args:
-        emphasis: 1 or more; below 1 the negative pass gets more than the positive one, at most twice as much.
+        emphasis: how often the LoRAs' effect is to count. Below 1 the negative pass gets more than the positive one, at
+            most twice as much.
         cfg: scale of the classifier-free guidance. At 1 there is no negative pass, and the effect counts once.
 
     Returns:
-        0 to 2. At 0 the effect counts ``cfg`` times, whatever was asked for.
+        0 to 2.
     """
-    return min(max((cfg - emphasis) / (cfg - 1), 0.0), 2.0) if cfg > 1 else 1.0
+    if cfg <= 1:
+        return 1.0
+    reach = min(cfg, ALL_BY) if emphasis > 1 else cfg
+    return min(max((reach - emphasis) / (reach - 1), 0.0), 2.0)
 
 
 def effective(emphasis: float, cfg: float) -> float:
-    """How often the LoRAs' effect counts in the picture by what the negative pass gets, their weights as they are."""
-    return cfg - negative_share(emphasis, cfg) * (cfg - 1) if cfg > 1 else 1.0
+    """How often the LoRAs' effect counts in the picture where no weight is more than whole."""
+    return min(emphasis, max(cfg, 1.0)) if emphasis > 1 else _by_guidance(emphasis, cfg)
 
 
 def push(emphasis: float, cfg: float) -> float:
-    """How many times their weights the LoRAs need in every pass for their effect to count ``emphasis`` times."""
-    reached = effective(emphasis, cfg)
-    return 1.0 if math.isclose(reached, emphasis) else emphasis / reached
+    """How many times their weights the LoRAs need beside that share for their effect to count ``emphasis`` times."""
+    by_guidance = _by_guidance(emphasis, cfg)
+    return 1.0 if math.isclose(by_guidance, emphasis) else emphasis / by_guidance
+
+
+def _by_guidance(emphasis: float, cfg: float) -> float:
+    """How often the effect counts by the negative pass's share alone."""
+    return cfg - negative_share(emphasis, cfg) * (cfg - 1) if cfg > 1 else 1.0
 
 
 class Emphasis:

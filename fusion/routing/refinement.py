@@ -52,8 +52,8 @@ class Refinement:
         follow_cond: the negative prompt takes the positive one's decisions of the step before.
         freeze_after: number of routed steps after which nothing is measured any more: what the policy makes of the
             mean so far, for the middle of the steps that are left, becomes ordinary weight patches; 0 for never.
-        emphasis: how often the LoRAs' effect counts in the picture, by classifier-free guidance as far as it goes and
-            by weight beyond (:mod:`.emphasis`); 0 for the policy's own, by guidance alone.
+        emphasis: how often the LoRAs' effect counts in the picture, by classifier-free guidance and by weight
+            (:mod:`.emphasis`); 0 for the policy's own, which takes no more than whole weights.
     """
 
     lean: float = setting(
@@ -178,10 +178,10 @@ class Refinement:
     )
     emphasis: float = setting(
         0.0,
-        "How many times what the LoRAs do counts in the picture. 1: once, as with ordinary loaders. 2: twice, "
-        "by leaving that much of it out of the negative prompt's pass; what CFG does not reach (at CFG 1, all of "
-        "it) is as if both strengths were up. 0: what suits the policy, by CFG alone. Policies that merge before "
-        "sampling cannot do it, except sum.",
+        "How many times what the LoRAs do counts in the picture. 1: once, as with ordinary loaders. More: by CFG, "
+        "which brings out what the negative prompt's pass does not have. Where CFG gives more than that, both LoRAs "
+        "are turned down as far; where it gives less (at CFG 1, nothing), up. 0: what suits the policy, never up. "
+        "Policies that merge before sampling cannot do it, except sum.",
         least=0.0,
         most=10.0,
         allowed=UPWARDS,

@@ -75,12 +75,13 @@ class Rules:
         return negative_share(self.asked_emphasis, cfg)
 
     def push(self, cfg: float) -> float:
-        """How many times their weights all passes get at that scale: no policy pushes unless the user says so."""
-        return push(self.refinement.emphasis, cfg) if self.refinement.emphasis else 1.0
+        """How many times their weights all passes get at that scale: more than once only where the user says so."""
+        times = push(self.asked_emphasis, cfg)
+        return times if self.refinement.emphasis else min(1.0, times)
 
     def counts(self, cfg: float) -> float:
         """How often the LoRAs' effect counts in the picture at that scale."""
-        return effective(self.asked_emphasis, cfg) * self.push(cfg)
+        return self.refinement.emphasis or effective(self.asked_emphasis, cfg)
 
     def cooler(self, cfg: float) -> float:
         """The emphasis to try next where that burns: once less, and no less than once."""

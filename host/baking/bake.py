@@ -36,6 +36,7 @@ from .header import headers_of, metadata_of, words_of
 from .merged import add_merged, low_rank_parts
 from .names import Reorder, covers
 
+USUAL_CFG = (3.0, 5.0, 7.0)
 Part = tuple[int, int, Factors | Tensor]  # of a weight: its first row, the one after its last, and their delta
 
 
@@ -288,13 +289,13 @@ def _notes(
     if spec is not None and spec.emphasis != 1.0 and not (kept is not None and kept.one_pass):
         often, asked = f"{spec.emphasis:g}", bool(spec.refinement.emphasis)
         alone = f"At CFG 1, load it at strength {often}. " if asked and kept is None else ""
-        full = f"1 (with CFG below {often}, {often} / CFG)" if asked else "1"
+        shares = ((cfg, spec.rules.push(cfg), spec.rules.negative_share(cfg)) for cfg in USUAL_CFG)
+        hooks = ", ".join(f"{times:.3g} and {times * share:.3g} at CFG {cfg:g}" for cfg, times, share in shares)
         yield (
-            f"emphasis: {alone}With CFG above 1 the router leaves a part of the LoRAs out of the negative prompt's "
-            f"pass, so that they count {often} times; a file gives both passes the same, and they count once. What "
-            f"can: 'Create Hook LoRA' with this file, at strength {full} on the positive prompt and (CFG - {often}) / "
-            "(CFG - 1), at least 0, on the negative one; or the run's routing plan. With the router's emphasis at 1 "
-            "you see what a file does"
+            f"emphasis: {alone}With CFG above 1 the router keeps the LoRAs out of the negative prompt's pass, so that "
+            f"they count {often} times; a file gives both passes the same, and they count once. What can: 'Create Hook "
+            f"LoRA' with this file, on the positive and the negative prompt at strength {hooks}; or the run's routing "
+            "plan. With the router's emphasis at 1 you see what a file does"
         )
     if left:
         yield said_of_left(left)

@@ -110,6 +110,8 @@ def test_stacking_is_tuned_each_way_by_itself(small: SmallWorld) -> None:
     assert quality_rows.best(grids, found) == (quality_rows.stacked(0.7, 1.3), quality_rows.positive(1.3, 2))
     assert [len(rows) for rows in grids] == [len(quality_rows.GRID)] * 2
     assert quality_rows.grid(1.0) == grids[:1]  # without a negative prompt both ways are one
+    both, alone = quality_rows.grid(6.0)  # strong guidance multiplies what the positive prompt has alone
+    assert both == grids[0] and alone[: len(both)] == grids[1] and alone[len(both) :]
 
 
 def test_every_row_of_the_quality_table_can_be_made(small: SmallWorld) -> None:

@@ -10,6 +10,9 @@ from ..methods.runs import Entry
 RECOMMENDED, STACKED = "recommended", "stacked 1/1"
 GRID = ((1.0, 1.0), (0.7, 1.3), (1.0, 1.3), (1.0, 1.5), (1.0, 1.75), (1.0, 2.0), (0.7, 1.7), (1.3, 1.5), (1.3, 2.0))
 """Strengths (subject, style) among which stacking is tuned, on the tune pairs."""
+FAINT = ((0.4, 0.6), (0.35, 0.7), (0.5, 0.7), (0.5, 0.9))
+"""Beside them on the positive prompt alone where guidance is strong, which multiplies what LoRAs do there."""
+STRONG = 4.0
 LOUD = ("2/1", "1/2")
 """Files, subject/style, of which one is twice as loud."""
 QUICK = (STACKED, RECOMMENDED, "paper", "k_lora", "np_lora")
@@ -41,7 +44,10 @@ TUNED = (stacked(1.3, 2.0), positive(0.7, 1.3))
 
 def grid(cfg: float) -> list[list[Entry]]:
     """Every way of stacking at every strength that is tried. At CFG 1 there is no negative prompt, and one way."""
-    return [[way(*strengths) for strengths in GRID] for way in WAYS[: 2 if cfg > 1 else 1]]
+    grids = [[way(*strengths) for strengths in GRID] for way in WAYS[: 2 if cfg > 1 else 1]]
+    if cfg >= STRONG:
+        grids[1] += [positive(*strengths) for strengths in FAINT]
+    return grids
 
 
 def best(grids: Sequence[Sequence[Entry]], verdicts: Mapping[str, Verdicts]) -> tuple[Entry, ...]:

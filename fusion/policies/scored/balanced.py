@@ -30,9 +30,9 @@ class Balanced(ScoredPolicy):
     chooses, the strengths, comes on top of that. The presence ``p`` (``Pairing.presence``) is how far both LoRAs are
     there: where one is turned down, or as good as zero in a layer, the other is what it is alone. Composition is set
     in the first steps and texture in the last (K-LoRA's finding), hence the hand-over. The negative prompt's pass gets
-    less of the LoRAs than the positive one, so that classifier-free guidance strengthens what they do, by ``1 + p
-    (emphasis - 1)``; that needs less weight than pushing both passes. No weight goes beyond how often the effect counts
-    in the picture: at CFG 1, where it counts once, no LoRA adds more to a layer than it does alone.
+    none of the LoRAs, as far as both are there; what they do counts ``1 + p (emphasis - 1)`` times by classifier-free
+    guidance, with the less weight the stronger that is (:mod:`...routing.emphasis`). No weight goes beyond how often
+    the effect counts in the picture: at CFG 1, where it counts once, no LoRA adds more to a layer than it does alone.
 
     Attributes:
         evenness: 0 ignores loudness, 1 evens it out.

@@ -8,45 +8,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_conductor.fusion.layers import Batch, Pairing
-from lora_conductor.fusion.policies import Balanced, KLSoft, StepContext
+from lora_conductor.fusion.policies import CRAFT, Balanced, KLSoft, StepContext
 from lora_conductor.fusion.roles import ROLES
 from lora_conductor.fusion.routing import Prepared, Refinement, Rules
-from lora_conductor.fusion.routing.emphasis import Emphasis, effective, negative_share, push
+from lora_conductor.fusion.routing.emphasis import ALL_BY, Emphasis, effective, negative_share, push
 
 FEATURES = torch.zeros(4, 3, 2)
 
 
 @given(cfg=st.floats(1.0, 30.0), emphasis=st.floats(0.05, 30.0))
-def test_an_effect_counts_as_often_as_asked_for_or_as_cfg_allows(cfg, emphasis):
-    share = negative_share(emphasis, cfg)
-    # With the positive pass changed by 1, CFG gives negative + cfg (positive - negative).
-    counted = share + cfg * (1 - share)
-    assert counted == pytest.approx(effective(emphasis, cfg), abs=1e-9)
-    if cfg == 1:
-        assert (share, counted) == (1, 1)
-    elif emphasis > cfg:
-        assert (share, counted) == (0, cfg)
-    elif share < 2:
-        assert counted == pytest.approx(emphasis)
-
-
-@given(cfg=st.floats(1.0, 30.0), emphasis=st.floats(0.05, 30.0))
-def test_what_guidance_does_not_reach_is_made_up_by_weight(cfg, emphasis):
+def test_an_effect_counts_as_often_as_asked_for(cfg, emphasis):
     share, times = negative_share(emphasis, cfg), push(emphasis, cfg)
+    # With the positive pass changed by 1, CFG gives negative + cfg (positive - negative).
     assert times * (share + cfg * (1 - share)) == pytest.approx(emphasis)
+    assert 0 <= share <= 2 and times > 0
     if cfg == 1:
-        assert times == emphasis
-    elif 1 <= emphasis <= cfg:
-        assert times == 1, "nothing is multiplied"
+        assert (share, times) == (1, emphasis)
+    elif emphasis >= min(cfg, ALL_BY) and emphasis > 1:
+        assert share == 0 and times == pytest.approx(emphasis / cfg)
+    elif emphasis >= 1:
+        assert times <= 1 + 1e-9, "what guidance gives takes no weight"
     assert push(emphasis, 1 + 1e-9) == pytest.approx(push(emphasis, 1.0))
 
 
-@pytest.mark.parametrize("cfg", [1.0, 1.5, 7.0])
-def test_no_policy_pushes_of_its_own(cfg):
+@given(cfg=st.floats(1.0, 30.0), emphasis=st.floats(1.0, 30.0), more=st.floats(1.0, 3.0))
+def test_more_is_more_in_the_positive_pass_and_less_in_the_negative_one(cfg, emphasis, more):
+    less, much = ((push(e, cfg), push(e, cfg) * negative_share(e, cfg)) for e in (emphasis, emphasis * more))
+    assert much[0] - much[1] >= less[0] - less[1] - 1e-9
+    assert effective(emphasis, cfg) == min(emphasis, cfg) <= effective(emphasis * more, cfg)
+
+
+@pytest.mark.parametrize("cfg", [1.5, 2.5, 7.0])
+@pytest.mark.parametrize("at", [1.0, ALL_BY])
+def test_nothing_jumps(cfg, at):
+    for of in (negative_share, push, effective):
+        assert of(at - 1e-9, cfg) == pytest.approx(of(at + 1e-9, cfg), abs=1e-6)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 1.5, 2.5, 7.0, 30.0])
+def test_a_policy_of_its_own_takes_weights_down_and_never_up(cfg):
     own, asked = Rules(Balanced()), Rules(Balanced(), Refinement(emphasis=4.0))
-    assert own.push(cfg) == 1 and own.counts(cfg) == pytest.approx(min(cfg, 2.5))
-    assert asked.counts(cfg) == pytest.approx(4.0) and asked.push(cfg) == pytest.approx(max(1.0, 4 / cfg))
+    assert own.push(cfg) == pytest.approx(min(1.0, 2.5 / cfg)) and own.counts(cfg) == pytest.approx(min(cfg, 2.5))
+    assert asked.counts(cfg) == 4.0 and asked.push(cfg) == pytest.approx(4 / cfg)
     assert asked.cooler(cfg) == pytest.approx(3.0) and own.cooler(cfg) == pytest.approx(max(1.0, min(cfg, 2.5) - 1))
+    assert Rules(CRAFT()).push(cfg) == 1 and Rules(KLSoft()).push(cfg) == 1
 
 
 def test_all_rows_are_pushed_the_negative_ones_beside_their_share():
