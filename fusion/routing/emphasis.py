@@ -21,8 +21,8 @@ from ..layers import Batch, Weight
 from ..roles import ROLES
 
 ALL_BY = 2.5
-"""The emphasis from which on the negative pass gets no LoRA, at any scale that reaches it. Below, down to 1, where both
-passes get the same, part of them."""
+"""The emphasis from which on the negative pass gets no LoRA, at any scale that reaches it. From 1 on, where both passes
+get the same, whole weights with a part of them left out there go over into that."""
 
 
 def negative_share(emphasis: float, cfg: float) -> float:
@@ -38,8 +38,11 @@ def negative_share(emphasis: float, cfg: float) -> float:
     """
     if cfg <= 1:
         return 1.0
-    reach = min(cfg, ALL_BY) if emphasis > 1 else cfg
-    return min(max((reach - emphasis) / (reach - 1), 0.0), 2.0)
+    with_whole_weights = (cfg - emphasis) / (cfg - 1)
+    if emphasis <= 1:
+        return min(with_whole_weights, 2.0)
+    along = min((emphasis - 1) / (min(cfg, ALL_BY) - 1), 1.0)
+    return (1 - along) * (with_whole_weights + along)
 
 
 def effective(emphasis: float, cfg: float) -> float:

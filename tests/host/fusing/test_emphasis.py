@@ -38,7 +38,7 @@ def by_hand(positive, negative, **kw):
 
 @pytest.mark.parametrize(
     ("emphasis", "share", "times"),
-    [(1.0, 1.0, 1.0), (1.75, 0.5, 0.7), (2.5, 0.0, 0.625), (4.0, 0.0, 1.0), (6.0, 0.0, 1.5), (0.4, 1.2, 1.0)],
+    [(1.0, 1.0, 1.0), (1.75, 0.625, 14 / 17), (2.5, 0.0, 0.625), (4.0, 0.0, 1.0), (6.0, 0.0, 1.5), (0.4, 1.2, 1.0)],
 )
 def test_sum_equals_two_merged_models(setting, emphasis, share, times, record_property):
     model, files, loaded = setting
@@ -70,9 +70,9 @@ def test_perp_neg_starts_from_the_empty_prompt_with_its_share(setting):
     from comfy_extras.nodes_perpneg import Guider_PerpNeg
 
     model, files, loaded = setting
-    strengths = [(file, 0.8 * 0.7) for file in files]
+    strengths = [(file, 0.8 * 14 / 17) for file in files]
     wanted = by_hand(
-        tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((file, s * 0.5) for file, s in strengths))
+        tiny.core_stacked(model, *strengths), tiny.core_stacked(model, *((file, s * 0.625) for file, s in strengths))
     )
     guider = Guider_PerpNeg(set_policy(loaded, Sum(), Refinement(emphasis=1.75)))
     guider.set_conds(tiny.conditioning(model, 1), tiny.conditioning(model, 3), tiny.conditioning(model, 2))
@@ -173,7 +173,7 @@ def test_the_rest_of_a_frozen_run_keeps_the_prompts_apart(setting, policy, recor
     record = record_of_latent(routed, made)
     assert record.scores[:, :, 2].isnan().all()
     merged = []
-    for share in (0.7, 0.7 * 0.5):
+    for share in (14 / 17, 14 / 17 * 0.625):
         merged.append(model.clone())
         index = {name: i for i, name in enumerate(record.layers)}
         for role, lora in enumerate(attachment_of(loaded).spec.loras):
