@@ -47,7 +47,7 @@ def negative_share(emphasis: float, cfg: float) -> float:
 
 def effective(emphasis: float, cfg: float) -> float:
     """How often the LoRAs' effect counts in the picture where no weight is more than whole."""
-    return min(emphasis, max(cfg, 1.0)) if emphasis > 1 else _by_guidance(emphasis, cfg)
+    return min(emphasis, max(cfg, 1.0))
 
 
 def push(emphasis: float, cfg: float) -> float:
@@ -71,7 +71,9 @@ class Emphasis:
     """
 
     def __init__(self, batch: Batch = Batch(), share: float = 1.0, push: float = 1.0) -> None:  # noqa: B008 - frozen
-        self.batch, self.push = batch, push
+        self.batch = batch
+        # What is of no pass is in all of them: guidance does not multiply it, and nothing is turned down for that.
+        self.of_no_pass = max(push, 1.0)
         # Perp-Neg's guider calls what it starts from "empty_negative_prompt".
         self.shares = tuple(push * share if "negative" in key else push for key in batch.keys)
         self._is_one = share == push == 1.0
@@ -88,10 +90,10 @@ class Emphasis:
             return weights
         if len(set(self.shares)) == 1:
             return {role: weights.get(role, 1.0) * self.shares[0] for role in roles}
-        of_no_pass = features.shape[0] % len(self.shares) != 0
-        if of_no_pass and self.push == 1.0:
+        odd = features.shape[0] % len(self.shares) != 0
+        if odd and self.of_no_pass == 1.0:
             return weights
-        factor: Weight = self.push if of_no_pass else self._factor(features)
+        factor: Weight = self.of_no_pass if odd else self._factor(features)
         found = {role: weights.get(role, 1.0) for role in roles}
         return {role: w * factor if isinstance(w, Tensor) or w else w for role, w in found.items()}
 
@@ -115,7 +117,7 @@ class Emphasis:
         if len(set(self.shares)) == 1:
             return pairs * self.shares[0]
         if features.shape[0] % len(self.shares):
-            return pairs if self.push == 1.0 else pairs * self.push
+            return pairs if self.of_no_pass == 1.0 else pairs * self.of_no_pass
         return pairs * self._factor(features)[:, 0]
 
     def place(self, features: Tensor) -> tuple[tuple[float, ...], int, int, torch.device]:

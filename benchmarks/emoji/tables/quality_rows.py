@@ -13,6 +13,7 @@ GRID = ((1.0, 1.0), (0.7, 1.3), (1.0, 1.3), (1.0, 1.5), (1.0, 1.75), (1.0, 2.0),
 FAINT = ((0.4, 0.6), (0.35, 0.7), (0.5, 0.7), (0.5, 0.9))
 """Beside them on the positive prompt alone where guidance is strong, which multiplies what LoRAs do there."""
 STRONG = 4.0
+"""From which CFG on."""
 LOUD = ("2/1", "1/2")
 """Files, subject/style, of which one is twice as loud."""
 QUICK = (STACKED, RECOMMENDED, "paper", "k_lora", "np_lora")

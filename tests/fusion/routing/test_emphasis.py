@@ -52,6 +52,9 @@ def test_a_policy_of_its_own_takes_weights_down_and_never_up(cfg):
     assert asked.counts(cfg) == 4.0 and asked.push(cfg) == pytest.approx(4 / cfg)
     assert asked.cooler(cfg) == pytest.approx(3.0) and own.cooler(cfg) == pytest.approx(max(1.0, min(cfg, 2.5) - 1))
     assert Rules(CRAFT()).push(cfg) == 1 and Rules(KLSoft()).push(cfg) == 1
+    faint = Rules(Balanced(emphasis=0.5))
+    share, times = faint.negative_share(cfg), faint.push(cfg)
+    assert times * (cfg - share * (cfg - 1)) == pytest.approx(faint.counts(cfg)) == pytest.approx(0.5)
 
 
 def test_all_rows_are_pushed_the_negative_ones_beside_their_share():
@@ -102,7 +105,11 @@ def test_a_call_of_one_prompt_needs_no_tensors():
 def test_features_that_are_not_made_of_the_prompts_are_left_alone():
     emphasis = Emphasis(Batch(("negative.0", "positive.0")), 0.0)
     weights = {"subject": 1.0}
-    assert emphasis.of(weights, ("subject",), torch.zeros(3, 1, 1)) is weights
+    for times in (1.0, 0.4):  # strong guidance multiplies what one pass alone has, and not what both have
+        emphasis = Emphasis(emphasis.batch, 0.0, times)
+        assert emphasis.of(weights, ("subject",), torch.zeros(3, 1, 1)) is weights
+        pairs = torch.ones(1, 1, 2)
+        assert emphasis.of_pairs(pairs, torch.zeros(3, 1, 1)) is pairs
 
 
 def test_the_recommended_policy_adds_no_more_to_a_layer_than_counts_in_the_picture():

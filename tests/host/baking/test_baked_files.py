@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 
 import comfy.lora
@@ -247,9 +248,16 @@ def test_the_report_says_what_is_averaged_away(model, folders):
     guided = tiny.sample(fused, steps=3, cfg=3.0)
     _, report = bake_to_file(fused, None, guided, EXACT, "loras/far")
     assert "the negative prompt's passes had weights" in report and "Create Hook LoRA" in report
+    often = float(re.search(r"so that they count ([\d.]+) times", report)[1])
+    hooks = re.findall(r"([\d.]+) and ([\d.]+) at CFG (\d)", report)
+    assert [cfg for *_, cfg in hooks] == ["3", "5", "7"] and 1 < often < 2.5  # not all of both is there
+    for positive, negative, cfg in hooks:  # both are told to three digits
+        counted = float(negative) + int(cfg) * (float(positive) - float(negative))
+        assert counted == pytest.approx(often, abs=0.01)
     summed = set_policy(fused, Sum(), Refinement(emphasis=2.0))
     _, report = bake_to_file(summed, None, None, EXACT, "loras/far")
     assert "so that they count 2 times" in report
+    assert "at strength 0.9 and 0.35 at CFG 3" in report  # 3 x 0.9 - 2 x 0.35 is 2
 
 
 def test_one_lora_needs_no_latent_and_keeps_its_rank(model, folders):

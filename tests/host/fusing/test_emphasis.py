@@ -56,7 +56,7 @@ def test_sum_equals_two_merged_models(setting, emphasis, share, times, record_pr
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("emphasis", [2.0, CFG + 1])
+@pytest.mark.parametrize("emphasis", [0.0, 2.0, CFG + 1])
 @pytest.mark.parametrize("policy", [Sum(), RECOMMENDED, KLSoft(), Composite()], ids=lambda p: p.name)
 def test_prompts_computed_apart_give_the_same(setting, policy, emphasis, monkeypatch):
     """Core computes the prompts one after the other when memory is short."""
@@ -119,9 +119,10 @@ def test_any_policy_is_pushed(setting, policy):
     assert tiny.relative(once * 2, twice) < 0.02
 
 
+@pytest.mark.parametrize("emphasis", [0.0, CFG + 1])
 @pytest.mark.parametrize("cfg", [1.0, CFG])
-def test_pushed_in_two_samplers_is_pushed_in_one(setting, cfg):
-    model = set_policy(setting[2], RECOMMENDED, Refinement(emphasis=CFG + 1))
+def test_pushed_in_two_samplers_is_pushed_in_one(setting, cfg, emphasis):
+    model = set_policy(setting[2], RECOMMENDED, Refinement(emphasis=emphasis))
     steps = {"steps": 4, "cfg": cfg}
     half = tiny.sample(model, last_step=2, **steps)
     rest = {"latent_image": half, "noise": torch.zeros_like(half), "disable_noise": True, "force_full_denoise": True}
